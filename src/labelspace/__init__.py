@@ -1,0 +1,73 @@
+"""Extreme multi-label classification with label text.
+
+A model is a query encoder and a memory of keys that vote for labels. The public names below are loaded on first
+use; importing this package loads neither torch nor any other heavy library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("labelspace")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+if TYPE_CHECKING:
+    from . import losses
+    from .data import load
+    from .errors import DataError, LabelspaceError, MissingExtraError, ModelError, ResourceError, SettingsError
+    from .evaluation import evaluate
+    from .model import Model
+    from .recipes import train
+    from .types import Corpus, Dataset, Labels, Predictions
+
+_HOMES = {
+    "load": ".data",
+    "train": ".recipes",
+    "evaluate": ".evaluation",
+    "Model": ".model",
+    "Predictions": ".types",
+    "Corpus": ".types",
+    "Dataset": ".types",
+    "Labels": ".types",
+    "LabelspaceError": ".errors",
+    "DataError": ".errors",
+    "SettingsError": ".errors",
+    "ModelError": ".errors",
+    "MissingExtraError": ".errors",
+    "ResourceError": ".errors",
+}
+
+__all__ = [
+    "Corpus",
+    "DataError",
+    "Dataset",
+    "LabelspaceError",
+    "Labels",
+    "MissingExtraError",
+    "Model",
+    "ModelError",
+    "Predictions",
+    "ResourceError",
+    "SettingsError",
+    "__version__",
+    "evaluate",
+    "load",
+    "losses",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module(".losses", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,209 @@
+"""Settings of a run: one flat set of names, the same as keyword, flag, configuration file and saved record."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import SettingsError
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How texts become vectors.
+
+    Args:
+        encoder: ``static``, ``minilm``, a model folder (of labelspace too: a warm start), or a name of the hub.
+        base: the transformer from which ``static`` is made.
+        vocabulary: of ``static``: ``words`` adds the corpus's whole words to the word pieces of the base.
+        max_words: of ``static``: at most this many added words.
+        frequency_weight: of ``static``: a of the token weight a / (a + frequency); 0 for equal weights.
+        pooling: of a transformer; its own when not given.
+        projection: dimensions of a linear layer added to a transformer; none when not given.
+        normalize: unit vectors or raw ones; the encoder's own choice when not given.
+        dropout: of a transformer.
+        attention: of a transformer; ``auto`` is eager for training on short texts on a CPU, sdpa elsewhere.
+        max_tokens: texts are cut here; 128 when not given, or what the encoder can take if that is less.
+        chunk_size: texts encoded at a time in training; activations of one chunk are kept in memory.
+        device: ``auto`` is cuda or mps where there is one, else cpu.
+        precision: of training; ``auto`` is bf16 where the device multiplies faster in it.
+    """
+
+    encoder: str = "static"
+    base: str = "minilm"
+    vocabulary: Literal["words", "pieces"] = "words"
+    max_words: Annotated[int, Field(ge=0)] = 100_000
+    frequency_weight: Annotated[float, Field(ge=0)] = 1e-4
+    pooling: Literal["mean", "cls"] | None = None
+    projection: Count | None = None
+    normalize: bool | None = None
+    dropout: Probability = 0.0
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    max_tokens: Annotated[int, Field(ge=4)] | None = None
+    chunk_size: Count = 64
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How long and how fast a model is fitted.
+
+    Args:
+        epochs: passes over the training documents.
+        batch_size: documents in a step.
+        lr: highest learning rate; 5e-3 for ``static`` and 1e-4 for a transformer when not given.
+        weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
+        warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
+        max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
+        max_minutes: end within this time, reading and saving included; the rate follows the clock.
+        evaluations: how often a run looks at the validation documents, the end included.
+        valid_documents: how many validation documents are looked at.
+        patience: stop after this many evaluations without a better nDCG@5; 0 for never.
+        seed: of every random choice.
+    """
+
+    epochs: Count = 6
+    batch_size: Count = 1024
+    lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    warmup: Probability = 0.1
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_minutes: Positive | None = None
+    evaluations: Annotated[int, Field(ge=0)] = 8
+    valid_documents: Count = 5000
+    patience: Annotated[int, Field(ge=0)] = 4
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DexmlSettings(EncoderSettings, FitSettings):
+    """DEXML: one encoder for documents and labels, trained against the labels of a pool.
+
+    Args:
+        loss: ``decoupled_softmax``, ``softmax``, ``soft_top_k`` or ``bce``.
+        k: places of ``soft_top_k``.
+        alpha: steepness of ``soft_top_k``.
+        temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
+        negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents.
+        positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
+    """
+
+    loss: Literal["decoupled_softmax", "softmax", "soft_top_k", "bce"] = "decoupled_softmax"
+    k: Count = 5
+    alpha: Positive = 2.0
+    temperature: Positive = 0.05
+    negatives: Literal["all", "in-batch"] = "all"
+    positives: Literal["all", "sample"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.loss == "bce" and self.positives == "sample":
+            raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
+
+
+RECIPES: dict[str, type[DexmlSettings]] = {"dexml": DexmlSettings}
+
+
+def resolve(recipe: str, given: dict[str, Any], source: str = "") -> DexmlSettings:
+    """The settings of a recipe with the given values put over its defaults.
+
+    Args:
+        recipe: ``dexml``.
+        given: values by name.
+        source: where they came from, for error messages.
+
+    Raises:
+        SettingsError: an unknown recipe or name, or a value out of bounds, one sentence.
+    """
+    if recipe not in RECIPES:
+        raise SettingsError(f"unknown recipe {recipe!r}; choose one of: {', '.join(RECIPES)}")
+    kind = RECIPES[recipe]
+    where = f"{source}: " if source else ""
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(known)}"
+            raise SettingsError(f"{where}the recipe {recipe} has no setting {name!r}; {hint}")
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        names = [str(part) for part in first["loc"] if str(part) in known]
+        message = first["msg"].removeprefix("Value error, ")
+        value = f", got {first['input']!r}" if names else ""
+        raise SettingsError(f"{where}{names[0] + ': ' if names else ''}{message}{value}") from error
+
+
+def to_dict(settings: DexmlSettings) -> dict[str, Any]:
+    """All settings by name, as plain values.
+
+    Args:
+        settings: settings of a run.
+    """
+    return dataclasses.asdict(settings)
+
+
+def to_toml(settings: DexmlSettings, recipe: str) -> str:
+    """A configuration file that gives these settings back; unset ones are left out.
+
+    Args:
+        settings: settings of a run.
+        recipe: name of the recipe.
+    """
+    lines = [f'recipe = "{recipe}"']
+    for name, value in to_dict(settings).items():
+        if value is not None:
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Values by name from a TOML, YAML or JSON file.
+
+    Args:
+        path: the file; its suffix says which.
+
+    Raises:
+        SettingsError: a file that cannot be read, or is not a flat table of settings.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        match path.suffix.lower():
+            case ".toml":
+                values: Any = tomllib.loads(text)
+            case ".yaml" | ".yml":
+                import yaml
+
+                try:
+                    values = yaml.safe_load(text)
+                except yaml.YAMLError as error:
+                    raise ValueError(" ".join(str(error).split())) from error
+            case ".json":
+                values = json.loads(text)
+            case suffix:
+                raise SettingsError(f"{path}: a configuration file ends in .toml, .yaml or .json, not {suffix!r}")
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot read the configuration file: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: not a valid configuration file: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: a configuration file holds names and values, this one a {type(values).__name__}")
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise SettingsError(f"{path}: settings are flat, but {name!r} is a table; write its entries at the top level")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}

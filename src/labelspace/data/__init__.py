@@ -1,0 +1,224 @@
+"""Data sets from files: texts, truth and label space, a held-out part for choices, and texts to predict."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, SettingsError
+from ..types import Dataset
+from . import formats
+from .formats import lf, table
+from .formats.corpus import ReadSettings, given_id
+from .formats.text import TextFiles, plain_lines, text_value
+
+__all__ = ["fingerprint", "hold_out", "load", "read_texts"]
+
+
+def load(
+    path: str | Path,
+    *,
+    fields: str = "auto",
+    label_fields: str = "auto",
+    text_column: str = "text",
+    label_column: str = "labels",
+    separator: str | None = None,
+    encoding: str | None = None,
+    format: str | None = None,
+    seed: int = 0,
+    valid_fraction: float = 0.1,
+    valid_max: int = 10_000,
+) -> Dataset:
+    """Read a data set from a folder or a file; the format is recognised by what is there.
+
+    * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``.
+    * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
+    * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
+      with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
+      a labels file the labels are the sorted names of train, followed by names that only other splits have.
+
+    Every file may be gzip. ``train`` is the training set as shipped; unless validation documents are shipped,
+    ``valid`` is a seeded part of its rows.
+
+    Args:
+        path: the folder or file.
+        fields: LF documents: "title", "title+content", or "auto" (the title alone when the data set's name contains
+            "titles", else both).
+        label_fields: LF labels, likewise; "auto" takes the fields of the documents.
+        text_column: the column of tables that holds the text.
+        label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
+        separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
+            label. Given one, it also splits plain strings of JSONL.
+        encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
+        format: "lf", "xc" or "table", or None to find it out.
+        seed: draws the validation rows.
+        valid_fraction: the share of the training documents to hold out, from 0 to below 1.
+        valid_max: the most documents to hold out.
+    """
+    path = Path(path)
+    settings = ReadSettings(fields, label_fields, text_column, label_column, separator, encoding)
+    name = path.resolve().name
+    if path.is_file():
+        name = Path(name.removesuffix(".gz")).stem
+    _check_hold_out(valid_fraction, valid_max)
+    splits, format = formats.read(path, name, settings, format)
+    rows = np.zeros(0, dtype=np.int64)
+    valid = splits.valid
+    if valid is None:
+        rows = hold_out(splits.train.texts, valid_fraction, valid_max, seed)
+        valid = splits.train.rows(rows)
+    options = {"format": format, **splits.options, "seed": seed, "valid_max": valid_max}
+    options["valid_fraction"] = str(valid_fraction)
+    return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
+
+
+# Validation
+
+_GAPS = re.compile(r"[\W_]+")
+_FIRST_WORDS = 60
+
+
+def _check_hold_out(fraction: float, maximum: int) -> None:
+    if not 0 <= fraction < 1:
+        raise SettingsError(f"valid_fraction must be from 0 to below 1, got {fraction}")
+    if maximum < 0:
+        raise SettingsError(f"valid_max must not be negative, got {maximum}")
+
+
+def hold_out(texts: Sequence[str], fraction: float, maximum: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw documents to hold out: (v,) sorted rows, v at most min(fraction of N, maximum), but at least 1 if N > 1.
+
+    Texts that are equal but for case, punctuation and white space go together. They are drawn in whole
+    groups; a group that no longer fits is passed over. Where none fits, the smallest is drawn all the same, unless all
+    texts are one group.
+
+    Args:
+        texts: N texts.
+        fraction: the share to hold out, from 0 (none) to below 1.
+        maximum: the most rows to hold out.
+        seed: decides the draw.
+    """
+    _check_hold_out(fraction, maximum)
+    if fraction == 0 or maximum == 0 or len(texts) < 2:
+        return np.zeros(0, dtype=np.int64)
+    target = max(1, min(int(fraction * len(texts)), maximum))
+
+    # Groups are named by their first row. Few texts share their first words, so only those are compared in full.
+    words = np.fromiter((hash(_first_words(text)) for text in texts), dtype=np.int64, count=len(texts))
+    _, first, inverse, counts = np.unique(words, return_index=True, return_inverse=True, return_counts=True)
+    group = first[inverse]
+    seen: dict[str, int] = {}
+    for row in np.flatnonzero(counts[inverse] > 1).tolist():
+        group[row] = seen.setdefault(" ".join(_GAPS.split(texts[row])).strip().casefold(), row)
+    groups, inverse, sizes = np.unique(group, return_inverse=True, return_counts=True)
+
+    order = np.random.default_rng(seed).permutation(len(groups))
+    drawn, total = np.zeros(len(groups), dtype=bool), 0
+    for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if total + size <= target:
+            drawn[number] = True
+            total += size
+            if total == target:
+                break
+    if total == 0 and len(groups) > 1:
+        drawn[order[np.argmin(sizes[order])]] = True
+    return np.flatnonzero(drawn[inverse])
+
+
+def _first_words(text: str) -> str:
+    words = _GAPS.split(text, maxsplit=_FIRST_WORDS + 1)
+    start = not words[0]
+    return " ".join(words[start : start + _FIRST_WORDS]).strip().casefold()
+
+
+# Fingerprint
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A SHA-256 over the labels' and training documents' ids and texts and the training truth.
+
+    Args:
+        dataset: what was read.
+    """
+    digest = hashlib.sha256()
+    for strings in (dataset.labels.ids, dataset.labels.texts, dataset.train.ids, dataset.train.texts):
+        digest.update(len(strings).to_bytes(8, "little"))
+        for start in range(0, len(strings), 10_000):
+            chunk = strings[start : start + 10_000]
+            digest.update(np.fromiter(map(len, chunk), dtype="<i8", count=len(chunk)).tobytes())
+            digest.update("".join(chunk).encode("utf-8", "surrogatepass"))
+    targets = dataset.train.targets
+    if not targets.has_sorted_indices:
+        targets = targets.sorted_indices()
+    digest.update(np.asarray(targets.shape, dtype="<i8").tobytes())
+    for array, kind in ((targets.indptr, "<i8"), (targets.indices, "<i8"), (targets.data, "<f4")):
+        digest.update(array.astype(kind).tobytes())
+    return digest.hexdigest()
+
+
+# Texts to predict
+
+
+def read_texts(
+    path: str | Path, *, text_column: str = "text", fields: str = "auto", encoding: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Read documents to predict, as (ids, texts); without ids they are numbered from 0.
+
+    Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
+    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``). JSON lines without the text column may
+    have ``title`` and ``content`` instead. All may be gzip.
+
+    Args:
+        path: the file, or "-" for standard input.
+        text_column: the column that holds the text.
+        fields: for ``title`` and ``content``: "title", "title+content", or "auto" (the title alone when the names of
+            file or folder contain "titles").
+        encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+    """
+    files = TextFiles(encoding)
+    content = None
+    if str(path) == "-":
+        path, content = Path("standard input"), sys.stdin.buffer.read()
+    path = Path(path)
+    kind = table.suffix(path)
+    if content is None:
+        if not path.exists():
+            raise DataError("there is no such file", path)
+        if path.is_dir():
+            raise DataError("this is a folder; name a file of texts", path)
+        if kind not in (*table.SUFFIXES, ".txt", ""):
+            raise DataError(f"texts come from .txt, {', '.join(table.SUFFIXES)}, plain or .gz, or from '-'", path)
+    fields = lf.choose_fields(fields, "/".join(path.resolve().parts[-2:]))
+
+    def parse_lines(stream: TextIO) -> tuple[list[str], list[str]]:
+        texts = list(plain_lines(stream))
+        return [str(row) for row in range(len(texts))], texts
+
+    def parse_table(stream: TextIO) -> tuple[list[str], list[str]]:
+        ids: list[str] = []
+        texts: list[str] = []
+        for line, record in table.records(stream, path):
+            texts.append(_text(record, path, line))
+            ids.append(given_id(record, table.ID_COLUMNS, path, line) or str(len(ids)))
+        return ids, texts
+
+    def _text(record: dict[str, Any], path: Path, line: int) -> str:
+        if text_column in record:
+            return text_value(record[text_column], text_column, path, line)
+        if "title" in record or "content" in record:
+            return lf.record_text(record, fields, path, line)
+        raise DataError(
+            f"there is no text column {text_column!r}, only {table.listed(record)}; set text_column", path, line
+        )
+
+    ids, texts = files.read(path, parse_table if kind in table.SUFFIXES else parse_lines, content)
+    if not texts:
+        raise DataError("there are no texts", path)
+    return ids, texts

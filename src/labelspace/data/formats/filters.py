@@ -1,0 +1,72 @@
+"""Pairs (document row, label number) that must not be predicted, under all the names their files have."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import DataError
+from .text import TextFiles, find_file, plain_lines
+
+NAMES = {
+    "train": ("filter_labels_train.txt", "trn_filter_labels.txt"),
+    # The last name is a known slip of the pen for the test file.
+    "test": ("filter_labels_test.txt", "tst_filter_labels.txt", "filter_labels_text.txt"),
+}
+
+
+def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Read a filter file: two whole numbers a line, document row and label number; it may be empty.
+
+    Args:
+        path: the file.
+        shape: (documents, labels), the bounds of the two numbers.
+
+    Returns:
+        (n, 2) int64 pairs in file order.
+    """
+    path = Path(path)
+
+    def parse(stream: TextIO) -> tuple[array[int], array[int]]:
+        flat, lines = array("q"), array("q")
+        for number, line in enumerate(plain_lines(stream), start=1):
+            parts = line.split()
+            if not parts:
+                continue
+            try:
+                row, label = parts
+                flat.extend((int(row), int(label)))
+            except (ValueError, OverflowError):
+                message = f"expected a document row and a label number, got {line[:60]!r}"
+                raise DataError(message, path, number) from None
+            lines.append(number)
+        return flat, lines
+
+    flat, lines = TextFiles().read(path, parse)
+    pairs = np.asarray(flat, dtype=np.int64).reshape(-1, 2)
+    wrong = np.flatnonzero(((pairs < 0) | (pairs >= np.asarray(shape))).any(axis=1))
+    if len(wrong):
+        row, label = pairs[wrong[0]].tolist()
+        raise DataError(
+            f"the pair {row} {label} lies outside the {shape[0]} documents and {shape[1]} labels; "
+            "is this the filter file of another split?",
+            path,
+            lines[int(wrong[0])],
+        )
+    return pairs
+
+
+def find_pairs(folder: Path, split: str, shape: tuple[int, int]) -> tuple[npt.NDArray[np.int64] | None, Path | None]:
+    """The pairs of a split and their file, or (None, None) when the data set has no such file.
+
+    Args:
+        folder: the data set's folder; ``raw`` below it is looked through as well.
+        split: "train" or "test".
+        shape: (documents, labels) of the split.
+    """
+    path = find_file(folder, NAMES[split])
+    return (None, None) if path is None else (read_pairs(path, shape), path)

@@ -1,0 +1,170 @@
+"""Text files as they come: gzip or not, UTF-8 or latin-1, any line end; every fault becomes a ``DataError``."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
+
+from ...errors import DataError, SettingsError
+
+logger = logging.getLogger("labelspace.data")
+
+T = TypeVar("T")
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class TextFiles:
+    """Reads the text files of one data set and remembers which encodings they had.
+
+    Without a stated encoding a file is UTF-8 (with or without BOM), and latin-1 where that fails.
+
+    Args:
+        encoding: the encoding of all files, or None to find it out.
+    """
+
+    def __init__(self, encoding: str | None = None):
+        try:
+            name = None if encoding is None else codecs.lookup(encoding).name
+        except (LookupError, ValueError):
+            raise SettingsError(f"encoding {encoding!r} is not known; use utf-8 or latin-1, for example") from None
+        self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
+        self._stated = name
+        self._found: set[str] = set()
+
+    @property
+    def found(self) -> str:
+        """The encodings met so far, as one string for the record."""
+        return " and ".join(sorted(self._found, reverse=True))
+
+    def read(self, path: Path, parse: Callable[[TextIO], T], content: bytes | None = None) -> T:
+        """Open a file, hand its text to ``parse``, and return what that returns.
+
+        Args:
+            path: the file; its name alone says whether it is gzip.
+            parse: takes the open text, whose lines end at newlines only; called anew for a second encoding.
+            content: the file's bytes, where they were read already (standard input).
+        """
+        if content is None and path.exists() and not path.is_file() and not path.is_dir():
+            content = path.read_bytes()  # a pipe can be read only once
+        for encoding in self._tried:
+            try:
+                with _open(path, content) as binary:
+                    head = cast(io.BufferedReader, binary).peek(2)[:2]
+                    if self._stated is None and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                        raise DataError("this is UTF-16; state encoding='utf-16', or save it as UTF-8", path)
+                    with io.TextIOWrapper(binary, encoding=encoding, newline="\n") as stream:
+                        value = parse(stream)
+            except UnicodeError as error:
+                if encoding != self._tried[-1]:
+                    continue
+                raise DataError(
+                    f"the text is not {self._stated} ({error.args[-1]}); state another encoding", path
+                ) from None
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(f"the gzip file is damaged or cut short ({error}); fetch it again", path) from None
+            except LookupError as error:
+                raise SettingsError(str(error)) from None
+            except OSError as error:
+                raise DataError(f"the file cannot be read ({error.strerror or error})", path) from None
+            if encoding == "latin-1" and self._stated is None:
+                logger.warning("%s is not UTF-8; it was read as latin-1", path)
+            self._found.add("utf-8" if encoding == "utf-8-sig" else encoding)
+            return value
+        raise AssertionError("one encoding is always tried last")
+
+
+def _open(path: Path, content: bytes | None) -> BinaryIO:
+    """The file's plain bytes, buffered."""
+    if content is not None:
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content))))
+    if path.suffix == ".gz":
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(path, "rb")), 1 << 18))
+    return path.open("rb")
+
+
+def plain_lines(stream: Iterable[str]) -> Iterator[str]:
+    """Lines without their line end; only a newline, with or without a carriage return before it, ends a line.
+
+    Args:
+        stream: lines as read.
+    """
+    for line in stream:
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One object a line, as (line number from 1, object); empty lines are left out.
+
+    Args:
+        stream: lines as read.
+        path: the file, for messages.
+    """
+    for number, line in enumerate(stream, start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            record = json.loads(line)
+            if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
+                record = json.loads(without_lone_surrogates(json.dumps(record, ensure_ascii=False)))
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(
+                f"expected one JSON object a line, but this line is not JSON ({reason})", path, number
+            ) from None
+        if not isinstance(record, dict):
+            raise DataError(f"expected one JSON object a line, but this is {_kind(record)}", path, number)
+        yield number, record
+
+
+def without_lone_surrogates(text: str) -> str:
+    """Half surrogate pairs, which JSON can spell but no text file can hold, become U+FFFD.
+
+    Args:
+        text: any string.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {str: "a string", list: "an array", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def text_value(value: object, column: str, path: Path, line: int) -> str:
+    """A text of a JSON record; null is an empty text.
+
+    Args:
+        value: what the record holds.
+        column: its key, for messages.
+        path: the file, for messages.
+        line: the line, for messages.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    raise DataError(f"{column!r} must be a text, but is {str(value)[:60]!r}", path, line)
+
+
+def find_file(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of the names that exists in the folder or its ``raw`` subfolder, plain or as ``.gz``.
+
+    Args:
+        folder: where to look.
+        names: file names, the preferred one first.
+    """
+    for place in (folder, folder / "raw"):
+        for name in names:
+            for path in (place / name, place / f"{name}.gz"):
+                if path.is_file():
+                    return path
+    return None

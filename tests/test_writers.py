@@ -1,0 +1,199 @@
+"""Writers, ``score.npz`` both ways, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labelspace.data.writers import load_scores, save_scores, write_jsonl, write_table, write_tsv
+from labelspace.errors import DataError, LabelspaceError
+from labelspace.files import atomic_file, atomic_folder
+from labelspace.types import Predictions
+
+NAMED = Predictions(
+    indices=np.array([[2, 0], [1, -1], [-1, -1]]),
+    scores=np.array([[0.75, 0.125], [-0.5, -np.inf], [-np.inf, -np.inf]], dtype=np.float32),
+    label_ids=["c", "d", "e"],
+    label_texts=["cats", "big\tdogs", "\u00e9lan"],
+)
+IDS = ["doc 1", "doc 2", "doc 3"]
+
+
+def test_write_table():
+    stream = io.StringIO()
+    write_table(NAMED, IDS, stream)
+    assert stream.getvalue().splitlines() == [
+        "doc 1",
+        "    0.7500  \u00e9lan  [e]",
+        "    0.1250  cats  [c]",
+        "doc 2",
+        "   -0.5000  big dogs  [d]",
+        "doc 3",
+    ]
+
+
+def test_write_table_without_names():
+    stream = io.StringIO()
+    write_table(Predictions(NAMED.indices, NAMED.scores), IDS, stream)
+    assert stream.getvalue().splitlines()[1] == "    0.7500  2"
+
+
+def test_write_jsonl():
+    stream = io.StringIO()
+    write_jsonl(NAMED, IDS, ["x\ny", "", "z"], stream)
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [record["id"] for record in records] == IDS
+    assert [record["text"] for record in records] == ["x\ny", "", "z"]
+    assert records[0]["labels"][0] == {"id": "e", "text": "\u00e9lan", "score": 0.75}
+    assert [len(record["labels"]) for record in records] == [2, 1, 0]
+    assert "\u00e9lan" in stream.getvalue()
+    stream = io.StringIO()
+    write_jsonl(NAMED, IDS, None, stream)
+    assert set(json.loads(stream.getvalue().splitlines()[0])) == {"id", "labels"}
+
+
+def test_write_tsv():
+    stream = io.StringIO()
+    write_tsv(NAMED, IDS, stream)
+    rows = [line.split("\t") for line in stream.getvalue().splitlines()]
+    assert rows == [
+        ["id", "rank", "label_id", "label", "score"],
+        ["doc 1", "1", "e", "\u00e9lan", "0.75"],
+        ["doc 1", "2", "c", "cats", "0.125"],
+        ["doc 2", "1", "d", "big dogs", "-0.5"],
+    ]
+
+
+def test_writers_refuse_rows_that_do_not_match():
+    for write in (
+        lambda: write_table(NAMED, IDS[:2], io.StringIO()),
+        lambda: write_tsv(NAMED, IDS[:2], io.StringIO()),
+        lambda: write_jsonl(NAMED, IDS, ["x"], io.StringIO()),
+    ):
+        with pytest.raises(DataError, match="3 rows"):
+            write()
+
+
+# score.npz
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_scores_survive(data):
+    n, n_labels, k = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
+    rows = []
+    for _ in range(n):
+        numbers = data.draw(st.lists(st.integers(0, n_labels - 1), unique=True, max_size=k))
+        # Few distinct values, so that ties and exact zeros are common.
+        rows.append(sorted((-data.draw(st.sampled_from([0.0, 0.5, -0.5, 1.0])), i) for i in numbers))
+    width = max(map(len, rows), default=0)
+    indices, scores = np.full((n, width), -1), np.full((n, width), -np.inf, dtype=np.float32)
+    for row, entries in enumerate(rows):
+        for place, (negated, number) in enumerate(entries):
+            indices[row, place], scores[row, place] = number, -negated
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "score.npz")
+        save_scores(Predictions(indices, scores), n_labels, path)
+        matrix = sp.load_npz(path)
+        loaded = load_scores(path)
+    assert matrix.shape == (n, n_labels) and matrix.dtype == np.float32 and matrix.format == "csr"
+    assert matrix.nnz == sum(map(len, rows)) and matrix.has_canonical_format
+    assert np.array_equal(loaded.indices, indices) and np.array_equal(loaded.scores, scores)
+
+
+def test_scores_of_other_tools(tmp_path):
+    unsorted = sp.csr_matrix((np.array([0.1, 0.9, 0.0]), np.array([3, 1, 2]), np.array([0, 3, 3])), shape=(2, 5))
+    sp.save_npz(tmp_path / "a.npz", unsorted)
+    loaded = load_scores(tmp_path / "a.npz")
+    assert loaded.indices.tolist() == [[1, 3, 2], [-1, -1, -1]]
+    assert loaded.scores[0].tolist() == pytest.approx([0.9, 0.1, 0.0]) and np.isneginf(loaded.scores[1]).all()
+
+
+def test_score_refusals(tmp_path):
+    ones = np.ones((1, 2), dtype=np.float32)
+    with pytest.raises(DataError, match="7 is not one of 0 to 4"):
+        save_scores(Predictions(np.array([[0, 7]]), ones), 5, tmp_path / "a.npz")
+    with pytest.raises(DataError, match="same label twice"):
+        save_scores(Predictions(np.array([[3, 3]]), ones), 5, tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+    twice = sp.csr_matrix((np.ones(2), np.array([1, 1]), np.array([0, 2])), shape=(1, 5))
+    sp.save_npz(tmp_path / "b.npz", twice)
+    with pytest.raises(DataError, match=r"b\.npz.*same label twice"):
+        load_scores(tmp_path / "b.npz")
+    sp.save_npz(tmp_path / "c.npz", sp.csr_matrix(np.array([[np.nan, 1.0]])))
+    with pytest.raises(DataError, match="NaN"):
+        load_scores(tmp_path / "c.npz")
+    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:80])
+    with pytest.raises(DataError, match=r"d\.npz"):
+        load_scores(tmp_path / "d.npz")
+    with pytest.raises(DataError, match="does not exist"):
+        load_scores(tmp_path / "e.npz")
+
+
+def test_any_file_name_is_kept(tmp_path):
+    save_scores(Predictions(np.array([[0]]), np.array([[1.0]])), 1, tmp_path / "scores")
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
+# Whole or absent
+
+
+def test_atomic_file(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with atomic_file(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(KeyError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    with pytest.raises(LabelspaceError, match="is a folder"), atomic_file(tmp_path):
+        pass
+
+
+def test_atomic_folder(tmp_path):
+    path = tmp_path / "new" / "model"
+    for content in ("one", "two"):
+        with atomic_folder(path) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / content).write_text(content)
+        assert [entry.name for entry in (path / "sub").iterdir()] == [content]
+    with pytest.raises(KeyError), atomic_folder(path) as temporary:
+        (temporary / "half").write_text("")
+        raise KeyError
+    assert [entry.name for entry in path.iterdir()] == ["sub"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["model"]
+
+
+def test_atomic_folder_keeps_the_old_one_when_the_rename_fails(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    with atomic_folder(path) as temporary:
+        (temporary / "old").write_text("")
+    import os
+
+    rename = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("no")) if "writing" in str(a) else rename(a, b)
+    )
+    with pytest.raises(OSError, match="no"), atomic_folder(path) as temporary:
+        (temporary / "new").write_text("")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"] and (path / "old").exists()
+
+
+def test_atomic_folder_refuses_a_file(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(LabelspaceError, match="file of that name"), atomic_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").read_text() == "mine"
