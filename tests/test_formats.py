@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -156,7 +157,7 @@ def test_lf_refuses_broken_files(tmp_path):
     refused(folder, "trn.json", "has no documents")
     put(folder / "trn.json", jsonl([{"title": "a"}]))
     refused(folder, "trn.json", "target_ind")
-    put(folder / "trn.json", jsonl([{"name": "a"}]))
+    put(folder / "trn.json", jsonl([{"name\n": "a"}]))
     refused(folder, "trn.json, line 1", "name")
     write_lf(folder, labels=[LABELS[0], LABELS[1], LABELS[0]])
     refused(folder, "lbl.json, line 3", "label id 'c'", "line 1")
@@ -256,8 +257,6 @@ def test_csv_with_semicolons_and_other_columns(tmp_path):
 
 
 def test_long_csv_field(tmp_path):
-    import csv
-
     before = csv.field_size_limit()
     assert len(load(put(tmp_path / "a.csv", f"text,labels\n{'x' * 200_000},a\n")).train.texts[0]) == 200_000
     assert csv.field_size_limit() == before
@@ -404,6 +403,8 @@ def test_xc_sparse_text(tmp_path):
         ("3 3\n0:1\n\n\n0:1\n", 5, "3 rows"),
         ("3 3\n0:1:2 3\n", 2, "0:1:2 3"),
         ("3 3\n0:x\n", 2, "0:x"),
+        ("3 3\n0:\xa0\n", 2, "0:"),
+        ("3 3\n0:1e\n", 2, "0:1e"),
         ("3 3\n0:2\n", 2, "relevance 2"),
         ("0:1\n", 1, "header"),
         ("4 3\n", 1, "trn_X.txt"),

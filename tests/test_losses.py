@@ -93,9 +93,7 @@ def test_gradient(name: str, weighted: bool) -> None:
     logits = logits.nan_to_num(neginf=-1.0).requires_grad_()
     w = weights if weighted else None
     assert torch.autograd.gradcheck(lambda x: FUNCTIONS[name](x, pairs, w), (logits,), eps=1e-6, atol=1e-7)
-    assert torch.autograd.gradcheck(
-        lambda x: FUNCTIONS[name](x.T, pairs.flip(0), w), (logits,), eps=1e-6, atol=1e-7
-    )
+    assert torch.autograd.gradcheck(lambda x: FUNCTIONS[name](x.T, pairs.flip(0), w), (logits,), eps=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,9 +160,7 @@ def test_finite_at_extreme_logits(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["softmax", "decoupled_softmax", "soft_top_k"])
 def test_shift_invariant(name: str) -> None:
     logits, pairs, _ = example()
-    assert float(FUNCTIONS[name](logits - 200, pairs)) == pytest.approx(
-        float(FUNCTIONS[name](logits, pairs)), rel=1e-9
-    )
+    assert float(FUNCTIONS[name](logits - 200, pairs)) == pytest.approx(float(FUNCTIONS[name](logits, pairs)), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -277,7 +273,7 @@ def test_bad_arguments_are_refused() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("block_rows", [1, 3, 100])
 def test_linear_loss_equals_its_plain_twin(name: str, block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.losses_fused.BLOCK_BYTES", 4 * 11 * block_rows)
+    monkeypatch.setattr("labelspace.losses_fused.LOGITS_BLOCK_BYTES", 4 * 11 * block_rows)
     g = torch.Generator().manual_seed(3)
     form = losses.closed_form(name, **({"k": 2} if name == "soft_top_k" else {}))
     pairs = torch.tensor([[7, 0, 2, 2, 5], [10, 3, 0, 4, 9]])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +100,6 @@ def test_scores_survive(data):
     for row, entries in enumerate(rows):
         for place, (negated, number) in enumerate(entries):
             indices[row, place], scores[row, place] = number, -negated
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "score.npz")
         save_scores(Predictions(indices, scores), n_labels, path)
@@ -181,8 +181,6 @@ def test_atomic_folder_keeps_the_old_one_when_the_rename_fails(tmp_path, monkeyp
     path = tmp_path / "model"
     with atomic_folder(path) as temporary:
         (temporary / "old").write_text("")
-    import os
-
     rename = os.replace
     monkeypatch.setattr(
         os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("no")) if "writing" in str(a) else rename(a, b)

@@ -26,8 +26,9 @@ class EncoderSettings:
     Args:
         encoder: ``static``, ``minilm``, a model folder (of labelspace too: a warm start), or a name of the hub.
         base: the transformer from which ``static`` is made.
-        vocabulary: of ``static``: ``words`` adds the corpus's whole words to the word pieces of the base.
-        max_words: of ``static``: at most this many added words.
+        vocabulary: of ``static``: ``words`` adds the corpus's whole words to the word pieces of the base, ``phrases``
+            also label texts and common pairs of words.
+        max_words: of ``static``: at most this many added words, and as many phrases.
         frequency_weight: of ``static``: a of the token weight a / (a + frequency); 0 for equal weights.
         pooling: of a transformer; its own when not given.
         projection: dimensions of a linear layer added to a transformer; none when not given.
@@ -42,7 +43,7 @@ class EncoderSettings:
 
     encoder: str = "static"
     base: str = "minilm"
-    vocabulary: Literal["words", "pieces"] = "words"
+    vocabulary: Literal["phrases", "words", "pieces"] = "phrases"
     max_words: Annotated[int, Field(ge=0)] = 100_000
     frequency_weight: Annotated[float, Field(ge=0)] = 1e-4
     pooling: Literal["mean", "cls"] | None = None
@@ -139,11 +140,21 @@ def resolve(recipe: str, given: dict[str, Any], source: str = "") -> DexmlSettin
     try:
         return kind(**given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        names = [str(part) for part in first["loc"] if str(part) in known]
-        message = first["msg"].removeprefix("Value error, ")
-        value = f", got {first['input']!r}" if names else ""
-        raise SettingsError(f"{where}{names[0] + ': ' if names else ''}{message}{value}") from error
+        raise SettingsError(where + in_one_sentence(error)) from error
+
+
+def in_one_sentence(error: ValidationError) -> str:
+    """The first complaint of pydantic in our words: setting, what is wrong, what was given.
+
+    Args:
+        error: what was raised.
+    """
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    names = [str(part) for part in first["loc"] if isinstance(part, str)]
+    if not names:
+        return message
+    return f"{names[0]}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
 def to_dict(settings: DexmlSettings) -> dict[str, Any]:
@@ -205,5 +216,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: a configuration file holds names and values, this one a {type(values).__name__}")
     for name, value in values.items():
         if isinstance(value, dict):
-            raise SettingsError(f"{path}: settings are flat, but {name!r} is a table; write its entries at the top level")
+            raise SettingsError(
+                f"{path}: settings are flat, but {name!r} is a table; write its entries at the top level"
+            )
     return {str(name).replace("-", "_"): value for name, value in values.items()}

@@ -36,4 +36,4 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int) -> Tensor:
         for start in range(0, len(order), chunk_size)
     ]
     places = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
-    return torch.cat(parts).index_select(0, places)  # type: ignore[arg-type]
+    return torch.cat(parts).index_select(0, places)

@@ -52,9 +52,7 @@ class ClosedForm:
     mean_over: Literal["rows", "entries"] = "rows"
 
 
-def softmax(
-    logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None
-) -> Tensor:
+def softmax(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
     """Softmax (InfoNCE) over all columns, summed over the positives of a row: paper's equation for the plain loss.
 
     Positives stand in the denominator and so compete with each other; the optimum gives each 1/m_i.
@@ -216,7 +214,7 @@ def apply(
     def value_and_gradient(raised: Tensor, gradient: bool) -> ValueAndGradient:
         return compute(raised, positives, weights, reduce, gradient)
 
-    return _Loss.apply(logits, value_and_gradient)  # type: ignore[no-any-return]
+    return _Loss.apply(logits, value_and_gradient)
 
 
 def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights: Tensor | None) -> None:
@@ -349,7 +347,10 @@ def soft_top_k_closed_form(
     shift = top_k_shift(logits, k, alpha, reduce)
     u = (logits + shift[:, None]).mul_(alpha)
     u_positive = u[rows, columns]
-    value = reduce(_sum_rows(rows, r * torch.logaddexp(-u_positive, torch.zeros_like(u_positive)), n) / m, "sum").sum() / divisor
+    value = (
+        reduce(_sum_rows(rows, r * torch.logaddexp(-u_positive, torch.zeros_like(u_positive)), n) / m, "sum").sum()
+        / divisor
+    )
     if not gradient:
         return value, None
     q = -r / (m[rows] * divisor) * alpha * torch.sigmoid(-u_positive)

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .estimate import LOGITS_BLOCK_BYTES
 from .losses import ClosedForm, apply, check_pairs
-
-BLOCK_BYTES = 48 << 20
-"""Memory of one block of float32 logits; small enough to stay near the processor, large enough for full speed."""
 
 
 def linear_loss_plain(
@@ -72,7 +70,7 @@ def linear_loss(
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
     check_pairs((len(queries), len(keys)), positives, weights)
-    return _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)  # type: ignore[no-any-return]
+    return _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
 
 
 class _Linear(torch.autograd.Function):
@@ -94,7 +92,7 @@ class _Linear(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         grad_queries = torch.empty_like(queries) if wanted else None
         grad_keys = torch.zeros_like(keys) if wanted else None
-        block = max(1, min(batch, BLOCK_BYTES // (4 * max(1, pool))))
+        block = max(1, min(batch, LOGITS_BLOCK_BYTES // (4 * max(1, pool))))
 
         order = torch.argsort(positives[0], stable=True)
         positives = positives[:, order]
@@ -134,9 +132,7 @@ class _Linear(torch.autograd.Function):
         return grad_queries * grad_output, grad_keys * grad_output, None, None, None, None, None, None
 
 
-def _slice_pairs(
-    pairs: Tensor, start: int, stop: int, weights: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _slice_pairs(pairs: Tensor, start: int, stop: int, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The pairs whose row is in [start, stop), rows counted from start; pairs are sorted by row."""
     bounds = torch.tensor([start, stop], device=pairs.device)
     first, last = torch.searchsorted(pairs[0].contiguous(), bounds).tolist()

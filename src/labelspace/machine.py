@@ -77,6 +77,7 @@ def bf16_pays(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         return any(
-            bool(getattr(torch.cpu, probe, lambda: False)()) for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+            bool(getattr(torch.cpu, probe, lambda: False)())
+            for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
     return False

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,7 +27,8 @@ class Memory:
     """K keys with their label votes.
 
     With ``similarity`` a label's score is the best similarity of a key that votes for it, times the vote. With
-    ``votes`` it is the sum over the nearest ``depth`` keys of softmax(similarity / temperature) times the vote (RAE-XMC).
+    ``votes`` it is the sum over the nearest ``depth`` keys of softmax(similarity / temperature) times the vote
+    (RAE-XMC).
 
     Args:
         keys: (K, D) float32 or bf16.
@@ -93,8 +93,8 @@ class Memory:
             labels: label numbers to choose from; None for all.
 
         Returns:
-            label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with -inf.
-            Ties are ordered by label number.
+            label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
+            -inf. Ties are ordered by label number.
         """
         votes, allowed = self.votes, None
         if labels is not None:
@@ -143,7 +143,9 @@ class Memory:
         values = np.repeat(weight.ravel(), counts) * votes.data[places]
         order = np.lexsort((labels, rows))
         rows, labels, values = rows[order], labels[order], values[order]
-        first = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])]) if len(rows) else rows
+        first = (
+            np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])]) if len(rows) else rows
+        )
         if not len(rows):
             merged = values
         elif self.scoring == "votes":

@@ -137,7 +137,9 @@ class Model:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         k = int(k)
-        require_memory(24 * len(checked) * k, f"{len(checked)} x {k} predictions", "lower k or give fewer texts at a time")
+        require_memory(
+            24 * len(checked) * k, f"{len(checked)} x {k} predictions", "lower k or give fewer texts at a time"
+        )
         chosen = None if labels is None else self.label_numbers(labels)
         indices = np.full((len(checked), k), -1, dtype=np.int64)
         scores = np.full((len(checked), k), -np.inf, dtype=np.float32)
@@ -336,5 +338,3 @@ def _checked_texts(texts: Sequence[str] | str, kind: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{kind} number {i} is {text!r} ({type(text).__name__}), not a string")
     return checked
-
-

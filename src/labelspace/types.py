@@ -111,7 +111,7 @@ class Dataset:
     valid: Corpus
     test: Corpus | None = None
     valid_rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    options: dict[str, str | int | None] = field(default_factory=dict)
+    options: dict[str, str | int | float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):

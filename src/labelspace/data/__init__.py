@@ -17,7 +17,7 @@ from ..types import Dataset
 from . import formats
 from .formats import lf, table
 from .formats.corpus import ReadSettings, given_id
-from .formats.text import TextFiles, plain_lines, text_value
+from .formats.text import TextFiles, listed, plain_lines, text_value
 
 __all__ = ["fingerprint", "hold_out", "load", "read_texts"]
 
@@ -74,8 +74,8 @@ def load(
     if valid is None:
         rows = hold_out(splits.train.texts, valid_fraction, valid_max, seed)
         valid = splits.train.rows(rows)
-    options = {"format": format, **splits.options, "seed": seed, "valid_max": valid_max}
-    options["valid_fraction"] = str(valid_fraction)
+    options: dict[str, str | int | float | None] = {"format": format, **splits.options, "seed": seed}
+    options.update(valid_fraction=valid_fraction, valid_max=valid_max)
     return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
 
 
@@ -214,9 +214,7 @@ def read_texts(
             return text_value(record[text_column], text_column, path, line)
         if "title" in record or "content" in record:
             return lf.record_text(record, fields, path, line)
-        raise DataError(
-            f"there is no text column {text_column!r}, only {table.listed(record)}; set text_column", path, line
-        )
+        raise DataError(f"there is no text column {text_column!r}, only {listed(record)}; set text_column", path, line)
 
     ids, texts = files.read(path, parse_table if kind in table.SUFFIXES else parse_lines, content)
     if not texts:

@@ -49,15 +49,16 @@ def open_encoder(
         SettingsError: an option that this encoder does not have.
     """
     path = _resolve(name)
-    quiet = logging.getLogger("transformers.modeling_utils"), logging.getLogger("sentence_transformers")
+    quiet = logging.getLogger("transformers"), logging.getLogger("sentence_transformers")
     levels = [q.level for q in quiet]
-    for q in quiet:
-        q.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging as transformers_logging
+
+            for q in quiet:
+                q.setLevel(logging.ERROR)
 
             transformers_logging.disable_progress_bar()
             model = SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
@@ -70,10 +71,9 @@ def open_encoder(
 
     first = next(iter(model.children()))
     if type(first).__name__ != "StaticEmbedding":
-        options: dict[str, Any] = {"pooling": pooling, "projection": projection, "normalize": normalize}
-        return TransformerEncoder(
-            model, **options, dropout=dropout, attention=attention, max_tokens=max_tokens  # type: ignore[arg-type]
-        ).to(device)
+        options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
+        encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
+        return encoder.to(device)
     if pooling not in (None, "mean") or projection is not None:
         raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
     from sentence_transformers.sentence_transformer.modules import Normalize

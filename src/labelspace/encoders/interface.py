@@ -62,7 +62,9 @@ class Encoder(nn.Module, abc.ABC):
     @property
     def max_tokens(self) -> int:
         """Tokens at which texts are cut, special tokens included."""
-        return int(self.tokenizer.truncation["max_length"])
+        truncation = self.tokenizer.truncation
+        assert truncation is not None, "an encoder's tokenizer cuts its texts"
+        return int(truncation["max_length"])
 
     @max_tokens.setter
     def max_tokens(self, value: int) -> None:

@@ -13,7 +13,8 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,8 +35,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Vocabulary = Literal["pieces", "words", "phrases"]
+
 MIN_COUNT = 3
-"""Documents' words met at least this often get a token of their own; words of label texts always do."""
+"""Words of documents, and label texts of several words, get a token of their own when documents have them this often;
+single words of label texts always do."""
+PHRASE_WORDS = 6
+"""Longest label text, in words, that becomes one token."""
+PAIR_MIN_COUNT, PAIR_MIN_LIFT = 20, 30.0
+"""Neighbours become one token when documents have them this often, and this many times as often as by chance."""
+MOST_PAIRS = 3_000_000
+"""Pairs met once are forgotten when this many are counted."""
 
 
 class StaticEncoder(Encoder):
@@ -118,12 +128,12 @@ class _BagMeans(torch.autograd.Function):
 
 def build_static(
     base: TransformerEncoder,
-    texts: Iterable[str],
+    texts: Sequence[str],
     label_texts: Sequence[str],
     *,
-    vocabulary: Literal["words", "pieces"] = "words",
+    vocabulary: Vocabulary = "phrases",
     max_words: int = 100_000,
-    frequency_weight: float = 1e-3,
+    frequency_weight: float = 1e-4,
     max_tokens: int = 128,
     cache: Path | None = None,
 ) -> StaticEncoder:
@@ -131,11 +141,12 @@ def build_static(
 
     Args:
         base: the transformer that gives each token its first vector; left as it is.
-        texts: documents, counted for word choice and token weights.
+        texts: documents, counted for the choice of words and phrases and for token weights.
         label_texts: texts of the labels.
-        vocabulary: ``words`` adds the corpus's own whole words to the transformer's word pieces (a tokenizer of the
-            WordPiece kind is needed, another keeps its pieces); ``pieces`` keeps the pieces alone.
-        max_words: at most this many added words, the most frequent first.
+        vocabulary: ``pieces`` keeps the transformer's word pieces; ``words`` adds the corpus's whole words (a tokenizer
+            of the WordPiece kind is needed, another keeps its pieces); ``phrases`` adds to those the label texts of
+            several words that documents contain, and words that stand together far more often than by chance.
+        max_words: at most this many added words, and as many phrases, the most frequent first.
         frequency_weight: a of the token weight a / (a + p); 0 for equal weights.
         max_tokens: cut texts here.
         cache: folder that keeps the token vectors for the next run; None keeps nothing.
@@ -143,18 +154,32 @@ def build_static(
     described = json.loads(base.tokenizer.to_str())
     pieces: dict[str, int] | None = described["model"]["vocab"] if described["model"]["type"] == "WordPiece" else None
     described.update(truncation=None, padding=None, post_processor=None)
-    texts = list(texts)
     words: list[str] = []
-    if vocabulary == "words" and pieces is None:
-        logger.info("the tokenizer is %s, not WordPiece: whole words cannot be added", described["model"]["type"])
-    elif vocabulary == "words" and pieces is not None:
-        words = _choose_words(base.tokenizer, pieces, texts, label_texts, max_words)
-        pieces.update({word: len(pieces) + i for i, word in enumerate(words)})
+    phrases: list[str] = []
+    if vocabulary != "pieces":
+        counts = _count_words(base.tokenizer, texts, label_texts, phrases=vocabulary == "phrases")
+        if pieces is None or len(pieces) != base.tokenizer.get_vocab_size(with_added_tokens=True):
+            logger.info("whole words cannot be added to this tokenizer (%s)", described["model"]["type"])
+        else:
+            words = counts.choose_words(pieces, max_words)
+            pieces.update({word: len(pieces) + i for i, word in enumerate(words)})
+        phrases = counts.choose_phrases(max_words)
     tokenizer = type(base.tokenizer).from_str(json.dumps(described))
+    if phrases:
+        from tokenizers import AddedToken
 
-    vectors = _token_vectors(base, words, cache)
-    counts = _count_tokens(tokenizer, chain(texts, label_texts), len(vectors))
-    share = (counts + 1) / (counts.sum() + len(counts))
+        tokenizer.add_tokens([AddedToken(phrase, single_word=True, normalized=True) for phrase in phrases])
+        phrases = [p for p in phrases if tokenizer.token_to_id(p) is not None]
+
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    added = [""] * (size - base.tokenizer.get_vocab_size(with_added_tokens=True))
+    for text in chain(words, phrases):
+        place = (tokenizer.token_to_id(text) or 0) - (size - len(added))
+        if place >= 0:
+            added[place] = text
+    vectors = _token_vectors(base, added, cache)
+    met = _count_tokens(tokenizer, chain(texts, label_texts), size)
+    share = (met + 1) / (met.sum() + size)
     vectors -= share.astype(np.float32) @ vectors
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
     if frequency_weight > 0:
@@ -162,58 +187,99 @@ def build_static(
     return StaticEncoder(tokenizer, torch.from_numpy(vectors), max_tokens=max_tokens)
 
 
-def _choose_words(
-    tokenizer: Tokenizer, pieces: dict[str, int], texts: Sequence[str], label_texts: Sequence[str], max_words: int
-) -> list[str]:
-    """Words that the pieces do not hold: all of the labels, and the documents' frequent ones."""
+@dataclass
+class _WordCounts:
+    """How often words, label phrases and pairs of neighbours stand in the documents."""
 
-    def count(lines: Iterable[str]) -> Counter[str]:
-        normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
-        counter: Counter[str] = Counter()
-        for line in lines:
-            clean = line.encode("utf-8", "replace").decode("utf-8")
-            normal = normalizer.normalize_str(clean) if normalizer else clean
-            counter.update(word for word, _ in splitter.pre_tokenize_str(normal))
-        return counter
+    words: Counter[str]
+    label_words: set[str]
+    label_phrases: Counter[str]
+    pairs: Counter[tuple[str, str]]
 
-    in_texts, in_labels = count(texts), count(label_texts)
-    wanted = [
-        (-in_texts[word] - in_labels[word], word)
-        for word in in_texts.keys() | in_labels.keys()
-        if (word in in_labels or in_texts[word] >= MIN_COUNT) and word not in pieces and len(word) <= 100
-    ]
-    return [word for _, word in sorted(wanted)[:max_words]]
+    def choose_words(self, pieces: dict[str, int], most: int) -> list[str]:
+        """Words that the pieces do not hold: all of the labels, and the documents' frequent ones."""
+        wanted = [
+            (-self.words[word], word)
+            for word in self.words.keys() | self.label_words
+            if (word in self.label_words or self.words[word] >= MIN_COUNT) and word not in pieces and len(word) <= 100
+        ]
+        return [word for _, word in sorted(wanted)[:most]]
+
+    def choose_phrases(self, most: int) -> list[str]:
+        """Label texts of several words that documents contain, and pairs far above chance."""
+        chosen = {phrase: count for phrase, count in self.label_phrases.items() if count >= MIN_COUNT}
+        total = self.words.total()
+        for (a, b), count in self.pairs.items():
+            lift = count * total / (self.words[a] * self.words[b])
+            if count >= PAIR_MIN_COUNT and lift >= PAIR_MIN_LIFT:
+                chosen.setdefault(f"{a} {b}", count)
+        return [phrase for _, phrase in sorted((-count, phrase) for phrase, count in chosen.items())[:most]]
 
 
-def _token_vectors(base: TransformerEncoder, words: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
-    """Vectors (V + words, D) of every token and added word, each run through the transformer by itself."""
-    size = base.tokenizer.get_vocab_size()
+def _count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequence[str], phrases: bool) -> _WordCounts:
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+
+    def split(text: str) -> list[str]:
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        normal = normalizer.normalize_str(clean) if normalizer else clean
+        return [word for word, _ in splitter.pre_tokenize_str(normal)] if splitter else normal.split()
+
+    counts = _WordCounts(Counter(), set(), Counter(), Counter())
+    names: set[tuple[str, ...]] = set()
+    for text in label_texts:
+        words = split(text)
+        counts.label_words.update(words)
+        if 1 < len(words) <= PHRASE_WORDS and all(word.isalnum() for word in words):
+            names.add(tuple(words))
+    for text in texts:
+        words = split(text)
+        counts.words.update(words)
+        if not phrases:
+            continue
+        for n in range(2, min(PHRASE_WORDS, len(words)) + 1):
+            counts.label_phrases.update(" ".join(gram) for gram in _grams(words, n) if gram in names)
+        counts.pairs.update(
+            (a, b) for a, b in pairwise(words) if len(a) > 2 and len(b) > 2 and a.isalnum() and b.isalnum()
+        )
+        if len(counts.pairs) > MOST_PAIRS:
+            counts.pairs = Counter({pair: count for pair, count in counts.pairs.items() if count > 1})
+    return counts
+
+
+def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def _token_vectors(base: TransformerEncoder, added: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
+    """Vectors (V + added, D) of every token and added text, each run through the transformer by itself."""
+    size = base.tokenizer.get_vocab_size(with_added_tokens=True)
     key = hashlib.sha256(f"token vectors 1, {base.max_tokens}, {base.tokenizer.to_str()}\0".encode())
     for name, value in sorted(base.state_dict().items()):
         key.update(name.encode())
         key.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    key.update("\0".join(words).encode())
+    key.update("\0".join(added).encode())
     folder = None if cache is None else cache / "static" / key.hexdigest()[:32]
     if folder is not None and folder.is_dir():
         try:
             vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-            if vectors.shape == (size + len(words), base.dim):
+            if vectors.shape == (size + len(added), base.dim):
                 return vectors
         except (OSError, ValueError) as error:
             logger.warning("the cache %s is damaged (%s); computing again", folder, error)
 
-    inner = [base.tokenizer.encode(word, add_special_tokens=False).ids for word in words]
-    ids = [[i] for i in range(size)] + [x or [0] for x in inner]
+    inner = [e.ids for e in base.tokenizer.encode_batch_fast(list(added), add_special_tokens=False)]
     left, right = _frame(base.tokenizer)
-    framed = [left + x[: base.max_tokens - len(left) - len(right)] + right for x in ids]
+    room = base.max_tokens - len(left) - len(right)
+    framed = [left + x[:room] + right for x in chain(([i] for i in range(size)), inner)]
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in framed])]).astype(np.int64)
     tokens = Tokens(np.fromiter(chain.from_iterable(framed), dtype=np.int32, count=offsets[-1]), offsets)
     vectors = np.empty((len(tokens), base.dim), dtype=np.float32)
+    order = np.argsort(tokens.lengths, kind="stable")
+    block = 1024
     logger.info("running %d tokens of the vocabulary through the transformer", len(tokens))
-    block = 4096
-    for start in tqdm(range(0, len(tokens), block), desc="token vectors", disable=None, leave=False):
-        rows = np.arange(start, min(start + block, len(tokens)))
-        vectors[rows] = base.encode(tokens.take(rows), batch_size=1024)
+    for start in tqdm(range(0, len(order), block), desc="token vectors", disable=None, leave=False):
+        rows = order[start : start + block]
+        vectors[rows] = base.encode(tokens.take(rows), batch_size=block)
     if folder is not None:
         with atomic_folder(folder) as part:
             np.save(part / "vectors.npy", vectors)

@@ -6,10 +6,10 @@ import dataclasses
 import logging
 import math
 import os
-import random
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from ..data.batches import batches, usable_rows
 from ..data.tokens import Tokens
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
 from ..errors import DataError, SettingsError
+from ..estimate import Shape, training_bytes
 from ..evaluation import evaluate
 from ..gradcache import encode_cached
 from ..heads import LabelEncoder
 from ..losses import closed_form
-from ..losses_fused import BLOCK_BYTES, linear_loss
+from ..losses_fused import linear_loss
 from ..machine import bf16_pays, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model, require_writable
@@ -56,20 +57,27 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
+    if settings.loss == "soft_top_k" and settings.k >= len(data.labels):
+        raise SettingsError(
+            f"k is {settings.k}, but there are {len(data.labels)} labels; soft_top_k needs fewer places"
+        )
     torch.manual_seed(settings.seed)
-    random.seed(settings.seed)
 
     encoder = make_encoder(data, settings)
     settings = fill_in(settings, encoder)
-    needed = estimate_memory(settings, encoder, len(data.labels))
-    logger.info("training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0))
+    needed = training_bytes(settings, shape_of(encoder), len(data.labels))
+    logger.info(
+        "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
+    )
     require_memory(needed, "this run", "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch")
 
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
     pool = make_pool(settings.negatives, data.train.targets)
-    loss = closed_form(settings.loss, **({"k": settings.k, "alpha": settings.alpha} if settings.loss == "soft_top_k" else {}))
+    loss = closed_form(
+        settings.loss, **({"k": settings.k, "alpha": settings.alpha} if settings.loss == "soft_top_k" else {})
+    )
     low = torch.bfloat16 if settings.precision == "bf16" else None
     device = encoder.device
 
@@ -88,7 +96,9 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     log_file = Path(tempfile.mkstemp(prefix="labelspace-", suffix=".jsonl")[1]) if out is not None else None
     log = Log(log_file)
     try:
-        log.write(event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9)
+        log.write(
+            event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9
+        )
         report = fit(
             step,
             epoch_batches,
@@ -153,7 +163,7 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         SettingsError: an option that this encoder does not have.
     """
     device = device_of(settings.device)
-    options = {
+    options: dict[str, Any] = {
         "pooling": settings.pooling,
         "projection": settings.projection,
         "dropout": settings.dropout,
@@ -161,7 +171,8 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         "device": str(device),
     }
     if settings.encoder != "static":
-        encoder = open_encoder(settings.encoder, normalize=settings.normalize, max_tokens=settings.max_tokens, **options)  # type: ignore[arg-type]
+        options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
+        encoder = open_encoder(settings.encoder, **options)
         if settings.max_tokens is None:
             encoder.max_tokens = min(encoder.max_tokens, DEFAULT_MAX_TOKENS)
         return encoder
@@ -209,29 +220,24 @@ def fill_in(settings: DexmlSettings, encoder: Encoder) -> DexmlSettings:
     )
 
 
-def estimate_memory(settings: DexmlSettings, encoder: Encoder, n_labels: int) -> int:
-    """Bytes that training takes beside the data.
-
-    Weights, their moments, gradients and best copy; vectors and gradients of the pool; blocks of logits; activations
-    of one chunk.
+def shape_of(encoder: Encoder) -> Shape:
+    """What an encoder weighs, for the memory estimate.
 
     Args:
-        settings: of the run.
         encoder: what will be trained.
-        n_labels: L.
     """
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    pool = n_labels if settings.negatives == "all" else min(n_labels, 32 * settings.batch_size)
-    vectors = 4 * encoder.dim * (pool + settings.batch_size) * 5
-    block = max(BLOCK_BYTES, 4 * pool)
-    activations = 0
-    if isinstance(encoder, TransformerEncoder):
-        config = encoder.transformer.config
-        tokens = settings.chunk_size * encoder.max_tokens
-        per_layer = tokens * config.hidden_size * 4 * 20
-        scores = settings.chunk_size * encoder.max_tokens**2 * config.num_attention_heads * 4 * 3
-        activations = config.num_hidden_layers * (per_layer + scores)
-    return 5 * weights + vectors + 4 * block + activations
+    if not isinstance(encoder, TransformerEncoder):
+        return Shape(weights, encoder.dim)
+    config = encoder.transformer.config
+    return Shape(
+        weights,
+        encoder.dim,
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        encoder.max_tokens,
+    )
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from ...errors import DataError, SettingsError
 from ...types import Corpus, Labels
 from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
 from .filters import find_pairs
-from .text import TextFiles, json_lines, text_value
+from .text import TextFiles, json_lines, listed, text_value
 
 FIELDS = ("title", "title+content")
 LOOKED_FOR = "trn.json and lbl.json (and tst.json), plain or .gz"
@@ -63,7 +63,7 @@ def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int) -
         line: the line, for messages.
     """
     if "title" not in record and "content" not in record:
-        raise DataError(f"neither 'title' nor 'content' is there, only: {', '.join(record) or 'nothing'}", path, line)
+        raise DataError(f"neither 'title' nor 'content' is there, only {listed(record)}", path, line)
     title = text_value(record.get("title"), "title", path, line)
     if fields == "title":
         return title.strip()

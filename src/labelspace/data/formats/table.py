@@ -31,7 +31,7 @@ from ...errors import DataError
 from ...types import Corpus, Labels
 from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
 from .filters import find_pairs
-from .text import TextFiles, json_lines, plain_lines, text_value, without_lone_surrogates
+from .text import TextFiles, json_lines, listed, plain_lines, text_value, without_lone_surrogates
 
 logger = logging.getLogger("labelspace.data")
 
@@ -203,12 +203,6 @@ def _named(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[
             raise DataError(message, path, line)
         else:
             yield line, dict(zip(header, row, strict=True))
-
-
-def listed(columns: Iterable[str], most: int = 12) -> str:
-    columns = list(columns)
-    more = f" and {len(columns) - most} more" if len(columns) > most else ""
-    return (", ".join(repr(column[:40]) for column in columns[:most]) + more) or "none"
 
 
 def _read_rows(files: TextFiles, path: Path, settings: ReadSettings) -> _Rows:

@@ -155,6 +155,18 @@ def text_value(value: object, column: str, path: Path, line: int) -> str:
     raise DataError(f"{column!r} must be a text, but is {str(value)[:60]!r}", path, line)
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names for a message, quoted, and at most so many.
+
+    Args:
+        names: column names, say.
+        most: how many are spelt out.
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(repr(name[:40]) for name in names[:most]) + more) or "none"
+
+
 def find_file(folder: Path, names: Iterable[str]) -> Path | None:
     """The first of the names that exists in the folder or its ``raw`` subfolder, plain or as ``.gz``.
 

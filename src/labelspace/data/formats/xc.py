@@ -31,7 +31,7 @@ TRUTH = {
 }
 LOOKED_FOR = "trn_X.txt and Y.txt with Y.trn.npz, trn_X_Y.npz or trn_X_Y.txt (and the same for tst), also under raw/"
 
-_ROW = re.compile(r"\s*(?:\d+:[^\s:]+(?:\s+|$))*", re.ASCII)
+_ROW = re.compile(r"\s*(?:\d+:[\d.eE+-]+(?:\s+|$))*", re.ASCII)
 
 
 def sniff(path: Path) -> bool:

@@ -1,0 +1,5 @@
+"""``python -m labelspace``."""
+
+from .cli import run
+
+run()

@@ -1,0 +1,50 @@
+"""Memory of a training run, before it is taken; plain arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import DexmlSettings
+
+LOGITS_BLOCK_BYTES = 48 << 20
+"""Memory of one block of float32 logits; small enough to stay near the processor, large enough for full speed."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an encoder weighs.
+
+    Args:
+        weight_bytes: all its weights.
+        dim: dimensions of a vector.
+        layers: of a transformer, 0 otherwise.
+        hidden: width of a layer.
+        heads: attention heads of a layer.
+        max_tokens: longest text.
+    """
+
+    weight_bytes: int
+    dim: int
+    layers: int = 0
+    hidden: int = 0
+    heads: int = 0
+    max_tokens: int = 0
+
+
+def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> int:
+    """Bytes that training takes beside the data.
+
+    Weights, their two moments, gradients and the best copy; vectors and gradients of the pool; blocks of logits;
+    activations of one chunk.
+
+    Args:
+        settings: of the run.
+        encoder: what will be trained.
+        n_labels: L.
+    """
+    pool = n_labels if settings.negatives == "all" else min(n_labels, 32 * settings.batch_size)
+    vectors = 4 * encoder.dim * (pool + settings.batch_size) * 5
+    block = max(LOGITS_BLOCK_BYTES, 4 * pool)
+    tokens = settings.chunk_size * encoder.max_tokens
+    layer = tokens * encoder.hidden * 4 * 20 + tokens * encoder.max_tokens * encoder.heads * 4 * 3
+    return 5 * encoder.weight_bytes + vectors + 4 * block + encoder.layers * layer

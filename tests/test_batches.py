@@ -1,0 +1,83 @@
+"""Batches, pools and drawn positives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from conftest import random_truth
+
+from labelspace.data.batches import batches, draw_positives, usable_rows
+from labelspace.pools import AllLabels, InBatch, make_pool
+
+TRUTH = random_truth(np.random.default_rng(0), 23, 11)
+ROWS = usable_rows(TRUTH, np.arange(23))
+
+
+def test_every_document_with_a_label_comes_once_an_epoch() -> None:
+    dense = TRUTH.toarray()
+    assert ROWS.tolist() == [i for i in range(23) if dense[i].any()]
+    seen = [batch.rows for batch in batches(TRUTH, ROWS, AllLabels(), 4, seed=1, epoch=0)]
+    assert [len(s) for s in seen] == [4] * (len(ROWS) // 4) + ([len(ROWS) % 4] if len(ROWS) % 4 else [])
+    assert sorted(np.concatenate(seen).tolist()) == ROWS.tolist()
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [i for batch in batches(TRUTH, ROWS, AllLabels(), 4, seed, epoch) for i in batch.rows.tolist()]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize("pool", ["all", "in-batch"])
+def test_positives_are_the_truth_inside_the_pool(pool: str) -> None:
+    dense = TRUTH.toarray()
+    for batch in batches(TRUTH, ROWS, make_pool(pool, TRUTH), 5, seed=0, epoch=3):
+        labels = np.arange(11) if batch.pool is None else batch.pool
+        assert len(set(labels.tolist())) == len(labels)
+        expected = {(i, j) for i, row in enumerate(batch.rows) for j, label in enumerate(labels) if dense[row, label]}
+        pairs = list(zip(*batch.positives.tolist(), strict=True))
+        assert len(pairs) == len(set(pairs)) and set(pairs) == expected
+        if pool == "in-batch":
+            assert set(labels.tolist()) == set(np.flatnonzero(dense[batch.rows].any(0)).tolist())
+
+
+def test_a_pool_may_hold_fewer_labels_than_the_documents() -> None:
+    for batch in batches(TRUTH, ROWS, lambda rows: np.array([2, 7]), 50, seed=0, epoch=0, draw=1):
+        dense = TRUTH.toarray()[batch.rows][:, [2, 7]]
+        assert batch.hidden is not None
+        both = np.hstack([batch.positives, batch.hidden])
+        assert {(i, j) for i, j in both.T.tolist()} == set(zip(*map(list, np.nonzero(dense)), strict=True))
+
+
+@pytest.mark.parametrize("draw", [1, 2, 5])
+@pytest.mark.parametrize("hide", [True, False])
+def test_drawn_positives(draw: int, hide: bool) -> None:
+    dense = TRUTH.toarray()
+    for batch in batches(TRUTH, ROWS, AllLabels(), 6, seed=0, epoch=0, draw=draw, hide=hide):
+        kept = np.bincount(batch.positives[0], minlength=len(batch.rows))
+        sizes = dense[batch.rows].sum(1)
+        assert kept.tolist() == np.minimum(draw, sizes).tolist()
+        if hide:
+            assert batch.hidden is not None
+            together = {tuple(p) for p in np.hstack([batch.positives, batch.hidden]).T.tolist()}
+            assert together == {(i, j) for i, row in enumerate(batch.rows) for j in np.flatnonzero(dense[row]).tolist()}
+        else:
+            assert batch.hidden is None
+
+
+def test_draws_are_in_proportion_to_relevance() -> None:
+    rows, relevance = np.repeat(np.arange(30_000), 2), np.tile(np.array([0.2, 0.8], np.float32), 30_000)
+    drawn = draw_positives(rows, relevance, 1, np.random.default_rng(0)).reshape(-1, 2)
+    assert (drawn.sum(1) == 1).all()
+    assert drawn[:, 1].mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_unknown_pool() -> None:
+    with pytest.raises(ValueError, match="choose one of all, in-batch"):
+        make_pool("some", TRUTH)
+
+
+def test_in_batch_of_documents_without_labels_is_empty() -> None:
+    assert len(InBatch(sp.csr_array((3, 4), dtype=np.float32))(np.array([0, 2]))) == 0

@@ -1,0 +1,79 @@
+"""Settings: defaults, bounds, files, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from labelspace.config import DexmlSettings, read_config, resolve, to_dict, to_toml
+from labelspace.errors import SettingsError
+
+
+def test_defaults_and_given_values() -> None:
+    settings = resolve("dexml", {"epochs": 3, "lr": 0.5})
+    assert settings.epochs == 3 and settings.lr == 0.5
+    assert settings == DexmlSettings(epochs=3, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 0}, "epochs: input should be greater than or equal to 1, got 0"),
+        ({"lr": -1.0}, "lr: input should be greater than 0"),
+        ({"loss": "hinge"}, "loss: .*decoupled_softmax"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"epochs": "many"}, "epochs: .*integer.*'many'"),
+        ({"epochz": 3}, "no setting 'epochz'; did you mean epochs"),
+        ({"loss": "bce", "positives": "sample"}, "does not go with the loss 'bce'"),
+    ],
+)
+def test_mistakes_are_named(given: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        resolve("dexml", given)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(SettingsError, match="unknown recipe 'dxml'; choose one of: dexml"):
+        resolve("dxml", {})
+
+
+@pytest.mark.parametrize("name", ["run.toml", "run.yaml", "run.json"])
+def test_files_are_read(tmp_path: Path, name: str) -> None:
+    text = {"run.toml": 'batch-size = 7\nloss = "bce"\n', "run.yaml": "batch_size: 7\nloss: bce\n"}
+    (tmp_path / name).write_text(text.get(name, '{"batch_size": 7, "loss": "bce"}'))
+    assert read_config(tmp_path / name) == {"batch_size": 7, "loss": "bce"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "x = ", "not a valid configuration file"),
+        ("a.yaml", "x: [", "not a valid configuration file"),
+        ("a.yaml", "- 3", "holds names and values"),
+        ("a.toml", "[fit]\nepochs = 3", "settings are flat, but 'fit' is a table"),
+        ("a.ini", "epochs=3", "ends in .toml, .yaml or .json"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_config(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read the configuration file"):
+        read_config(tmp_path / "none.toml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert read_config(tmp_path / "empty.yaml") == {}
+
+
+def test_written_settings_give_the_same_settings(tmp_path: Path) -> None:
+    settings = DexmlSettings(epochs=9, encoder='a "quoted" path', max_minutes=1.5, normalize=True)
+    (tmp_path / "s.toml").write_text(to_toml(settings, "dexml"))
+    values = read_config(tmp_path / "s.toml")
+    assert values.pop("recipe") == "dexml"
+    assert resolve("dexml", values) == settings
+    assert to_dict(settings)["projection"] is None

@@ -1,0 +1,207 @@
+"""The DEXML recipe end to end on the toy corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import labelspace as ls
+
+
+@pytest.fixture(scope="module")
+def data(toy_folder: Path) -> ls.Dataset:
+    return ls.load(toy_folder)
+
+
+@pytest.fixture(scope="module")
+def static(tiny_transformer: Path) -> dict[str, Any]:
+    return {
+        "encoder": "static", "base": str(tiny_transformer), "epochs": 12, "batch_size": 32, "lr": 0.02,
+        "precision": "float32", "device": "cpu", "evaluations": 2,
+    }  # fmt: skip
+
+
+def scores(model: ls.Model, data: ls.Dataset) -> dict[str, float]:
+    assert data.test is not None
+    return ls.evaluate(model.predict(data.test.texts, k=10), data.test.targets, data.train.targets)
+
+
+def test_static_learns_the_toy_corpus_and_is_saved_whole(
+    data: ls.Dataset, static: dict[str, Any], tmp_path: Path
+) -> None:
+    model = ls.train(data, recipe="dexml", out=tmp_path / "a", **static)
+    found = scores(model, data)
+    assert found["P@1"] >= 95 and found["nDCG@5"] >= 95
+    again = ls.Model.load(tmp_path / "a")
+    assert scores(again, data) == found
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "encoder", "labels.jsonl", "log.jsonl", "manifest.json", "memory", "settings.toml",
+    ]  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    events = [json.loads(line)["event"] for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert events[0] == "start" and events[-1] == "end" and {"step", "evaluation"} <= set(events)
+    recorded = tomllib.loads((tmp_path / "a" / "settings.toml").read_text())
+    assert recorded["seed"] == 0 and recorded["recipe"] == "dexml" and recorded["lr"] == 0.02
+    info = again.info
+    assert (
+        info["config"]["epochs"] == 12 and info["data"]["documents"] == 300 and len(info["data"]["fingerprint"]) == 64
+    )
+    assert info["metrics"]["validation"]["P@1"] > info["fit"]["curve"][0]["P@1"]
+
+
+def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> None:
+    one, two, other = (ls.train(data, **{**static, "epochs": 2, "seed": seed}) for seed in (3, 3, 4))
+    assert torch.equal(one.memory.keys, two.memory.keys)
+    assert not torch.equal(one.memory.keys, other.memory.keys)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "softmax"},
+        {"loss": "soft_top_k", "k": 2},
+        {"loss": "decoupled_softmax", "positives": "sample"},
+        {"loss": "softmax", "positives": "sample"},
+        {"loss": "soft_top_k", "k": 2, "positives": "sample"},
+        {"negatives": "in-batch"},
+        {"vocabulary": "pieces", "lr": 0.05, "epochs": 30},
+        {"vocabulary": "words"},
+        {"weight_decay": 0.01},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any]) -> None:
+    assert scores(ls.train(data, **{**static, **changes}), data)["P@1"] >= 75
+
+
+def test_bce_runs_and_its_weights_move(data: ls.Dataset, static: dict[str, Any]) -> None:
+    short = {**static, "epochs": 1, "evaluations": 0}
+    a, b = ls.train(data, **short, loss="bce"), ls.train(data, **{**short, "lr": 1e-9}, loss="bce")
+    assert not torch.allclose(a.memory.keys, b.memory.keys, atol=1e-3)
+
+
+@pytest.mark.parametrize("normalize", [None, False])
+def test_a_transformer_learns(data: ls.Dataset, tiny_transformer: Path, normalize: bool | None) -> None:
+    settings = {"encoder": str(tiny_transformer), "epochs": 12, "batch_size": 32, "lr": 3e-3, "chunk_size": 16}
+    if normalize is False:
+        settings.update(normalize=False, temperature=1.0)
+    model = ls.train(data, **settings, precision="float32", device="cpu", evaluations=2)  # type: ignore[arg-type]
+    assert scores(model, data)["P@1"] >= 80
+    lengths = np.linalg.norm(model.memory.keys.numpy(), axis=1)
+    assert np.allclose(lengths, 1, atol=1e-5) == (normalize is None)
+
+
+def test_chunk_size_does_not_change_the_result(data: ls.Dataset, tiny_transformer: Path) -> None:
+    keys = []
+    for chunk_size in (4, 1000):
+        settings = {
+            "encoder": str(tiny_transformer),
+            "epochs": 1,
+            "lr": 1e-3,
+            "chunk_size": chunk_size,
+            "batch_size": 64,
+        }
+        keys.append(ls.train(data, **settings, precision="float32", device="cpu").memory.keys)  # type: ignore[arg-type]
+    torch.testing.assert_close(keys[0], keys[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_saved_model_is_a_warm_start(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:
+    first = ls.train(data, out=tmp_path / "a", **static)
+    options = {**static, "encoder": str(tmp_path / "a"), "epochs": 1, "lr": 1e-6}
+    second = ls.train(data, out=tmp_path / "b", **options)
+    torch.testing.assert_close(second.memory.keys, first.memory.keys, atol=1e-3, rtol=0)
+    assert scores(second, data)["P@1"] >= 95
+
+
+def test_renumbering_labels_or_documents_changes_nothing(data: ls.Dataset, static: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    columns, rows = rng.permutation(len(data.labels)), rng.permutation(len(data.train))
+    place = np.argsort(columns)
+
+    def move(corpus: ls.Corpus) -> ls.Corpus:
+        coo = corpus.targets.tocoo()
+        targets = sp.csr_array((coo.data, (coo.row, place[coo.col])), shape=coo.shape)
+        return dataclasses.replace(corpus, targets=targets)
+
+    assert data.test is not None
+    labels = ls.Labels([data.labels.ids[i] for i in columns], [data.labels.texts[i] for i in columns])
+    renamed = dataclasses.replace(
+        data, labels=labels, train=move(data.train), valid=move(data.valid), test=move(data.test)
+    )
+    one = {**static, "batch_size": 1000, "epochs": 40, "evaluations": 0}
+    expected = scores(ls.train(data, **one), data)
+    assert scores(ls.train(renamed, **one), renamed) == pytest.approx(expected, abs=0.1)
+    held = np.argsort(rows)[data.valid_rows]
+    shuffled = dataclasses.replace(data, train=data.train.rows(rows), valid_rows=np.sort(held))
+    assert scores(ls.train(shuffled, **one), shuffled) == pytest.approx(expected, abs=0.1)
+
+
+def test_the_test_truth_is_never_looked_at(data: ls.Dataset, static: dict[str, Any]) -> None:
+    assert data.test is not None
+    nothing = sp.csr_array(data.test.targets.shape, dtype=np.float32)
+    blind = dataclasses.replace(data, test=dataclasses.replace(data.test, targets=nothing))
+    a, b = ls.train(data, **{**static, "epochs": 3}), ls.train(blind, **{**static, "epochs": 3})
+    assert torch.equal(a.memory.keys, b.memory.keys) and a.info["fit"]["best_step"] == b.info["fit"]["best_step"]
+
+
+def test_held_out_rows_teach_nothing(data: ls.Dataset, static: dict[str, Any]) -> None:
+    coo = data.train.targets.tocoo()
+    keep = ~np.isin(coo.row, data.valid_rows)
+    targets = sp.csr_array((coo.data[keep], (coo.row[keep], coo.col[keep])), shape=coo.shape)
+    emptied = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=targets))
+    options = {**static, "epochs": 2, "evaluations": 0}
+    assert torch.equal(ls.train(data, **options).memory.keys, ls.train(emptied, **options).memory.keys)
+
+
+def test_a_time_limit_covers_the_whole_run(data: ls.Dataset, static: dict[str, Any]) -> None:
+    model = ls.train(data, **{**static, "epochs": 100_000}, max_minutes=0.25)
+    assert model.info["fit"]["stopped"] in ("time", "early")
+    assert scores(model, data)["P@1"] >= 75
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"epochz": 1}, ls.SettingsError, "did you mean epochs"),
+        ({"pooling": "cls"}, ls.SettingsError, "no pooling or projection"),
+        ({"device": "abacus"}, ls.LabelspaceError, "cannot be used"),
+        ({"encoder": "./nowhere"}, ls.ModelError, "no such folder"),
+        ({"loss": "soft_top_k", "k": 25}, ls.SettingsError, "k is 25, but there are 25 labels"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        ls.train(data, **{**static, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_data_without_labels_and_foreign_folders_are_refused(
+    data: ls.Dataset, static: dict[str, Any], tmp_path: Path
+) -> None:
+    empty = dataclasses.replace(data.train, targets=sp.csr_array(data.train.targets.shape, dtype=np.float32))
+    with pytest.raises(ls.DataError, match="no training document has a label"):
+        ls.train(dataclasses.replace(data, train=empty), **static)
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(ls.ModelError, match="not a labelspace model"):
+        ls.train(data, out=tmp_path, **static)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_number(
+    data: ls.Dataset, static: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelspace.machine.available_memory", lambda: 10_000_000)
+    with pytest.raises(
+        ls.ResourceError, match=r"this run would take about .* and 10.0 MB are available; lower --batch"
+    ):
+        ls.train(data, out=tmp_path / "a", **static)
+    assert not list(tmp_path.iterdir())

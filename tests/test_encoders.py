@@ -1,0 +1,254 @@
+"""Encoders: same vectors as sentence-transformers, cached gradients equal full ones, sparse gradients equal dense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from labelspace.data.tokens import Tokens, tokenize
+from labelspace.encoders import StaticEncoder, TransformerEncoder, build_static, open_encoder
+from labelspace.errors import MissingExtraError, ModelError, SettingsError
+from labelspace.gradcache import encode_cached
+
+TEXTS = ["a red oak", "", "history of the very tall vine, notes", "xyz 123", "wild rose"]
+
+
+def tiny(path: Path, **options: object) -> TransformerEncoder:
+    encoder = open_encoder(str(path), **options)  # type: ignore[arg-type]
+    assert isinstance(encoder, TransformerEncoder)
+    return encoder
+
+
+def test_equals_sentence_transformers(tiny_transformer: Path) -> None:
+    expected = SentenceTransformer(str(tiny_transformer), device="cpu").encode(TEXTS)
+    encoder = tiny(tiny_transformer)
+    for batch_size in (1, 2, 100):
+        vectors = encoder.encode(encoder.tokenize(TEXTS), batch_size)
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"pooling": "cls"}, {"projection": 8}, {"normalize": False}, {"max_tokens": 6}])
+def test_saved_folder_gives_the_same_vectors(
+    tiny_transformer: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    encoder = tiny(tiny_transformer, **options)
+    vectors = encoder.encode(encoder.tokenize(TEXTS))
+    encoder.save(tmp_path)
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), vectors, atol=1e-6)
+    again = open_encoder(str(tmp_path))
+    assert np.array_equal(again.encode(again.tokenize(TEXTS)), vectors)
+    assert encoder.dim == vectors.shape[1] == options.get("projection", 32)
+    plain = tiny(tiny_transformer)
+    assert plain.dim != encoder.dim or not np.allclose(plain.encode(plain.tokenize(TEXTS)), vectors, atol=1e-3)
+
+
+def test_attention_back_ends_agree_and_are_chosen_by_use(tiny_transformer: Path) -> None:
+    encoder = tiny(tiny_transformer)
+    tokens = encoder.tokenize(TEXTS)
+    encoder.encode(tokens)
+    assert encoder.transformer.config._attn_implementation == "sdpa"
+    trained = encoder(tokens)
+    assert encoder.transformer.config._attn_implementation == "eager"
+    np.testing.assert_allclose(trained.detach().numpy(), encoder.encode(tokens), atol=1e-6)
+    fixed = tiny(tiny_transformer, attention="sdpa")
+    fixed(tokens)
+    assert fixed.transformer.config._attn_implementation == "sdpa"
+
+
+def test_bf16_is_near_float32(tiny_transformer: Path) -> None:
+    encoder = tiny(tiny_transformer)
+    tokens = encoder.tokenize(TEXTS)
+    exact = encoder.encode(tokens)
+    encoder.precision = "bf16"
+    low = encoder.encode(tokens)
+    assert low.dtype == np.float32
+    assert 0 < np.abs(low - exact).max() < 0.05
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int, dropout: float) -> None:
+    encoder = tiny(tiny_transformer, dropout=dropout)
+    encoder.train()
+    tokens = encoder.tokenize(TEXTS)
+    weights = torch.randn(len(TEXTS), encoder.dim, generator=torch.Generator().manual_seed(1))
+    order = np.argsort(tokens.lengths, kind="stable")
+
+    def gradients(cached: bool) -> list[torch.Tensor]:
+        encoder.zero_grad()
+        torch.manual_seed(0)
+        if cached:
+            vectors = encode_cached(encoder, tokens, chunk)
+        else:
+            # the same chunks with their graphs, so that dropout draws alike
+            parts = [encoder(tokens.take(order[i : i + chunk])) for i in range(0, len(order), chunk)]
+            vectors = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+        (vectors * weights).sum().backward()
+        return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    if dropout == 0:
+        encoder.zero_grad()
+        (encoder(tokens) * weights).sum().backward()
+        whole = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+        for a, b in zip(gradients(True), whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def make_static(base: Path, **options: object) -> StaticEncoder:
+    texts = ["red oak guide", "red oak history", "red oak notes", "wild vine oak", "vine"] * 2
+    return build_static(tiny(base), texts, ["tall fern", "red oak"], **options)  # type: ignore[arg-type]
+
+
+def test_static_vectors_are_means_of_rows(tiny_transformer: Path) -> None:
+    encoder = make_static(tiny_transformer)
+    tokens = encoder.tokenize(TEXTS)
+    table = encoder.table.detach().numpy()
+    vectors = encoder.encode(tokens)
+    for i in range(len(TEXTS)):
+        ids = tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]]
+        mean = table[ids].mean(0) if len(ids) else np.zeros(encoder.dim)
+        np.testing.assert_allclose(vectors[i], mean / max(np.linalg.norm(mean), 1e-12), atol=1e-6)
+    assert not vectors[1].any()
+
+
+def test_static_gradient_is_sparse_and_equals_the_dense_one(tiny_transformer: Path) -> None:
+    encoder = make_static(tiny_transformer)
+    tokens = encoder.tokenize(TEXTS * 3)
+    weights = torch.randn(len(tokens), encoder.dim, generator=torch.Generator().manual_seed(1))
+    (encoder(tokens) * weights).sum().backward()
+    sparse = encoder.table.grad
+    assert sparse is not None and sparse.is_sparse
+    assert set(sparse.coalesce().indices()[0].tolist()) == set(tokens.ids.tolist())
+    table = encoder.table.detach().clone().requires_grad_()
+    ids = torch.from_numpy(tokens.ids.astype(np.int64))
+    means = torch.nn.functional.embedding_bag(
+        ids, table, torch.from_numpy(tokens.offsets), mode="mean", include_last_offset=True
+    )
+    (torch.nn.functional.normalize(means, dim=1) * weights).sum().backward()
+    torch.testing.assert_close(sparse.to_dense(), table.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_static_saved_folder_opens_without_remote_code(tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = make_static(tiny_transformer, max_tokens=4)
+    encoder.save(tmp_path)
+    vectors = encoder.encode(encoder.tokenize(TEXTS))
+    stock = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=False)
+    np.testing.assert_allclose(stock.encode(TEXTS), vectors, atol=1e-6)
+    again = open_encoder(str(tmp_path))
+    assert isinstance(again, StaticEncoder)
+    assert again.max_tokens == 4
+    assert np.array_equal(again.encode(again.tokenize(TEXTS)), vectors)
+    with pytest.raises(SettingsError, match="no pooling or projection"):
+        open_encoder(str(tmp_path), projection=3)
+
+
+def test_static_vocabulary(tiny_transformer: Path) -> None:
+    def tokens(vocabulary: str, text: str) -> list[str]:
+        encoder = make_static(tiny_transformer, vocabulary=vocabulary)
+        return encoder.tokenizer.encode(text, add_special_tokens=False).tokens
+
+    text = "Wild red oak, tall fern: vine"
+    pieces, words, phrases = (tokens(v, text) for v in ("pieces", "words", "phrases"))
+    assert "wild" not in pieces and "##l" in pieces  # the tiny transformer spells it
+    assert {"vine", "fern"} <= set(words) and "##l" in words  # two documents are too few
+    assert "red oak" in phrases  # a label that three documents name
+    assert "tall" in phrases and "fern" in phrases  # a label that none names
+    assert tokens("phrases", "redoak") == tokens("pieces", "redoak")  # whole words only
+
+
+def test_pairs_far_above_chance_become_tokens(tiny_transformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    filler = [f"{a}{b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl"]
+    texts = [" ".join(rng.choice(filler, 16)) for _ in range(80)] + ["abc sea level def"] * 25
+    encoder = build_static(tiny(tiny_transformer), texts, ["x"])
+    assert encoder.tokenizer.token_to_id("sea level") is not None
+    monkeypatch.setattr("labelspace.encoders.static.PAIR_MIN_LIFT", 1000.0)
+    again = build_static(tiny(tiny_transformer), texts, ["x"])
+    assert again.tokenizer.token_to_id("sea level") is None
+    limited = build_static(tiny(tiny_transformer), texts, ["x"], max_words=3)
+    assert limited.table.shape[0] < again.table.shape[0]
+
+
+def test_frequent_tokens_weigh_less(tiny_transformer: Path) -> None:
+    encoder = make_static(tiny_transformer, vocabulary="words", frequency_weight=1e-2)
+    norm = np.linalg.norm(encoder.table.detach().numpy(), axis=1)
+    number = encoder.tokenizer.token_to_id
+    assert norm[number("oak")] < norm[number("vine")] < norm[number("x")]
+    equal = make_static(tiny_transformer, frequency_weight=0.0)
+    np.testing.assert_allclose(np.linalg.norm(equal.table.detach().numpy(), axis=1), 1, atol=1e-3)
+
+
+def test_static_cache_is_used_and_a_damaged_one_is_not(
+    tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_static(tiny_transformer, cache=tmp_path)
+    (stored,) = (tmp_path / "static").glob("*/vectors.npy")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformerEncoder, "encode", never)
+        second = make_static(tiny_transformer, cache=tmp_path)
+    assert torch.equal(first.table, second.table)
+    stored.write_bytes(stored.read_bytes()[:200])
+    assert torch.equal(make_static(tiny_transformer, cache=tmp_path).table, first.table)
+
+
+def test_names_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        open_encoder("./nowhere")
+    with pytest.raises(ModelError, match="neither modules.json nor config.json"):
+        open_encoder(str(tmp_path))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ModelError, match="it is a file"):
+        open_encoder(str(tmp_path / "file"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot open the encoder"):
+        open_encoder(str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"labelspace\[minilm\]"):
+        open_encoder("minilm")
+
+
+def test_too_many_tokens_are_refused(tiny_transformer: Path) -> None:
+    with pytest.raises(SettingsError, match="40 positions"):
+        tiny(tiny_transformer, max_tokens=100)
+
+
+def test_tokens_are_cached_by_content(tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = tiny(tiny_transformer)
+    first = encoder.tokenize(TEXTS, tmp_path)
+    assert isinstance(first.ids, np.memmap)
+    again = encoder.tokenize(TEXTS, tmp_path)
+    memory = encoder.tokenize(TEXTS)
+    for tokens in (first, again):
+        assert np.array_equal(tokens.ids, memory.ids) and np.array_equal(tokens.offsets, memory.offsets)
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    encoder.tokenize([*TEXTS[:-1], "changed"], tmp_path)
+    encoder.max_tokens = 5
+    assert encoder.tokenize(TEXTS, tmp_path).lengths.max() == 5
+    assert len(list((tmp_path / "tokens").iterdir())) == 3
+    for stored in (tmp_path / "tokens").glob("*/ids.npy"):
+        stored.write_bytes(b"damaged")
+    assert np.array_equal(encoder.tokenize(TEXTS, tmp_path).ids, encoder.tokenize(TEXTS).ids)
+
+
+def test_tokens_take_rows() -> None:
+    tokens = Tokens(np.arange(10, dtype=np.int32), np.array([0, 3, 3, 7, 10]))
+    taken = tokens.take(np.array([3, 1, 0, 3]))
+    assert taken.ids.tolist() == [7, 8, 9, 0, 1, 2, 7, 8, 9]
+    assert taken.lengths.tolist() == [3, 0, 3, 3]
+
+
+def test_odd_texts_are_tokenised(tiny_transformer: Path) -> None:
+    encoder = tiny(tiny_transformer)
+    odd = ["\ud800 red", "\x00", "oak\u2028oak", "🌲" * 50]
+    tokens = tokenize(encoder.tokenizer, odd)
+    assert len(tokens) == 4 and np.isfinite(encoder.encode(tokens)).all()

@@ -1,0 +1,199 @@
+"""Models: predictions, saving and loading, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import labelspace as ls
+from labelspace.encoders import open_encoder
+from labelspace.memory import Memory
+
+NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
+TEXTS = ["a red oak", "history of the wild rose", "", "moss"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_transformer: Path) -> ls.Model:
+    return ls.Model.from_encoder(str(tiny_transformer), labels=NAMES, device="cpu")
+
+
+@pytest.fixture
+def saved(model: ls.Model, tmp_path: Path) -> Path:
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_zero_shot_predictions(model: ls.Model) -> None:
+    pred = model.predict(TEXTS, k=3)
+    assert pred.indices.shape == pred.scores.shape == (4, 3)
+    assert pred.indices.dtype == np.int64 and pred.scores.dtype == np.float32
+    vectors = model.encode(TEXTS)
+    assert vectors.shape == (4, 32) and vectors.dtype == np.float32
+    products = vectors @ model.encode(NAMES).T
+    assert np.array_equal(pred.indices, np.argsort(-products, axis=1)[:, :3])
+    np.testing.assert_allclose(pred.scores, -np.sort(-products, axis=1)[:, :3], atol=1e-5)
+    best = pred.named(0)[0]
+    assert best[0] == best[1] == NAMES[pred.indices[0, 0]]
+    assert model.predict("a red oak", k=3).indices.tolist() == pred.indices[:1].tolist()
+
+
+def test_fewer_labels_than_k_are_padded(model: ls.Model) -> None:
+    pred = model.predict(TEXTS, k=7)
+    assert pred.indices.shape == (4, 7)
+    assert (pred.indices[:, 4:] == -1).all() and (pred.scores[:, 4:] == -np.inf).all()
+    assert sorted(pred.indices[0, :4].tolist()) == [0, 1, 2, 3]
+    assert len(pred.named(0)) == 4
+    assert model.predict([], k=2).indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("chosen", [["red oak", "dry moss"], [0, 3], np.array([3, 0])])
+def test_candidates_can_be_restricted(model: ls.Model, chosen: list[str]) -> None:
+    pred = model.predict(TEXTS, k=3, labels=chosen)
+    assert set(pred.indices[:, :2].ravel().tolist()) == {0, 3}
+    assert (pred.indices[:, 2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "at least 1, got 0"),
+        ({"k": 2.5}, "whole number"),
+        ({"labels": ["red oka"]}, "no label 'red oka'; the nearest are 'red oak'"),
+        ({"labels": [9]}, "no label number 9"),
+        ({"labels": []}, "no label to choose from"),
+        ({"texts": ["fine", None]}, "text number 1 is None"),
+        ({"texts": 3}, "a list of texts was expected, got int"),
+    ],
+)
+def test_bad_requests_are_refused(model: ls.Model, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ls.DataError, match=message):
+        model.predict(**{"texts": TEXTS, **options})  # type: ignore[arg-type]
+
+
+def test_a_huge_k_is_refused_before_memory_is_taken(model: ls.Model) -> None:
+    with pytest.raises(ls.ResourceError, match="lower k"):
+        model.predict(TEXTS, k=10**13)
+
+
+def test_bad_label_lists_are_refused(tiny_transformer: Path) -> None:
+    with pytest.raises(ls.DataError, match="'a' is given twice"):
+        ls.Model.from_encoder(str(tiny_transformer), labels=["a", "b", "a"])
+    with pytest.raises(ls.DataError, match="at least one label"):
+        ls.Model.from_encoder(str(tiny_transformer), labels=[])
+    with pytest.raises(ls.DataError, match="label number 1 is 7"):
+        ls.Model.from_encoder(str(tiny_transformer), labels=["a", 7])  # type: ignore[list-item]
+
+
+def test_loaded_models_predict_bit_equally(model: ls.Model, saved: Path, tmp_path: Path) -> None:
+    again = ls.Model.load(saved)
+    expected = model.predict(TEXTS, k=4)
+    for other in (again, _resaved(again, tmp_path / "b")):
+        pred = other.predict(TEXTS, k=4)
+        assert np.array_equal(pred.indices, expected.indices)
+        assert np.array_equal(pred.scores, expected.scores)
+        assert list(pred.label_texts or []) == NAMES
+        assert other.info == model.info
+
+
+def _resaved(model: ls.Model, path: Path) -> ls.Model:
+    model.save(path)
+    return ls.Model.load(path)
+
+
+def test_saving_replaces_a_model_and_nothing_else(model: ls.Model, saved: Path, tmp_path: Path) -> None:
+    smaller = ls.Model(
+        model.encoder, Memory.of_labels(model.memory.keys[:2]), ls.Labels(NAMES[:2], NAMES[:2]), {"recipe": "none"}
+    )
+    smaller.save(saved)
+    assert len(ls.Model.load(saved).labels) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter1.txt").write_text("precious")
+    with pytest.raises(ls.ModelError, match="not a labelspace model; choose another folder"):
+        model.save(other)
+    with pytest.raises(ls.ModelError, match="is a file"):
+        model.save(other / "chapter1.txt")
+    assert (other / "chapter1.txt").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    model.save(tmp_path / "empty")
+    assert len(ls.Model.load(tmp_path / "empty").labels) == 4
+
+
+def test_a_failed_save_leaves_the_old_model(
+    model: ls.Model, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Memory, "save", fail)
+        model.save(saved)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    assert np.array_equal(ls.Model.load(saved).predict(TEXTS).indices, model.predict(TEXTS).indices)
+
+
+def test_a_later_version_is_refused(saved: Path) -> None:
+    file = saved / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "format_version": 2, "labelspace_version": "9.1"}))
+    with pytest.raises(ls.ModelError, match="model format 2, written by labelspace 9.1") as caught:
+        ls.Model.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_folders_are_refused(tmp_path: Path, tiny_transformer: Path) -> None:
+    with pytest.raises(ls.ModelError, match="no such folder"):
+        ls.Model.load(tmp_path / "nowhere")
+    with pytest.raises(ls.ModelError, match="has no manifest.json"):
+        ls.Model.load(tiny_transformer)
+    (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(ls.ModelError, match="of another kind"):
+        ls.Model.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ls.ModelError, match=r"manifest.json is damaged"):
+        ls.Model.load(tmp_path)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_every_truncated_changed_or_missing_file_is_refused_by_name(saved: Path) -> None:
+    names = files_of(saved)
+    assert {"manifest.json", "labels.jsonl", "memory/keys.safetensors", "memory/votes.npz"} <= set(names)
+    assert not [name for name in names if name.endswith((".pkl", ".bin", ".pt"))]
+    for name in names:
+        file = saved / name
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (content[:middle], flipped, None):
+            if damaged is None:
+                file.unlink()
+            elif name == "manifest.json" and damaged is flipped:
+                continue  # the manifest stamps the others, nothing stamps it
+            else:
+                file.write_bytes(damaged)
+            with pytest.raises(ls.ModelError, match=name.rsplit("/", 1)[-1]) as caught:
+                ls.Model.load(saved)
+            assert "\n" not in str(caught.value)
+            file.write_bytes(content)
+    ls.Model.load(saved)
+
+
+def test_parts_that_do_not_fit_are_refused(model: ls.Model) -> None:
+    with pytest.raises(ValueError, match="votes for 4 labels, but 1"):
+        ls.Model(model.encoder, model.memory, ls.Labels(["a"], ["a"]))
+    with pytest.raises(ValueError, match="3 dimensions, the encoder 32"):
+        ls.Model(model.encoder, Memory.of_labels(torch.zeros(1, 3)), ls.Labels(["a"], ["a"]))
+
+
+def test_a_model_folder_is_an_encoder(saved: Path, model: ls.Model) -> None:
+    encoder = open_encoder(str(saved))
+    assert np.array_equal(encoder.encode(encoder.tokenize(TEXTS)), model.encode(TEXTS))

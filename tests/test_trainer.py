@@ -1,0 +1,139 @@
+"""The loop: schedule, best weights, stopping by patience, clock and signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labelspace.config import FitSettings
+from labelspace.errors import LabelspaceError
+from labelspace.trainer import FitReport, Log, Schedule, device_of, fit
+from labelspace.types import Batch
+
+
+class Toy:
+    """A weight that moves by the learning rate at each step, and scripted validation scores."""
+
+    def __init__(self, scores: list[float] | None, tmp_path: Path, **settings: object):
+        self.module = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.module.weight)
+        self.scores = scores
+        self.settings = FitSettings(**{"warmup": 0.0, "max_grad_norm": 0.0, **settings})  # type: ignore[arg-type]
+        self.file = tmp_path / "log.jsonl"
+        self.hook: Callable[[int], None] = lambda step: None
+        self.steps = 0
+        self.weights: list[float] = []
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        self.hook(self.steps)
+        self.steps += 1
+        return self.module.weight.sum()
+
+    def evaluate(self) -> dict[str, float]:
+        assert self.scores is not None
+        self.weights.append(self.module.weight.item())
+        return {"nDCG@5": self.scores[len(self.weights) - 1]}
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        for _ in range(10):
+            yield Batch(np.arange(4), None, np.zeros((2, 0), dtype=np.int64))
+
+    def fit(self, started: float | None = None) -> FitReport:
+        log = Log(self.file)
+        try:
+            return fit(
+                self.step, self.batches, 10, self.module, self.settings, lr=0.1, weight_decay=0.0, row_sparse=False,
+                evaluate=None if self.scores is None else self.evaluate, log=log,
+                started=time.monotonic() if started is None else started,
+            )  # fmt: skip
+        finally:
+            log.close()
+
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
+
+def test_the_best_evaluation_is_kept(tmp_path: Path) -> None:
+    toy = Toy([1.0, 2.0, 5.0, 3.0, 4.0], tmp_path, epochs=2, evaluations=4)
+    report = toy.fit()
+    assert report.stopped == "finished" and report.steps == 20
+    assert [c["step"] for c in report.curve] == [0, 5, 10, 15, 20]
+    assert report.best_step == 10 and report.metrics == {"nDCG@5": 5.0}
+    assert toy.module.weight.item() == toy.weights[2] != toy.weights[4]
+    records = toy.records()
+    assert [r["step"] for r in records if r["event"] == "evaluation"] == [0, 5, 10, 15, 20]
+    assert records[-1] == {"event": "end", "step": 20, "stopped": "finished", "best_step": 10}
+    step = next(r for r in records if r["event"] == "step")
+    assert {"loss", "lr", "texts_per_second", "peak_memory_gb", "seconds", "epoch"} <= set(step)
+
+
+def test_patience_stops_early(tmp_path: Path) -> None:
+    toy = Toy([1.0, 5.0, 4.0, 4.5, 9.0, 9.0], tmp_path, epochs=2, evaluations=5, patience=2)
+    report = toy.fit()
+    assert report.stopped == "early" and report.steps == 12 and report.best_step == 4
+    assert Toy([1.0, 5.0, 4.0, 4.5, 9.0, 9.0], tmp_path, epochs=2, evaluations=5, patience=0).fit().best_step == 16
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
+    toy = Toy(None, tmp_path, epochs=1)
+    report = toy.fit()
+    assert report.best_step == 10 and report.metrics == {} and report.curve == []
+    assert toy.module.weight.item() < 0
+
+
+def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
+    monkeypatch.setattr("labelspace.trainer.LOG_SECONDS", 0.0)
+    toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=0.5 / 60, evaluations=2)
+    toy.hook = lambda step: time.sleep(0.01)
+    begun = time.monotonic()
+    report = toy.fit()
+    assert report.stopped == "time" and 5 < report.steps < 100
+    assert time.monotonic() - begun < 2
+    rates = [float(r["lr"]) for r in toy.records() if r["event"] == "step"]  # type: ignore[arg-type]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02
+
+
+def test_a_signal_leaves_the_best_weights(tmp_path: Path) -> None:
+    toy = Toy([1.0, 3.0, 2.0], tmp_path, epochs=2, evaluations=4)
+    toy.hook = lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None
+    before = signal.getsignal(signal.SIGINT)
+    report = toy.fit()
+    assert report.stopped == "interrupted" and report.steps == 13
+    assert report.best_step == 5 and toy.module.weight.item() == toy.weights[1]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_signal_before_the_first_trained_evaluation_keeps_what_was_trained(tmp_path: Path) -> None:
+    toy = Toy([9.0], tmp_path, epochs=2, evaluations=2)
+    toy.hook = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
+    report = toy.fit()
+    assert report.stopped == "interrupted" and report.best_step == 4
+    assert toy.module.weight.item() < 0
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    toy = Toy([1.0], tmp_path, epochs=1)
+    torch.nn.init.constant_(toy.module.weight, float("nan"))
+    with pytest.raises(LabelspaceError, match="the loss is nan at step 1; lower --lr"):
+        toy.fit()
+
+
+def test_schedule_rises_and_falls() -> None:
+    schedule = Schedule(FitSettings(warmup=0.2), 100, time.monotonic())
+    assert [round(schedule.factor(schedule.progress(s)), 6) for s in (0, 10, 20, 60, 100)] == [0.05, 0.5, 1, 0.5, 0]
+    assert schedule.progress(1000) == 1
+
+
+def test_devices() -> None:
+    assert device_of("cpu").type == "cpu"
+    with pytest.raises(LabelspaceError, match="the device 'abacus' cannot be used"):
+        device_of("abacus")
