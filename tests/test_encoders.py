@@ -101,7 +101,7 @@ def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int
 
 
 def make_static(base: Path, **options: object) -> StaticEncoder:
-    texts = ["red oak guide", "red oak history", "red oak notes", "wild vine oak", "vine"] * 2
+    texts = ["red oak guide", "red oak history", "red oak notes", "wild vine oak", "vine"]
     return build_static(tiny(base), texts, ["tall fern", "red oak"], **options)  # type: ignore[arg-type]
 
 
@@ -156,7 +156,7 @@ def test_static_vocabulary(tiny_transformer: Path) -> None:
     text = "Wild red oak, tall fern: vine"
     pieces, words, phrases = (tokens(v, text) for v in ("pieces", "words", "phrases"))
     assert "wild" not in pieces and "##l" in pieces  # the tiny transformer spells it
-    assert {"vine", "fern"} <= set(words) and "##l" in words  # two documents are too few
+    assert {"vine", "fern"} <= set(words) and "##l" in words  # one document is too few
     assert "red oak" in phrases  # a label that three documents name
     assert "tall" in phrases and "fern" in phrases  # a label that none names
     assert tokens("phrases", "redoak") == tokens("pieces", "redoak")  # whole words only
@@ -188,7 +188,8 @@ def test_static_cache_is_used_and_a_damaged_one_is_not(
     tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_static(tiny_transformer, cache=tmp_path)
-    (stored,) = (tmp_path / "static").glob("*/vectors.npy")
+    stored = list((tmp_path / "static").glob("*/vectors.npy"))
+    assert len(stored) == 2  # the transformer's own tokens, and the corpus's
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
@@ -197,7 +198,8 @@ def test_static_cache_is_used_and_a_damaged_one_is_not(
         patch.setattr(TransformerEncoder, "encode", never)
         second = make_static(tiny_transformer, cache=tmp_path)
     assert torch.equal(first.table, second.table)
-    stored.write_bytes(stored.read_bytes()[:200])
+    for file in stored:
+        file.write_bytes(file.read_bytes()[:200])
     assert torch.equal(make_static(tiny_transformer, cache=tmp_path).table, first.table)
 
 

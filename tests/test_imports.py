@@ -26,6 +26,7 @@ ROWS = [
     {"model"},
     {"recipes.dexml"},
     {"recipes"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -30,6 +30,7 @@ class Toy:
         self.file = tmp_path / "log.jsonl"
         self.hook: Callable[[int], None] = lambda step: None
         self.steps = 0
+        self.choose = True
         self.weights: list[float] = []
 
     def step(self, batch: Batch) -> torch.Tensor:
@@ -51,7 +52,7 @@ class Toy:
         try:
             return fit(
                 self.step, self.batches, 10, self.module, self.settings, lr=0.1, weight_decay=0.0, row_sparse=False,
-                evaluate=None if self.scores is None else self.evaluate, log=log,
+                evaluate=None if self.scores is None else self.evaluate, choose=self.choose, log=log,
                 started=time.monotonic() if started is None else started,
             )  # fmt: skip
         finally:
@@ -87,6 +88,14 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
     report = toy.fit()
     assert report.best_step == 10 and report.metrics == {} and report.curve == []
     assert toy.module.weight.item() < 0
+
+
+def test_evaluations_that_choose_nothing(tmp_path: Path) -> None:
+    toy = Toy([9.0, 2.0, 1.0], tmp_path, epochs=1, evaluations=2, patience=1)
+    toy.choose = False
+    report = toy.fit()
+    assert report.best_step == 10 and report.metrics == {"nDCG@5": 1.0} and report.stopped == "finished"
+    assert toy.module.weight.item() == toy.weights[-1]
 
 
 def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The command line: ``labelspace quickstart | info | train | evaluate | predict``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage. Heavy libraries are loaded inside the commands.
+plain message, 2 wrong usage. What the commands do is in `commands`, which is loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -10,75 +10,22 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict, Env
-from pydantic import ValidationError
 
 from . import __version__
-from .config import DexmlSettings, in_one_sentence, read_config, resolve, to_dict, to_toml
 from .errors import LabelspaceError, SettingsError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from .model import Model
-    from .types import Corpus, Dataset, Labels, Predictions
-
-STARTED = time.monotonic()
-"""When the command began; a time limit counts from here."""
 
 logger = logging.getLogger("labelspace")
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How data files are read.
-
-    Args:
-        fields: of LF documents: title, title+content or auto.
-        label_fields: of LF labels: title, title+content or auto.
-        text_column: column of a table that holds the text.
-        label_column: column of a table that holds the labels.
-        separator: between the labels of a CSV or TSV cell; found out when not given.
-        encoding: of text files; UTF-8 or else latin-1 when not given.
-        format: lf, table or xc; found out when not given.
-    """
-
-    fields: str = "auto"
-    label_fields: str = "auto"
-    text_column: str = "text"
-    label_column: str = "labels"
-    separator: str | None = None
-    encoding: str | None = None
-    format: Literal["lf", "table", "xc"] | None = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What is printed.
-
-    Args:
-        json: print the result as JSON.
-        quiet: print no progress.
-        debug: print a traceback with an error.
-    """
-
-    json: Annotated[bool, Parameter(negative=())] = False
-    quiet: Annotated[bool, Parameter(negative=())] = False
-    debug: Annotated[bool, Parameter(negative=())] = False
-
-
 def _config_file(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
+    from .config import read_config
+
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
             path = argument.tokens[0].value
@@ -90,6 +37,9 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: Any) -> None:
 
 def _refuse_unknown(values: dict[str, Any], path: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
+    from .commands import DataOptions
+    from .config import resolve
+
     others = {*DataOptions.__dataclass_fields__, "recipe", "out"}
     recipe = str(values.get("recipe", "dexml"))
     resolve(recipe, {k: v for k, v in values.items() if k not in others and v is not None}, path)
@@ -106,344 +56,16 @@ app = App(
 )
 
 
-@app.command
-def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Output = Output()) -> None:
-    """Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.
-
-    Parameters
-    ----------
-    out
-        Folder of the model.
-    seed
-        Of the split and of training.
-    """
-    from .evaluation import evaluate as measure
-    from .info import describe, render
-    from .model import Model, require_writable
-    from .quickstart import icd10cm
-    from .recipes import train as run
-    from .recipes.dexml import make_encoder
-
-    require_writable(out)
-    data = icd10cm(seed)
-    described = describe(data)
-    if not output.json:
-        print(render(described) + "\n", flush=True)
-    settings: dict[str, Any] = {"epochs": 8, "seed": seed, "max_tokens": 64, "valid_documents": 500, "evaluations": 4}
-
-    test = data.test
-    assert test is not None
-
-    def figures(model: Model) -> dict[str, float]:
-        pred = model.predict(test.texts, k=100)
-        return measure(pred, test.targets, data.train.targets, name=data.name)
-
-    untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
-    before = figures(untrained)
-    model = run(data, recipe="dexml", out=out, started=STARTED, max_minutes=2.5, **settings)
-    after = figures(model)
-    if output.json:
-        _print_json({"data": described, "before": before, "metrics": after, "model": str(out)})
-        return
-    print(f"metrics on {len(test)} held-out phrases, in percent")
-    print(f"{'':<12}{'untrained':>10}{'trained':>10}")
-    for name in after:
-        print(f"{name:<12}{before[name]:>10.2f}{after[name]:>10.2f}")
-    print("\nten held-out phrases (* marks a true code)")
-    rows = list(range(0, len(test), max(1, len(test) // 10)))[:10]
-    pred = model.predict([test.texts[i] for i in rows], k=3)
-    for place, row in enumerate(rows):
-        true = {data.labels.ids[j] for j in test.targets[[row]].indices}
-        print(f"\n{test.texts[row]}")
-        for name, text, score in pred.named(place):
-            print(f"  {'*' if name in true else ' '} {score:.2f}  {name:<8} {text}")
-    print(f"\nmodel saved in {out}; try: echo 'fracture of the left wrist' | labelspace predict {out} -")
-
-
-@app.command
-def info(data: Path, *, options: DataOptions = DataOptions(), output: Output = Output()) -> None:
-    """Describe a data set: counts, lengths, label frequencies, and the memory that training would take.
-
-    Parameters
-    ----------
-    data
-        Folder or file.
-    """
-    from .info import describe, render
-
-    report = describe(_load(data, options))
-    if output.json:
-        _print_json(report)
-    else:
-        print(render(report))
-
-
-@app.command
-def train(
-    data: Path,
-    *,
-    out: Path | None = None,
-    recipe: Literal["dexml"] = "dexml",
-    settings: Annotated[DexmlSettings, Parameter(name="*")] = DexmlSettings(),
-    options: DataOptions = DataOptions(),
-    config: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    output: Output = Output(),
-) -> None:
-    """Train a model and save it with its log and settings.
-
-    Parameters
-    ----------
-    data
-        Folder or file.
-    out
-        Folder of the model; needed unless --dry-run is given.
-    recipe
-        How to train.
-    config
-        TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
-    dry_run
-        Print the settings as a configuration file, and stop.
-    """
-    from .recipes import train as run
-
-    if dry_run:
-        print(to_toml(settings, recipe), end="")
-        return
-    if out is None:
-        raise SettingsError("no folder to save the model to was given; add --out DIR")
-    from .model import require_writable
-
-    require_writable(out)
-    model = run(_load(data, options, settings.seed), recipe=recipe, out=out, started=STARTED, **to_dict(settings))
-    fitted = model.info["fit"]
-    if output.json:
-        _print_json({"model": str(out), **model.info["metrics"], "fit": fitted, "config": model.info["config"]})
-        return
-    metrics = model.info["metrics"]["validation"]
-    print(
-        f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {time.monotonic() - STARTED:.0f} s)"
-    )
-    if metrics:
-        print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
-
-
-@app.command(alias="eval")
-def evaluate(
-    model: Path,
-    data: Path,
-    *,
-    split: Literal["auto", "train", "valid", "test"] = "auto",
-    k: int = 100,
-    filter: Path | None = None,
-    propensity: tuple[float, float] | None = None,
-    skip_empty: Annotated[bool, Parameter(negative=())] = False,
-    device: str = "auto",
-    options: DataOptions = DataOptions(),
-    output: Output = Output(),
-) -> None:
-    """Measure a model, or the score.npz of any tool, on a data set.
-
-    Parameters
-    ----------
-    model
-        Folder of a model, or a score.npz with one row a document.
-    data
-        Folder or file; read as the model's training data was, unless an option says otherwise.
-    split
-        Documents to measure on; auto is test where there is one, else valid.
-    k
-        Labels to retrieve for each document.
-    filter
-        File of (document, label) pairs not to predict; found beside the data when not given.
-    propensity
-        Constants A B; chosen by the name of the data set when not given.
-    skip_empty
-        Leave documents without a true label out of every mean.
-    device
-        auto, cpu, cuda or mps.
-    """
-    from .evaluation import longest_filter_row, render, report
-
-    if k < 1:
-        raise SettingsError(f"--k must be at least 1, got {k}")
-    opened: Model | None = None
-    given: Predictions | None = None
-    seed = 0
-    if model.is_file() and model.suffix == ".npz":
-        from .data.writers import load_scores
-
-        given = load_scores(model)
-    else:
-        from .model import Model
-
-        opened = Model.load(model, device)
-        options, seed = _recorded(options, opened)
-    dataset = _load(data, options, seed)
-    corpus = _choose_split(dataset, split)
-    pairs, source = corpus.filter_pairs, corpus.filter_source
-    if filter is not None:
-        from .data.formats.filters import read_pairs
-
-        pairs, source = read_pairs(filter, corpus.targets.shape), filter
-    targets, train_targets = corpus.targets, dataset.train.targets
-    if opened is not None:
-        depth = min(k + (longest_filter_row(pairs) if pairs is not None else 0), len(opened.labels))
-        given = opened.predict(corpus.texts, k=depth)
-        given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
-    assert given is not None
-    result = report(
-        given, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
-        name=dataset.name, filter_source=None if source is None else str(source),
-    )  # fmt: skip
-    if output.json:
-        _print_json(result.as_dict())
-    else:
-        print(render(result))
-
-
-@app.command(alias="suggest")
-def predict(
-    model: Path,
-    texts: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    *,
-    k: int = 5,
-    style: Annotated[Literal["table", "jsonl", "tsv"], Parameter(name="--format")] = "table",
-    out: Path | None = None,
-    labels: Path | None = None,
-    text_column: str = "text",
-    fields: str = "auto",
-    encoding: str | None = None,
-    device: str = "auto",
-    output: Output = Output(),
-) -> None:
-    """Predict labels for texts.
-
-    Parameters
-    ----------
-    model
-        Folder of a model.
-    texts
-        File of texts (txt, csv, tsv, jsonl, LF json, each perhaps .gz), or - for one text a line from standard input.
-    k
-        Labels a text.
-    style
-        How to print: table, jsonl or tsv.
-    out
-        Write here instead of printing: .jsonl, .tsv, .txt (table) or .npz (sparse scores of all labels).
-    labels
-        File with one label id or name a line; only these are predicted.
-    text_column
-        Column of a table that holds the text.
-    fields
-        Of LF json: title, title+content or auto.
-    encoding
-        Of the file; UTF-8 or else latin-1 when not given.
-    device
-        auto, cpu, cuda or mps.
-    """
-    from .data import read_texts
-    from .model import Model
-
-    if out is not None and out.suffix not in (".jsonl", ".tsv", ".txt", ".npz"):
-        raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
-    if k < 1:
-        raise SettingsError(f"--k must be at least 1, got {k}")
-    opened = Model.load(model, device)
-    chosen = None if labels is None else read_texts(labels)[1]
-    ids, lines = read_texts(texts, text_column=text_column, fields=fields, encoding=encoding)
-    predictions = opened.predict(lines, k=k, labels=chosen)
-    if out is None:
-        _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
-        return
-    from .data.writers import save_scores
-    from .files import atomic_file
-
-    if out.suffix == ".npz":
-        save_scores(predictions, len(opened.labels), out)
-    else:
-        with atomic_file(out) as part, part.open("w", encoding="utf-8") as stream:
-            _write(predictions, ids, lines, {".txt": "table"}.get(out.suffix, out.suffix[1:]), stream)
-    logger.info("wrote %s", out)
-
-
-def _write(predictions: Predictions, ids: list[str], texts: list[str], style: str, stream: Any) -> None:
-    from .data import writers
-
-    match style:
-        case "jsonl":
-            writers.write_jsonl(predictions, ids, texts, stream)
-        case "tsv":
-            writers.write_tsv(predictions, ids, stream)
-        case _:
-            writers.write_table(predictions, ids, stream)
-
-
-def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
-    from .data import load
-
-    data = load(path, **{name: getattr(options, name) for name in DataOptions.__dataclass_fields__}, seed=seed)
-    logger.info("read %s: %d documents, %d labels", data.name, len(data.train), len(data.labels))
-    return data
-
-
-def _recorded(options: DataOptions, model: Model) -> tuple[DataOptions, int]:
-    """Options as given, and where none was given, as the model's training data was read; and its seed."""
-    import dataclasses
-
-    recorded = model.info.get("data", {}).get("options", {})
-    default = DataOptions()
-    changes = {
-        name: recorded[name]
-        for name in ("fields", "label_fields", "text_column", "label_column", "separator")
-        if recorded.get(name) is not None and getattr(options, name) == getattr(default, name)
-    }
-    return dataclasses.replace(options, **changes), int(recorded.get("seed", 0))
-
-
-def _choose_split(data: Dataset, split: str) -> Corpus:
-    if split == "auto":
-        split = "valid" if data.test is None else "test"
-    corpus: Corpus | None = getattr(data, split)
-    if corpus is None or not len(corpus):
-        raise SettingsError(f"{data.name} has no {split} documents; choose another --split")
-    logger.info("measuring on the %d %s documents", len(corpus), split)
-    return corpus
-
-
-def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[Any]) -> tuple[Predictions, list[Any]]:
-    """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
-    if list(mine.ids) == list(theirs.ids):
-        return predictions, truths
-    import numpy as np
-    import scipy.sparse as sp
-
-    from .types import Predictions
-
-    number = {name: i for i, name in enumerate(theirs.ids)}
-    place: npt.NDArray[np.int64] = np.empty(len(mine) + 1, dtype=np.int64)
-    extra = 0
-    for i, name in enumerate(mine.ids):
-        if name in number:
-            place[i] = number[name]
-        else:
-            place[i] = len(theirs) + extra
-            extra += 1
-    place[-1] = -1
-    unknown = len(theirs) - (len(mine) - extra)
-    logger.warning("the model and the data differ in labels: %d only in the model, %d only in the data", extra, unknown)
-    if unknown == len(theirs):
-        raise SettingsError(
-            "the model and the data have no label id in common; is this the data that the model is for?"
-        )
-    wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
-    return Predictions(place[predictions.indices], predictions.scores), wide
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+COMMANDS = {
+    "quickstart": "Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.",
+    "info": "Describe a data set: counts, lengths, label frequencies, and the memory that training would take.",
+    "train": "Train a model and save it with its log and settings.",
+    "evaluate": "Measure a model, or the score.npz of any tool, on a data set.",
+    "predict": "Predict labels for texts.",
+}
+ALIASES = {"evaluate": ("eval",), "predict": ("suggest",)}
+for _name, _help in COMMANDS.items():
+    app.command(f"labelspace.commands:{_name}", name=(_name, *ALIASES.get(_name, ())), help=_help)
 
 
 @contextlib.contextmanager
@@ -475,8 +97,10 @@ def main(tokens: list[str] | None = None) -> int:
         return 0
     except CycloptsError as error:
         message = " ".join(str(error).split())
-        if isinstance(error.__cause__, ValidationError):
-            message = in_one_sentence(error.__cause__)
+        if type(error.__cause__).__name__ == "ValidationError":  # pydantic's, not loaded for every command
+            from .config import in_one_sentence
+
+            message = in_one_sentence(error.__cause__)  # type: ignore[arg-type]
         print(f"labelspace: {message}; see labelspace --help", file=sys.stderr)
         return 2
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""What this machine can do: memory that is free, memory that is used, and whether bf16 products pay."""
+"""This machine: memory that is free and used, where caches are kept, and whether bf16 products pay."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ def require_memory(needed: int, purpose: str, remedy: str) -> None:
         raise ResourceError(
             f"{purpose} would take about {gigabytes(needed)} of memory, and {gigabytes(free)} are available; {remedy}"
         )
+
+
+def cache_folder() -> Path:
+    """Where token arrays and token vectors are kept: ``LABELSPACE_CACHE``, or the user's cache folder."""
+    given = os.environ.get("LABELSPACE_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labelspace"
 
 
 def gigabytes(count: int | float) -> str:

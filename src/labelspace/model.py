@@ -20,7 +20,7 @@ from .encoders import Encoder, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError
 from .files import atomic_folder
-from .machine import require_memory
+from .machine import cache_folder, require_memory
 from .memory import Memory
 from .trainer import device_of
 from .types import Labels, Predictions
@@ -85,7 +85,7 @@ class Model:
             if encoder == "static":
                 base = open_encoder("minilm", device=str(place))
                 assert isinstance(base, TransformerEncoder)
-                encoder = build_static(base, [], labels.texts)
+                encoder = build_static(base, [], labels.texts, cache=cache_folder())
             else:
                 encoder = open_encoder(encoder, device=str(place))
         else:
@@ -185,12 +185,12 @@ class Model:
                 raise DataError(f"the model has no label {label!r}{hint}")
         return np.array(sorted(numbers), dtype=np.int64)
 
-    def save(self, path: str | Path, extra_files: dict[str, Path] | None = None) -> None:
+    def save(self, path: str | Path, records: dict[str, str] | None = None) -> None:
         """Write the model's folder: whole or not at all; an older model at that place is replaced.
 
         Args:
             path: the folder.
-            extra_files: other files to put into it, by name.
+            records: text files of the run to put beside the model, by name; they may be deleted later.
 
         Raises:
             ModelError: the folder holds something that is not a model.
@@ -204,10 +204,9 @@ class Model:
             with (folder / "labels.jsonl").open("w", encoding="utf-8") as file:
                 for name, text in zip(self.labels.ids, self.labels.texts, strict=True):
                     file.write(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n")
-            for name, source in (extra_files or {}).items():
-                (folder / name).write_bytes(source.read_bytes())
-            # the record of a run may grow or be deleted without harm to the model
-            parts = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in (extra_files or {})]
+            parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+            for name, text in (records or {}).items():
+                (folder / name).write_text(text, encoding="utf-8")
             manifest = {
                 "format": "labelspace model",
                 "format_version": FORMAT_VERSION,

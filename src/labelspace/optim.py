@@ -96,7 +96,8 @@ def make_optimizers(module: nn.Module, row_sparse: bool, lr: float, weight_decay
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=fused)]
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Log:
     """
 
     def __init__(self, path: Path | None):
-        self._file = None if path is None else path.open("a", encoding="utf-8")
+        self._file = None if path is None else path.open("w", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         """Append one record.
@@ -133,10 +133,11 @@ def fit(
     weight_decay: float,
     row_sparse: bool,
     evaluate: Callable[[], dict[str, float]] | None,
+    choose: bool = True,
     log: Log,
     started: float,
 ) -> FitReport:
-    """Train a module and leave it with the weights of the best validation nDCG@5.
+    """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
     Ctrl-C or a termination signal ends the loop at once; the best weights are kept all the same.
 
@@ -150,6 +151,8 @@ def fit(
         weight_decay: of matrices.
         row_sparse: the module's gradients are sparse in rows.
         evaluate: validation metrics of the present weights; None keeps the last weights.
+        choose: keep the weights of the best evaluation, and stop when none is better for long; otherwise evaluations
+            are only reported and the last weights are kept.
         log: where records go.
         started: when the command began, by `time.monotonic`.
 
@@ -161,7 +164,7 @@ def fit(
     schedule = Schedule(settings, total, started)
     report, best = FitReport(), _Best(module)
     parameters = list(module.parameters())
-    bad_evaluations, evaluated_at = 0, -1
+    bad_evaluations, evaluated_at, progress = 0, -1, 0.0
 
     def look() -> None:
         nonlocal bad_evaluations, evaluated_at
@@ -174,9 +177,11 @@ def fit(
         report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
         log.write(event="evaluation", **report.curve[-1])
         logger.info("step %d of %d: validation %s", report.steps, total, readable(metrics))
-        if best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
+        if not choose:
+            report.metrics = metrics
+        elif best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
             report.metrics, bad_evaluations = metrics, 0
-        else:
+        elif progress >= settings.warmup:
             bad_evaluations += 1
 
     with _stop_signals() as signals, tqdm(total=total, desc="training", unit="step", disable=None) as bar:
@@ -239,13 +244,13 @@ def fit(
             logger.warning("interrupted at step %d of %d; saving the best weights so far", report.steps, total)
     report.seconds = time.monotonic() - schedule.begun
     # weights trained since a lone look at the untrained ones are the better guess
-    if best.step == 0 and evaluated_at == 0 and report.steps > 0:
-        report.best_step, report.metrics = report.steps, {}
-    elif evaluate is not None:
+    if evaluate is None or not choose or (evaluated_at == 0 and report.steps > 0):
+        report.best_step = report.steps
+        if evaluated_at != report.steps:
+            report.metrics = {}
+    else:
         best.restore()
         report.best_step = best.step
-    else:
-        report.best_step = report.steps
     log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
     return report
 

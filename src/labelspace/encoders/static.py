@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 Vocabulary = Literal["pieces", "words", "phrases"]
 
-MIN_COUNT = 3
+MIN_COUNT = 2
 """Words of documents, and label texts of several words, get a token of their own when documents have them this often;
 single words of label texts always do."""
 PHRASE_WORDS = 6
 """Longest label text, in words, that becomes one token."""
-PAIR_MIN_COUNT, PAIR_MIN_LIFT = 20, 30.0
+PAIR_MIN_COUNT, PAIR_MIN_LIFT = 8, 10.0
 """Neighbours become one token when documents have them this often, and this many times as often as by chance."""
 MOST_PAIRS = 3_000_000
 """Pairs met once are forgotten when this many are counted."""
@@ -251,32 +251,45 @@ def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
 
 
 def _token_vectors(base: TransformerEncoder, added: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
-    """Vectors (V + added, D) of every token and added text, each run through the transformer by itself."""
-    size = base.tokenizer.get_vocab_size(with_added_tokens=True)
-    key = hashlib.sha256(f"token vectors 1, {base.max_tokens}, {base.tokenizer.to_str()}\0".encode())
+    """Vectors (V + added, D) of every token and added text, each run through the transformer by itself.
+
+    The transformer's own tokens are kept apart from the corpus's, so that the next corpus finds them.
+    """
+    weights = hashlib.sha256(
+        f"token vectors 1, {base.max_tokens}, {base.precision}, {base.tokenizer.to_str()}\0".encode()
+    )
     for name, value in sorted(base.state_dict().items()):
-        key.update(name.encode())
-        key.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    key.update("\0".join(added).encode())
-    folder = None if cache is None else cache / "static" / key.hexdigest()[:32]
+        weights.update(name.encode())
+        weights.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+    own = [[i] for i in range(base.tokenizer.get_vocab_size(with_added_tokens=True))]
+    others = [e.ids for e in base.tokenizer.encode_batch_fast(list(added), add_special_tokens=False)]
+    return np.concatenate([_vectors_of(base, ids, weights.hexdigest(), cache) for ids in (own, others)])
+
+
+def _vectors_of(
+    base: TransformerEncoder, inner: list[list[int]], weights: str, cache: Path | None
+) -> npt.NDArray[np.float32]:
+    """Vectors of texts given as token ids without special tokens, from the cache if they are there."""
+    left, right = _frame(base.tokenizer)
+    room = base.max_tokens - len(left) - len(right)
+    framed = [left + x[:room] + right for x in inner]
+    offsets = np.concatenate([[0], np.cumsum([len(x) for x in framed])]).astype(np.int64)
+    tokens = Tokens(np.fromiter(chain.from_iterable(framed), dtype=np.int32, count=offsets[-1]), offsets)
+    key = hashlib.sha256(weights.encode() + tokens.ids.tobytes() + tokens.offsets.tobytes()).hexdigest()[:32]
+    folder = None if cache is None else cache / "static" / key
     if folder is not None and folder.is_dir():
         try:
             vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-            if vectors.shape == (size + len(added), base.dim):
+            if vectors.shape == (len(tokens), base.dim):
                 return vectors
         except (OSError, ValueError) as error:
             logger.warning("the cache %s is damaged (%s); computing again", folder, error)
 
-    inner = [e.ids for e in base.tokenizer.encode_batch_fast(list(added), add_special_tokens=False)]
-    left, right = _frame(base.tokenizer)
-    room = base.max_tokens - len(left) - len(right)
-    framed = [left + x[:room] + right for x in chain(([i] for i in range(size)), inner)]
-    offsets = np.concatenate([[0], np.cumsum([len(x) for x in framed])]).astype(np.int64)
-    tokens = Tokens(np.fromiter(chain.from_iterable(framed), dtype=np.int32, count=offsets[-1]), offsets)
     vectors = np.empty((len(tokens), base.dim), dtype=np.float32)
     order = np.argsort(tokens.lengths, kind="stable")
     block = 1024
-    logger.info("running %d tokens of the vocabulary through the transformer", len(tokens))
+    if len(tokens) > 4 * block:
+        logger.info("running %d tokens of the vocabulary through the transformer", len(tokens))
     for start in tqdm(range(0, len(order), block), desc="token vectors", disable=None, leave=False):
         rows = order[start : start + block]
         vectors[rows] = base.encode(tokens.take(rows), batch_size=block)

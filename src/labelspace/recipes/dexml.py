@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from ..gradcache import encode_cached
 from ..heads import LabelEncoder
 from ..losses import closed_form
 from ..losses_fused import linear_loss
-from ..machine import bf16_pays, gigabytes, peak_memory, require_memory
+from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model, require_writable
 from ..pools import make_pool
@@ -37,6 +35,8 @@ from ..types import Batch, Corpus, Dataset, Predictions
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 128
+MIN_VALID = 20
+"""Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
 
 def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: float) -> Model:
@@ -93,7 +93,9 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         hide = settings.loss != "softmax"
         return batches(data.train.targets, rows, pool, settings.batch_size, settings.seed, epoch, draw, hide)
 
-    log_file = Path(tempfile.mkstemp(prefix="labelspace-", suffix=".jsonl")[1]) if out is not None else None
+    log_file = None if out is None else out.with_name(f"{out.name}.log.jsonl")
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
     log = Log(log_file)
     try:
         log.write(
@@ -109,6 +111,7 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
             weight_decay=settings.weight_decay or 0.0,
             row_sparse=encoder.row_sparse,
             evaluate=validation(data, encoder, labels.tokens, settings, cache),
+            choose=len(data.valid) >= MIN_VALID,
             log=log,
             started=started,
         )
@@ -136,15 +139,10 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         model = Model(encoder, Memory.of_labels(keys), data.labels, info)
         if report.metrics:
             logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
-        if out is not None:
-            log.close()
-            assert log_file is not None
-            with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False, encoding="utf-8") as file:
-                file.write(to_toml(settings, "dexml"))
-            try:
-                model.save(out, {"log.jsonl": log_file, "settings.toml": Path(file.name)})
-            finally:
-                os.unlink(file.name)
+        log.close()
+        if out is not None and log_file is not None:
+            records = {"settings.toml": to_toml(settings, "dexml"), "log.jsonl": log_file.read_text(encoding="utf-8")}
+            model.save(out, records)
         return model
     finally:
         log.close()
@@ -238,14 +236,6 @@ def shape_of(encoder: Encoder) -> Shape:
         config.num_attention_heads,
         encoder.max_tokens,
     )
-
-
-def cache_folder() -> Path:
-    """Where token arrays and token vectors are kept: ``LABELSPACE_CACHE``, or the user's cache folder."""
-    given = os.environ.get("LABELSPACE_CACHE")
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labelspace"
 
 
 def validation(
