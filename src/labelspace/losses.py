@@ -32,7 +32,10 @@ ValueAndGradient = tuple[Tensor, Tensor | None]
 
 
 class ValueAndGradientOf(Protocol):
-    """Finds the value of a loss and, if wanted, its gradient in the logits, neither recorded by autograd."""
+    """Finds the value of a loss and, if wanted, its gradient in the logits, neither recorded by autograd.
+
+    The logits are its own: it may write over them, and the gradient may lie in their memory.
+    """
 
     def __call__(
         self, logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
@@ -176,7 +179,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value_and_gradient: Callable[[Tensor, bool], ValueAndGradient]) -> Tensor:
-        raised = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        raised = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
         value, gradient = value_and_gradient(raised, ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -273,7 +276,7 @@ def softmax_closed_form(
     """Value and gradient of `softmax`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / R."""
     rows, columns, s, r, _, divisor, reduce = _prepare(logits, positives, weights, reduce)
     n = len(logits)
-    e, top, log_z = _exp_rows(logits.clone())
+    e, top, log_z = _exp_rows(logits)
     log_z = reduce(log_z, "logsumexp")
     mass = reduce(_sum_rows(rows, r, n), "sum")
     value = reduce(_sum_rows(rows, r * (log_z[rows] - s), n), "sum").sum() / divisor
@@ -295,9 +298,8 @@ def decoupled_softmax_closed_form(
     """
     rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
     n = len(logits)
-    x = logits.clone()
-    x[rows, columns] = -torch.inf
-    e, top, log_z = _exp_rows(x)
+    logits[rows, columns] = -torch.inf
+    e, top, log_z = _exp_rows(logits)
     log_z = reduce(log_z, "logsumexp")
     log_all = torch.logaddexp(s, log_z[rows])
     value = reduce(_sum_rows(rows, r * (log_all - s), n) / m, "sum").sum() / divisor
@@ -322,7 +324,7 @@ def bce_closed_form(
     value = reduce(softplus.sum(dim=1) - _sum_rows(rows, r * s, n), "sum").sum() / entries
     if not gradient:
         return value, None
-    e = torch.sigmoid(logits).div_(entries)
+    e = logits.sigmoid_().div_(entries)
     e[rows, columns] -= r / entries
     return value, e
 
@@ -345,7 +347,7 @@ def soft_top_k_closed_form(
     rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
     n = len(logits)
     shift = top_k_shift(logits, k, alpha, reduce)
-    u = (logits + shift[:, None]).mul_(alpha)
+    u = logits.add_(shift[:, None]).mul_(alpha)
     u_positive = u[rows, columns]
     value = (
         reduce(_sum_rows(rows, r * torch.logaddexp(-u_positive, torch.zeros_like(u_positive)), n) / m, "sum").sum()
