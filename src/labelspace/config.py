@@ -35,7 +35,8 @@ class EncoderSettings:
         normalize: unit vectors or raw ones; the encoder's own choice when not given.
         dropout: of a transformer.
         attention: of a transformer; ``auto`` is eager for training on short texts on a CPU, sdpa elsewhere.
-        max_tokens: texts are cut here; 128 when not given, or what the encoder can take if that is less.
+        max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
+            take if that is less.
         chunk_size: texts encoded at a time in training; activations of one chunk are kept in memory.
         device: ``auto`` is cuda or mps where there is one, else cpu.
         precision: of training; ``auto`` is bf16 where the device multiplies faster in it.
@@ -64,7 +65,7 @@ class FitSettings:
     Args:
         epochs: passes over the training documents.
         batch_size: documents in a step.
-        lr: highest learning rate; 5e-3 for ``static`` and 1e-4 for a transformer when not given.
+        lr: highest learning rate; 3e-3 for ``static`` and 1e-4 for a transformer when not given.
         weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
         warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
@@ -75,8 +76,8 @@ class FitSettings:
         seed: of every random choice.
     """
 
-    epochs: Count = 6
-    batch_size: Count = 1024
+    epochs: Count = 5
+    batch_size: Count = 512
     lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     warmup: Probability = 0.1

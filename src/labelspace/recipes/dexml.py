@@ -34,7 +34,7 @@ from ..types import Batch, Corpus, Dataset, Predictions
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_TOKENS = 128
+STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
@@ -172,7 +172,7 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
         encoder = open_encoder(settings.encoder, **options)
         if settings.max_tokens is None:
-            encoder.max_tokens = min(encoder.max_tokens, DEFAULT_MAX_TOKENS)
+            encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
         return encoder
     if settings.pooling is not None or settings.projection is not None:
         raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
@@ -188,7 +188,7 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         vocabulary=settings.vocabulary,
         max_words=settings.max_words,
         frequency_weight=settings.frequency_weight,
-        max_tokens=settings.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
         cache=cache_folder(),
     ).to(device)
     if settings.normalize is not None:
@@ -213,7 +213,7 @@ def fill_in(settings: DexmlSettings, encoder: Encoder) -> DexmlSettings:
         device=encoder.device.type,
         precision=precision,
         max_tokens=encoder.max_tokens,
-        lr=settings.lr or (5e-3 if static else 1e-4),
+        lr=settings.lr or (3e-3 if static else 1e-4),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
     )
 
