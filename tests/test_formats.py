@@ -559,7 +559,7 @@ def test_valid_is_a_subset_of_train(tmp_path):
     data = load(put(tmp_path / "a.jsonl", jsonl(rows)), seed=4, valid_fraction=0.2)
     assert len(data.valid) == 40 and len(data.fit_rows) == 160 and len(data.train) == 200
     assert (data.train.targets[data.valid_rows] != data.valid.targets).nnz == 0
-    assert data.options["valid_fraction"] == "0.2" and data.options["seed"] == 4
+    assert data.options["valid_fraction"] == 0.2 and data.options["seed"] == 4
     assert not {data.train.texts[i] for i in data.fit_rows} & set(data.valid.texts)
     one = load(put(tmp_path / "b.csv", "text,labels\na,x\n"))
     assert (len(one.train), len(one.valid), one.valid.targets.shape) == (1, 0, (0, 1))

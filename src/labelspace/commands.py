@@ -103,7 +103,7 @@ def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Ou
 
     untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
     before = figures(untrained)
-    model = run(data, recipe="dexml", out=out, started=STARTED, max_minutes=2.5, **settings)
+    model = run(data, recipe="dexml", out=out, started=STARTED, max_minutes=2.3, **settings)
     after = figures(model)
     if output.json:
         _print_json({"data": described, "before": before, "metrics": after, "model": str(out)})
