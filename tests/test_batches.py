@@ -67,6 +67,17 @@ def test_drawn_positives(draw: int, hide: bool) -> None:
             assert batch.hidden is None
 
 
+def test_weights_follow_their_pairs() -> None:
+    relevance = sp.csr_array(TRUTH * np.random.default_rng(1).random(TRUTH.shape).astype(np.float32))
+    dense = relevance.toarray()
+    for draw in (None, 1):
+        for batch in batches(relevance, ROWS, InBatch(relevance), 5, seed=0, epoch=0, draw=draw, weighted=True):
+            assert batch.weights is not None and batch.pool is not None
+            expected = dense[batch.rows[batch.positives[0]], batch.pool[batch.positives[1]]]
+            assert batch.weights.tolist() == expected.tolist()
+    assert next(iter(batches(relevance, ROWS, AllLabels(), 5, seed=0, epoch=0))).weights is None
+
+
 def test_draws_are_in_proportion_to_relevance() -> None:
     rows, relevance = np.repeat(np.arange(30_000), 2), np.tile(np.array([0.2, 0.8], np.float32), 30_000)
     drawn = draw_positives(rows, relevance, 1, np.random.default_rng(0)).reshape(-1, 2)

@@ -75,6 +75,7 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
         {"vocabulary": "pieces", "lr": 0.05, "epochs": 30},
         {"vocabulary": "words"},
         {"weight_decay": 0.01},
+        {"weighted": True},
         {"precision": "bf16"},
     ],
 )

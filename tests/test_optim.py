@@ -12,12 +12,14 @@ def sparse(rows: list[int], values: torch.Tensor, size: tuple[int, int]) -> torc
     return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
 
 
+@pytest.mark.parametrize("decay_by", ["steps", "touches"])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_equals_adamw_when_every_row_is_touched(decay: float) -> None:
+def test_equals_adamw_when_every_row_is_touched(decay: float, decay_by: str) -> None:
     g = torch.Generator().manual_seed(0)
     start = torch.randn(5, 3, generator=g, dtype=torch.float64)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    row, dense = RowAdamW([ours], lr=0.1, weight_decay=decay), torch.optim.AdamW([theirs], lr=0.1, weight_decay=decay)
+    row = RowAdamW([ours], lr=0.1, weight_decay=decay, decay_by=decay_by)  # type: ignore[arg-type]
+    dense = torch.optim.AdamW([theirs], lr=0.1, weight_decay=decay)
     for step in range(6):
         gradient = torch.randn(5, 3, generator=g, dtype=torch.float64)
         for optimizer in (row, dense):
@@ -29,9 +31,10 @@ def test_equals_adamw_when_every_row_is_touched(decay: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_untouched_rows_do_not_move_and_moments_decay_by_elapsed_steps() -> None:
+@pytest.mark.parametrize("decay_by", ["steps", "touches"])
+def test_untouched_rows_do_not_move_and_moments_decay(decay_by: str) -> None:
     table = torch.nn.Parameter(torch.ones(4, 2, dtype=torch.float64))
-    optimizer = RowAdamW([table], lr=0.1, weight_decay=0.5)
+    optimizer = RowAdamW([table], lr=0.1, weight_decay=0.5, decay_by=decay_by)  # type: ignore[arg-type]
     m, v, w, last = 0.0, 0.0, 1.0, 0
     touched = {1: 2.0, 2: -1.0, 5: 0.5}
     for step in range(1, 6):
@@ -39,7 +42,8 @@ def test_untouched_rows_do_not_move_and_moments_decay_by_elapsed_steps() -> None
             table.grad = sparse([2], torch.full((1, 2), touched[step], dtype=torch.float64), (4, 2))
             d = step - last
             w *= (1 - 0.1 * 0.5) ** d
-            m, v = 0.9**d * m + 0.1 * touched[step], 0.999**d * v + 0.001 * touched[step] ** 2
+            e = d if decay_by == "steps" else 1
+            m, v = 0.9**e * m + 0.1 * touched[step], 0.999**e * v + 0.001 * touched[step] ** 2
             w -= 0.1 * m / (1 - 0.9**step) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
             last = step
         else:

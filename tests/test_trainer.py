@@ -111,6 +111,24 @@ def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypa
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02
 
 
+def test_slow_steps_and_slow_evaluations_keep_to_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
+    toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=2.0 / 60, evaluations=50)
+    toy.hook = lambda step: time.sleep(0.3)
+    quick = toy.evaluate
+    toy.evaluate = lambda: (time.sleep(0.1), quick())[1]  # type: ignore[method-assign]
+    begun = time.monotonic()
+    report = toy.fit()
+    assert report.stopped == "time" and 2 <= report.steps <= 6
+    assert time.monotonic() - begun < 2.0
+    assert len(report.curve) <= 4  # the first, few on the way, the last
+
+
+def test_a_limit_without_time_for_a_step_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report = Toy([1.0], tmp_path, epochs=1, max_minutes=0.001).fit()
+    assert report.steps == 0 and "the model is untrained" in caplog.text
+
+
 def test_a_signal_leaves_the_best_weights(tmp_path: Path) -> None:
     toy = Toy([1.0, 3.0, 2.0], tmp_path, epochs=2, evaluations=4)
     toy.hook = lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None

@@ -100,6 +100,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
+        weighted: weigh each positive by its relevance (``target_rel``) instead of by 1.
     """
 
     loss: Literal["decoupled_softmax", "softmax", "soft_top_k", "bce"] = "decoupled_softmax"
@@ -108,6 +109,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
     temperature: Positive = 0.05
     negatives: Literal["all", "in-batch"] = "all"
     positives: Literal["all", "sample"] = "all"
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if self.loss == "bce" and self.positives == "sample":

@@ -30,6 +30,8 @@ SELECT_BY = "nDCG@5"
 LOG_SECONDS = 2.0
 SAVING_SECONDS = 10.0
 """Time kept free for saving when a run must end by the clock; evaluation time is added to it."""
+EVALUATION_SHARE = 0.15
+"""When a run must end by the clock, evaluations after the first take about this share of it, one at least."""
 
 
 class Interrupted(Exception):
@@ -98,18 +100,33 @@ class Schedule:
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
         self.reserve = SAVING_SECONDS
+        self.step_seconds = 0.0
 
     def progress(self, step: int) -> float:
-        """Share of the run that is over, 0 to 1, the further one of steps and time.
+        """Share of the run that is over, 0 to 1, the further one of steps and time; 1 when no step fits any more.
 
         Args:
             step: steps taken.
         """
         share = step / self.total_steps
         if self.deadline is not None:
+            if time.monotonic() + self.step_seconds > self.deadline - self.reserve:
+                return 1.0
             span = max(1e-9, self.deadline - self.reserve - self.begun)
             share = max(share, (time.monotonic() - self.begun) / span)
         return min(1.0, share)
+
+    def affordable(self, evaluations: int) -> int:
+        """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.
+
+        Args:
+            evaluations: how many were asked for.
+        """
+        seconds = (self.reserve - SAVING_SECONDS) / 2.5
+        if self.deadline is None or seconds <= 0:
+            return evaluations
+        left = self.deadline - self.reserve - time.monotonic()
+        return max(1, min(evaluations, int(EVALUATION_SHARE * left / seconds)))
 
     def factor(self, progress: float) -> float:
         """Factor of the learning rate: a linear rise during the warm-up, a linear fall to 0 after it.
@@ -173,7 +190,7 @@ def fit(
         evaluated_at, begun = report.steps, time.monotonic()
         metrics = evaluate()
         seconds = time.monotonic() - begun
-        schedule.reserve = SAVING_SECONDS + 1.5 * seconds
+        schedule.reserve = SAVING_SECONDS + 2.5 * seconds  # a last look, and the keys in float32
         report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
         log.write(event="evaluation", **report.curve[-1])
         logger.info("step %d of %d: validation %s", report.steps, total, readable(metrics))
@@ -187,7 +204,7 @@ def fit(
     with _stop_signals() as signals, tqdm(total=total, desc="training", unit="step", disable=None) as bar:
         try:
             look()
-            due = _evaluation_points(settings.evaluations)
+            due = _evaluation_points(schedule.affordable(settings.evaluations))
             next_due = next(due)
             last_log, texts, loss_sum, loss_count = time.monotonic(), 0, 0.0, 0
             schedule.begun = time.monotonic()
@@ -197,7 +214,7 @@ def fit(
                     if progress >= 1:
                         report.stopped = "time"
                         raise _Done
-                    rate = lr * schedule.factor(progress)
+                    rate, begun = lr * schedule.factor(progress), time.monotonic()
                     module.train()
                     loss = step(batch)
                     loss.backward()
@@ -218,6 +235,7 @@ def fit(
                     bar.update()
                     texts, loss_sum, loss_count = texts + len(batch.rows), loss_sum + value, loss_count + 1
                     now = time.monotonic()
+                    schedule.step_seconds = now - begun
                     if now - last_log >= LOG_SECONDS or report.steps == total:
                         bar.set_postfix(loss=f"{loss_sum / loss_count:.3f}")
                         log.write(
@@ -236,7 +254,9 @@ def fit(
                             raise _Done
             look()
         except _Done:
-            if report.stopped == "time":
+            if report.steps == 0:
+                logger.warning("the time limit left no time for a single step; the model is untrained")
+            elif report.stopped == "time":
                 with contextlib.suppress(Interrupted):
                     look()
         except (Interrupted, KeyboardInterrupt):

@@ -30,6 +30,7 @@ def batches(
     epoch: int,
     draw: int | None = None,
     hide: bool = True,
+    weighted: bool = False,
 ) -> Iterator[Batch]:
     """One epoch's batches, in an order that depends on the seed and the epoch alone.
 
@@ -42,6 +43,7 @@ def batches(
         epoch: number of the epoch.
         draw: how many of a document's positives to draw; None for all.
         hide: positives not drawn do not count; otherwise they stay in the denominator.
+        weighted: give each positive its relevance as weight.
     """
     order = rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
     for step, start in enumerate(range(0, len(order), batch_size)):
@@ -55,12 +57,14 @@ def batches(
             pairs = np.vstack([pairs[0][inside], place[inside]])
         else:
             inside = slice(None)
+        relevance = part.data[inside]
         if draw is None:
-            yield Batch(chosen, labels, pairs)
+            yield Batch(chosen, labels, pairs, weights=relevance if weighted else None)
             continue
         rng = np.random.default_rng([seed, epoch, step])
-        drawn = draw_positives(pairs[0], part.data[inside], draw, rng)
-        yield Batch(chosen, labels, pairs[:, drawn], hidden=pairs[:, ~drawn] if hide else None)
+        drawn = draw_positives(pairs[0], relevance, draw, rng)
+        weights = relevance[drawn] if weighted else None
+        yield Batch(chosen, labels, pairs[:, drawn], hidden=pairs[:, ~drawn] if hide else None, weights=weights)
 
 
 def draw_positives(

@@ -86,12 +86,24 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         keys = labels(batch.pool)
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
-        return linear_loss(loss, queries, keys, positives, temperature=settings.temperature, hidden=hidden, dtype=low)
+        weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
+        return linear_loss(
+            loss,
+            queries,
+            keys,
+            positives,
+            temperature=settings.temperature,
+            hidden=hidden,
+            weights=weights,
+            dtype=low,
+        )
 
     def epoch_batches(epoch: int) -> Iterable[Batch]:
         draw = None if settings.positives == "all" else settings.k if settings.loss == "soft_top_k" else 1
         hide = settings.loss != "softmax"
-        return batches(data.train.targets, rows, pool, settings.batch_size, settings.seed, epoch, draw, hide)
+        return batches(
+            data.train.targets, rows, pool, settings.batch_size, settings.seed, epoch, draw, hide, settings.weighted
+        )
 
     log_file = None if out is None else out.with_name(f"{out.name}.log.jsonl")
     if log_file is not None:
