@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-$(shell echo "$(TORCH)" | cksum | cut -d " " -f 1)
 
 .PHONY: install quickstart check test clean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
         {"loss": "softmax", "positives": "sample"},
         {"loss": "soft_top_k", "k": 2, "positives": "sample"},
         {"negatives": "in-batch"},
+        {"negatives": "in-batch", "loss": "soft_top_k", "batch_size": 7},
         {"vocabulary": "pieces", "lr": 0.05, "epochs": 30},
         {"vocabulary": "words"},
         {"weight_decay": 0.01},
@@ -117,7 +119,9 @@ def test_chunk_size_does_not_change_the_result(data: ls.Dataset, tiny_transforme
 def test_a_saved_model_is_a_warm_start(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:
     first = ls.train(data, out=tmp_path / "a", **static)
     options = {**static, "encoder": str(tmp_path / "a"), "epochs": 1, "lr": 1e-6}
+    options["encoder"] = tmp_path / "a"
     second = ls.train(data, out=tmp_path / "b", **options)
+    assert second.encoder.max_tokens == first.encoder.max_tokens == 256
     torch.testing.assert_close(second.memory.keys, first.memory.keys, atol=1e-3, rtol=0)
     assert scores(second, data)["P@1"] >= 95
 
@@ -163,8 +167,11 @@ def test_held_out_rows_teach_nothing(data: ls.Dataset, static: dict[str, Any]) -
 
 
 def test_a_time_limit_covers_the_whole_run(data: ls.Dataset, static: dict[str, Any]) -> None:
-    model = ls.train(data, **{**static, "epochs": 100_000}, max_minutes=0.25)
-    assert model.info["fit"]["stopped"] in ("time", "early")
+    begun = time.monotonic()
+    limits = {"epochs": 100_000, "patience": 0, "max_minutes": 1.25}
+    model = ls.train(data, **{**static, **limits}, started=begun - 60)  # a minute went by before
+    assert time.monotonic() - begun < 15
+    assert model.info["fit"]["stopped"] == "time"
     assert scores(model, data)["P@1"] >= 75
 
 
@@ -173,6 +180,7 @@ def test_a_time_limit_covers_the_whole_run(data: ls.Dataset, static: dict[str, A
     [
         ({"epochz": 1}, ls.SettingsError, "did you mean epochs"),
         ({"pooling": "cls"}, ls.SettingsError, "no pooling or projection"),
+        ({"dropout": 0.1}, ls.SettingsError, "no dropout or attention"),
         ({"device": "abacus"}, ls.LabelspaceError, "cannot be used"),
         ({"encoder": "./nowhere"}, ls.ModelError, "no such folder"),
         ({"loss": "soft_top_k", "k": 25}, ls.SettingsError, "k is 25, but there are 25 labels"),

@@ -148,6 +148,12 @@ def test_static_saved_folder_opens_without_remote_code(tiny_transformer: Path, t
         open_encoder(str(tmp_path), projection=3)
 
 
+def test_empty_texts_and_labels_are_fine(tiny_transformer: Path) -> None:
+    for vocabulary in ("pieces", "words", "phrases"):
+        encoder = build_static(tiny(tiny_transformer), ["", "red oak", " "], ["", "oak"], vocabulary=vocabulary)  # type: ignore[arg-type]
+        assert not encoder.encode(encoder.tokenize([""])).any()
+
+
 def test_static_vocabulary(tiny_transformer: Path) -> None:
     def tokens(vocabulary: str, text: str) -> list[str]:
         encoder = make_static(tiny_transformer, vocabulary=vocabulary)

@@ -294,7 +294,7 @@ def test_pair_outside_the_truth_is_refused(pair):
         evaluate(pred, targets, filter_pairs=[(0, 0), pair])
 
 
-@pytest.mark.parametrize("pairs", [[0, 1], [[0, 1, 2]], [[0.5, 1.0]]])
+@pytest.mark.parametrize("pairs", [[0, 1, 2], [[0, 1, 2]], [[0.5, 1.0]]])
 def test_malformed_pairs_are_refused(pairs):
     with pytest.raises(DataError, match="filter pairs must be"):
         longest_filter_row(pairs)
@@ -474,3 +474,11 @@ def test_compare_refuses_no_draws():
     pred, targets, _, _ = random_case(11)
     with pytest.raises(SettingsError, match="draws"):
         compare(pred, pred, targets, draws=0)
+
+
+def test_one_pair_and_whole_floats_are_pairs():
+    pred, truth = Predictions(np.array([[0, 1]]), np.array([[2.0, 1.0]])), sp.csr_array(np.array([[0.0, 1.0]]))
+    expected = evaluate(pred, truth, ks=(1,), filter_pairs=[[0, 0]])
+    assert expected["P@1"] == 100
+    for pairs in ([0, 0], np.array([[0.0, 0.0]])):
+        assert evaluate(pred, truth, ks=(1,), filter_pairs=pairs) == expected

@@ -256,6 +256,16 @@ def test_soft_top_k_shift_sums_to_k() -> None:
     assert float(mass) == pytest.approx(5, rel=1e-3)
 
 
+def test_soft_top_k_with_fewer_columns_than_places_can_be_clamped() -> None:
+    logits = torch.tensor([[1.0, 0.5, -1.0], [0.3, -torch.inf, -torch.inf]], dtype=torch.float64)
+    shift = losses.top_k_shift(logits, 5, 2.0, clamp=True)
+    torch.testing.assert_close(torch.sigmoid(2 * (logits + shift[:, None])).sum(1), torch.tensor([2.0, 0.5]).double())
+    form = losses.closed_form("soft_top_k", k=5, clamp=True)
+    leaf = logits.requires_grad_()
+    losses.apply(form.compute, leaf, torch.tensor([[0, 1], [0, 0]])).backward()
+    assert leaf.grad is not None and torch.isfinite(leaf.grad).all() and leaf.grad[1].abs().sum() < 1e-12
+
+
 def test_bad_arguments_are_refused() -> None:
     logits, pairs, weights = example()
     with pytest.raises(ValueError, match="choose one of softmax"):

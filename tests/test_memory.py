@@ -75,6 +75,9 @@ def dense(memory: Memory, queries: torch.Tensor, allowed: list[int] | None) -> n
 def test_predict_equals_the_dense_formula(scoring: str, allowed: list[int] | None, k: int) -> None:
     keys, queries = keys_and_queries(30)
     votes = sp.random_array((30, 8), density=0.2, rng=np.random.default_rng(1), dtype=np.float32).tocsr()
+    if scoring == "similarity":
+        votes.data[:] = 1
+    assert (np.diff(votes.indptr) == 0).any()  # some keys never vote
     memory = Memory(keys, votes, scoring=scoring, temperature=0.1, depth=10)  # type: ignore[arg-type]
     truth = dense(memory, queries, allowed)
     labels, scores = memory.predict(queries, k, None if allowed is None else np.array(allowed))
@@ -95,6 +98,12 @@ def test_label_memory_is_a_plain_dual_encoder() -> None:
     np.testing.assert_allclose(scores, np.take_along_axis(products, labels, 1), atol=1e-6)
 
 
+def test_a_key_without_a_vote_crowds_out_nobody() -> None:
+    votes = sp.csr_array(np.array([[0, 0], [0, 0], [0, 1]], dtype=np.float32))
+    labels, scores = Memory(torch.eye(3), votes).predict(torch.tensor([[1.0, 0.9, 0.8]]), 1)
+    assert labels.tolist() == [[1]] and scores[0, 0] == pytest.approx(0.8)
+
+
 def test_ties_are_ordered_by_label_number() -> None:
     keys = torch.ones(6, 2)
     labels, _ = Memory.of_labels(keys).predict(torch.ones(1, 2), 6)
@@ -107,3 +116,7 @@ def test_votes_must_fit() -> None:
         Memory(keys, sp.csr_array((2, 4), dtype=np.float32))
     with pytest.raises(ValueError, match="negative"):
         Memory(keys, sp.csr_array(-np.eye(3, dtype=np.float32)))
+    with pytest.raises(ValueError, match="0 or 1"):
+        Memory(keys, sp.csr_array(0.5 * np.eye(3, dtype=np.float32)))
+    with pytest.raises(ValueError, match="unknown scoring 'x'"):
+        Memory(keys, sp.csr_array(np.eye(3, dtype=np.float32)), scoring="x")  # type: ignore[arg-type]

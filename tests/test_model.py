@@ -66,6 +66,8 @@ def test_candidates_can_be_restricted(model: ls.Model, chosen: list[str]) -> Non
         ({"labels": ["red oka"]}, "no label 'red oka'; the nearest are 'red oak'"),
         ({"labels": [9]}, "no label number 9"),
         ({"labels": []}, "no label to choose from"),
+        ({"labels": 3}, "a list of labels was expected, got int"),
+        ({"labels": [["red oak"]]}, "no label"),
         ({"texts": ["fine", None]}, "text number 1 is None"),
         ({"texts": 3}, "a list of texts was expected, got int"),
     ],
@@ -115,6 +117,7 @@ def test_saving_replaces_a_model_and_nothing_else(model: ls.Model, saved: Path, 
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter1.txt").write_text("precious")
+    (other / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(ls.ModelError, match="not a labelspace model; choose another folder"):
         model.save(other)
     with pytest.raises(ls.ModelError, match="is a file"):
@@ -158,6 +161,16 @@ def test_foreign_folders_are_refused(tmp_path: Path, tiny_transformer: Path) -> 
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ls.ModelError, match=r"manifest.json is damaged"):
         ls.Model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": []}, {"labels": "many"}, {"memory": []}, {"files": {}}, {"info": None}, {"dimensions": "wide"}]
+)
+def test_manifests_of_another_shape_are_refused(saved: Path, change: dict[str, object]) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(ls.ModelError, match=r"manifest.json is damaged"):
+        ls.Model.load(saved)
 
 
 def files_of(folder: Path) -> list[str]:

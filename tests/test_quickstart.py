@@ -69,7 +69,6 @@ def test_command_on_a_part(
         _part(data.train, keep[:30]), _part(data.train, keep[200:]), keep[:30], {},
     )  # fmt: skip
     monkeypatch.setattr("labelspace.quickstart.icd10cm", lambda seed: small)
-    monkeypatch.setenv("LABELSPACE_BASE", "unused")
     monkeypatch.setattr(
         "labelspace.encoders._resolve", lambda name: tiny_transformer if name == "minilm" else Path(name)
     )

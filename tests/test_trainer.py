@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 
 from labelspace.config import FitSettings
 from labelspace.errors import LabelspaceError
-from labelspace.trainer import FitReport, Log, Schedule, device_of, fit
+from labelspace.trainer import FitReport, Log, Schedule, device_of, fit, stop_signals
 from labelspace.types import Batch
 
 
@@ -50,11 +51,12 @@ class Toy:
     def fit(self, started: float | None = None) -> FitReport:
         log = Log(self.file)
         try:
-            return fit(
-                self.step, self.batches, 10, self.module, self.settings, lr=0.1, weight_decay=0.0, row_sparse=False,
-                evaluate=None if self.scores is None else self.evaluate, choose=self.choose, log=log,
-                started=time.monotonic() if started is None else started,
-            )  # fmt: skip
+            with stop_signals() as signals:
+                return fit(
+                    self.step, self.batches, 10, self.module, self.settings, lr=0.1, weight_decay=0.0, row_sparse=False,
+                    evaluate=None if self.scores is None else self.evaluate, choose=self.choose, log=log,
+                    started=time.monotonic() if started is None else started, signals=signals,
+                )  # fmt: skip
         finally:
             log.close()
 
@@ -147,6 +149,36 @@ def test_a_signal_before_the_first_trained_evaluation_keeps_what_was_trained(tmp
     assert toy.module.weight.item() < 0
 
 
+def test_a_signal_inside_an_evaluation_keeps_what_was_trained(tmp_path: Path) -> None:
+    toy = Toy([9.0, 1.0], tmp_path, epochs=2, evaluations=4)
+    quick = toy.evaluate
+
+    def interrupted() -> dict[str, float]:
+        if toy.steps == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return quick()
+
+    toy.evaluate = interrupted  # type: ignore[method-assign]
+    report = toy.fit()
+    assert report.stopped == "interrupted" and report.best_step == 5
+    assert toy.module.weight.item() < 0
+
+
+def test_a_second_signal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy([1.0, 3.0, 2.0], tmp_path, epochs=2, evaluations=4)
+    toy.hook = lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None
+    real = logging.Logger.warning
+
+    def again(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(logging.Logger, "warning", again)
+    report = toy.fit()
+    assert report.stopped == "interrupted" and report.best_step == 5
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     toy = Toy([1.0], tmp_path, epochs=1)
     torch.nn.init.constant_(toy.module.weight, float("nan"))
@@ -158,6 +190,9 @@ def test_schedule_rises_and_falls() -> None:
     schedule = Schedule(FitSettings(warmup=0.2), 100, time.monotonic())
     assert [round(schedule.factor(schedule.progress(s)), 6) for s in (0, 10, 20, 60, 100)] == [0.05, 0.5, 1, 0.5, 0]
     assert schedule.progress(1000) == 1
+    for total in (1, 3, 5, 9, 11):
+        short = Schedule(FitSettings(warmup=0.1), total, time.monotonic())
+        assert all(0 < short.factor(short.progress(s)) <= 1 for s in range(total))
 
 
 def test_devices() -> None:

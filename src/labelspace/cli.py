@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from cyclopts.config import Dict, Env
 
 from . import __version__
 from .errors import LabelspaceError, SettingsError
+from .machine import start_clock
+
+PROCESS_BEGAN = time.monotonic()
 
 logger = logging.getLogger("labelspace")
 
@@ -83,12 +87,14 @@ def _logging(quiet: bool) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def main(tokens: list[str] | None = None) -> int:
+def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
         tokens: the arguments; None for those of the process.
+        began: when the command began, by `time.monotonic`; None for now.
     """
+    start_clock(began)
     tokens = sys.argv[1:] if tokens is None else tokens
     debug, quiet = "--debug" in tokens, "--quiet" in tokens
     try:
@@ -116,6 +122,17 @@ def main(tokens: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except MemoryError:
+        print(
+            "labelspace: out of memory; lower --batch-size, --chunk-size or --k, or use a larger machine",
+            file=sys.stderr,
+        )
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for every command
+            raise
+        print("labelspace: the device is out of memory; lower --batch-size or --chunk-size", file=sys.stderr)
+        return 1
     except OSError as error:
         if debug:
             raise
@@ -129,4 +146,4 @@ def main(tokens: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the ``labelspace`` command."""
-    sys.exit(main())
+    sys.exit(main(began=PROCESS_BEGAN))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .config import DexmlSettings, resolve, to_dict, to_toml
-from .errors import SettingsError
+from .errors import DataError, SettingsError
+from .machine import command_began
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from .model import Model
     from .types import Corpus, Dataset, Labels, Predictions
-
-STARTED = time.monotonic()
-"""When the command began; a time limit counts from here."""
 
 logger = logging.getLogger("labelspace")
 
@@ -103,7 +101,7 @@ def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Ou
 
     untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
     before = figures(untrained)
-    model = run(data, recipe="dexml", out=out, started=STARTED, max_minutes=2.3, **settings)
+    model = run(data, recipe="dexml", out=out, started=command_began(), max_minutes=2.3, **settings)
     after = figures(model)
     if output.json:
         _print_json({"data": described, "before": before, "metrics": after, "model": str(out)})
@@ -176,15 +174,16 @@ def train(
     from .model import require_writable
 
     require_writable(out)
-    model = run(_load(data, options, settings.seed), recipe=recipe, out=out, started=STARTED, **to_dict(settings))
+    model = run(
+        _load(data, options, settings.seed), recipe=recipe, out=out, started=command_began(), **to_dict(settings)
+    )
     fitted = model.info["fit"]
     if output.json:
         _print_json({"model": str(out), **model.info["metrics"], "fit": fitted, "config": model.info["config"]})
         return
     metrics = model.info["metrics"]["validation"]
-    print(
-        f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {time.monotonic() - STARTED:.0f} s)"
-    )
+    seconds = time.monotonic() - command_began()
+    print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
 
@@ -209,7 +208,7 @@ def evaluate(
     model
         Folder of a model, or a score.npz with one row a document.
     data
-        Folder or file; read as the model's training data was, unless an option says otherwise.
+        Folder or file; fields, columns and separator are those of the model's training data unless given.
     split
         Documents to measure on; auto is test where there is one, else valid.
     k
@@ -224,6 +223,7 @@ def evaluate(
         auto, cpu, cuda or mps.
     """
     from .evaluation import longest_filter_row, render, report
+    from .types import Predictions
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
@@ -231,6 +231,7 @@ def evaluate(
     given: Predictions | None = None
     seed = 0
     if model.is_file() and model.suffix == ".npz":
+        from .data.npz import read_npz
         from .data.writers import load_scores
 
         given = load_scores(model)
@@ -247,11 +248,19 @@ def evaluate(
 
         pairs, source = read_pairs(filter, corpus.targets.shape), filter
     targets, train_targets = corpus.targets, dataset.train.targets
-    if opened is not None:
-        depth = min(k + (longest_filter_row(pairs) if pairs is not None else 0), len(opened.labels))
+    longest = longest_filter_row(pairs) if pairs is not None else 0
+    if opened is None:
+        assert given is not None
+        if (width := read_npz(model).shape[1]) != len(dataset.labels):
+            raise DataError(f"it scores {width} labels, but {data} has {len(dataset.labels)}", model)
+        given = Predictions(given.indices[:, : k + longest], given.scores[:, : k + longest])
+    else:
+        depth = min(k + longest, len(opened.labels))
         given = opened.predict(corpus.texts, k=depth)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
-    assert given is not None
+    if len(dataset.train) < 2:
+        logger.warning("propensities need at least two training documents; PSP is left out")
+        train_targets = None
     result = report(
         given, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
         name=dataset.name, filter_source=None if source is None else str(source),
@@ -293,9 +302,9 @@ def predict(
     labels
         File with one label id or name a line; only these are predicted.
     text_column
-        Column of a table that holds the text.
+        Column of a table that holds the text; as in the model's training data when not given.
     fields
-        Of LF json: title, title+content or auto.
+        Of LF json: title, title+content or auto; as in the model's training data when not given.
     encoding
         Of the file; UTF-8 or else latin-1 when not given.
     device
@@ -309,8 +318,9 @@ def predict(
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
     opened = Model.load(model, device)
-    chosen = None if labels is None else read_texts(labels)[1]
-    ids, lines = read_texts(texts, text_column=text_column, fields=fields, encoding=encoding)
+    recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
+    chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
+    ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
     predictions = opened.predict(lines, k=k, labels=chosen)
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)

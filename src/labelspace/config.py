@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,7 +101,8 @@ class DexmlSettings(EncoderSettings, FitSettings):
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
-        weighted: weigh each positive by its relevance (``target_rel``) instead of by 1.
+        weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
+            draw in proportion to it.
     """
 
     loss: Literal["decoupled_softmax", "softmax", "soft_top_k", "bce"] = "decoupled_softmax"
@@ -140,6 +142,7 @@ def resolve(recipe: str, given: dict[str, Any], source: str = "") -> DexmlSettin
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(known)}"
             raise SettingsError(f"{where}the recipe {recipe} has no setting {name!r}; {hint}")
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
     try:
         return kind(**given)
     except ValidationError as error:
@@ -169,15 +172,16 @@ def to_dict(settings: DexmlSettings) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def to_toml(settings: DexmlSettings, recipe: str) -> str:
+def to_toml(settings: DexmlSettings, recipe: str, data: dict[str, Any] | None = None) -> str:
     """A configuration file that gives these settings back; unset ones are left out.
 
     Args:
         settings: settings of a run.
         recipe: name of the recipe.
+        data: how the data files were read, to go with them.
     """
     lines = [f'recipe = "{recipe}"']
-    for name, value in to_dict(settings).items():
+    for name, value in {**(data or {}), **to_dict(settings)}.items():
         if value is not None:
             lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

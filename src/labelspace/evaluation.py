@@ -129,6 +129,10 @@ def _checked_pairs(filter_pairs: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     pairs = np.asarray([] if filter_pairs is None else filter_pairs)
     if not pairs.size:
         return np.zeros((0, 2), dtype=np.int64)
+    if pairs.shape == (2,):
+        pairs = pairs[None]
+    if np.issubdtype(pairs.dtype, np.floating) and (pairs == np.floor(pairs)).all():
+        pairs = pairs.astype(np.int64)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         raise DataError(
             f"filter pairs must be whole numbers of shape (n, 2), document row and label number, "

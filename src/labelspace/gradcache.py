@@ -31,8 +31,14 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int) -> Tensor:
     if encoder.row_sparse or len(tokens) == 0:
         return encoder(tokens)
     order = np.argsort(tokens.lengths, kind="stable")
+    # the parameter tells checkpoint which device's random state to keep
+    anchor = next(encoder.parameters())
+
+    def encode(_: Tensor, part: Tokens) -> Tensor:
+        return encoder(part)
+
     parts = [
-        checkpoint(encoder, tokens.take(order[start : start + chunk_size]), use_reentrant=False)
+        checkpoint(encode, anchor, tokens.take(order[start : start + chunk_size]), use_reentrant=False)
         for start in range(0, len(order), chunk_size)
     ]
     places = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)

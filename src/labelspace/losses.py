@@ -157,7 +157,7 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
 
     Args:
         name: one of ``softmax``, ``decoupled_softmax``, ``bce``, ``soft_top_k``.
-        options: ``k`` and ``alpha`` of ``soft_top_k``.
+        options: ``k``, ``alpha`` and ``clamp`` of ``soft_top_k``.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -338,15 +338,16 @@ def soft_top_k_closed_form(
     *,
     k: int | Tensor = 5,
     alpha: float = 2.0,
+    clamp: bool = False,
 ) -> ValueAndGradient:
-    """Value and gradient of `soft_top_k`, the gradient through log z.
+    """Value and gradient of `soft_top_k`, the gradient through log z; ``clamp`` as in `top_k_shift`.
 
     With q_j = g_j alpha (1 - z_j) and v_j = alpha z_j (1 - z_j): g'_j = q_j - (sum q) v_j / sum v. The ratio
     v_j / sum v is a softmax of log v_j, which stays finite where every z has saturated.
     """
     rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
     n = len(logits)
-    shift = top_k_shift(logits, k, alpha, reduce)
+    shift = top_k_shift(logits, k, alpha, reduce, clamp)
     u = logits.add_(shift[:, None]).mul_(alpha)
     u_positive = u[rows, columns]
     value = (
@@ -366,7 +367,9 @@ def soft_top_k_closed_form(
 
 
 @torch.no_grad()
-def top_k_shift(logits: Tensor, k: int | Tensor, alpha: float, reduce: Reduce | None = None) -> Tensor:
+def top_k_shift(
+    logits: Tensor, k: int | Tensor, alpha: float, reduce: Reduce | None = None, clamp: bool = False
+) -> Tensor:
     """The shift t of every row with ``sum_j sigmoid(alpha (s_j + t)) = k``, by bisection.
 
     Args:
@@ -374,6 +377,7 @@ def top_k_shift(logits: Tensor, k: int | Tensor, alpha: float, reduce: Reduce | 
         k: the number of places, one for all rows or a (B,) tensor.
         alpha: steepness of the sigmoid, above 0.
         reduce: combines a (B,) tensor over label shards; None for one shard.
+        clamp: lower k to one less than the columns that count (to a half where only one does) instead of refusing.
 
     Returns:
         (B,) shifts, after 32 halvings in float32 and 64 in float64.
@@ -387,6 +391,8 @@ def top_k_shift(logits: Tensor, k: int | Tensor, alpha: float, reduce: Reduce | 
     counts = logits > -torch.inf
     n = reduce(counts.sum(dim=1).to(logits.dtype), "sum")
     places = torch.as_tensor(k, device=logits.device).to(logits.dtype).expand(len(logits))
+    if clamp:
+        places = torch.minimum(places, torch.maximum(n - 1, n / 2))
     if bool((places <= 0).any()) or bool((places >= n).any()):
         fewest = int(n.min()) if len(n) else 0
         raise ValueError(f"soft top-k needs 0 < k < the number of columns that count ({fewest}), got k = {k}")

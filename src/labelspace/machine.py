@@ -1,10 +1,12 @@
-"""This machine: memory that is free and used, where caches are kept, and whether bf16 products pay."""
+"""This machine and this command: memory that is free and used, where caches are kept, and whether bf16 products pay."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,24 @@ from .errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
+
+
+_begun = time.monotonic()
+
+
+def start_clock(at: float | None = None) -> None:
+    """Say when the present command began.
+
+    Args:
+        at: by `time.monotonic`; None for now.
+    """
+    global _begun
+    _begun = time.monotonic() if at is None else at
+
+
+def command_began() -> float:
+    """When the present command began, by `time.monotonic`; a time limit counts from here."""
+    return _begun
 
 
 def available_memory() -> int | None:
@@ -42,18 +62,24 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def require_memory(needed: int, purpose: str, remedy: str) -> None:
+def require_memory(needed: int, purpose: str, remedy: str, device: torch.device | None = None) -> None:
     """Refuse work that would not fit, before any of it is done.
 
     Args:
         needed: bytes.
         purpose: what would take them.
         remedy: what to change.
+        device: where; None for the host.
 
     Raises:
         ResourceError: less than that is available.
     """
-    free = available_memory()
+    if device is not None and device.type == "cuda":
+        import torch
+
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available_memory()
     if free is not None and needed > free:
         raise ResourceError(
             f"{purpose} would take about {gigabytes(needed)} of memory, and {gigabytes(free)} are available; {remedy}"
@@ -65,7 +91,10 @@ def cache_folder() -> Path:
     given = os.environ.get("LABELSPACE_CACHE")
     if given:
         return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labelspace"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labelspace"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "labelspace-cache"
 
 
 def gigabytes(count: int | float) -> str:
@@ -82,7 +111,7 @@ def bf16_pays(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return any(
             bool(getattr(torch.cpu, probe, lambda: False)())

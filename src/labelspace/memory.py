@@ -7,6 +7,7 @@ texts of one label are more keys.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -26,19 +27,20 @@ Scoring = Literal["similarity", "votes"]
 class Memory:
     """K keys with their label votes.
 
-    With ``similarity`` a label's score is the best similarity of a key that votes for it, times the vote. With
+    With ``similarity`` a label's score is the best similarity of a key that votes for it; votes are 0 or 1. With
     ``votes`` it is the sum over the nearest ``depth`` keys of softmax(similarity / temperature) times the vote
     (RAE-XMC).
 
     Args:
         keys: (K, D) float32 or bf16.
-        votes: (K, L) sparse votes of the keys, not negative; a row of zeros never votes.
+        votes: (K, L) sparse votes of the keys, not negative; 0 or 1 with ``similarity``.
         scoring: ``similarity`` or ``votes``.
         temperature: of the softmax over keys, with ``votes``.
         depth: keys that vote for one query, with ``votes``.
 
     Raises:
-        ValueError: votes that do not fit the keys, or a negative vote.
+        ValueError: votes that do not fit the keys, a negative vote, one that is neither 0 nor 1 with ``similarity``, or
+            an unknown scoring.
     """
 
     def __init__(
@@ -52,10 +54,15 @@ class Memory:
     ):
         if keys.ndim != 2 or keys.shape[0] != votes.shape[0]:
             raise ValueError(f"votes {votes.shape} do not fit keys {tuple(keys.shape)}")
-        if votes.nnz and float(votes.data.min()) < 0:
-            raise ValueError("a vote is negative")
+        if scoring not in ("similarity", "votes"):
+            raise ValueError(f"unknown scoring {scoring!r}; choose one of similarity, votes")
         self.keys = keys
-        self.votes = sp.csr_array(votes, dtype=np.float32)
+        self.votes = sp.csr_array(votes, dtype=np.float32, copy=True)
+        self.votes.eliminate_zeros()
+        if self.votes.nnz and float(self.votes.data.min()) < 0:
+            raise ValueError("a vote is negative")
+        if scoring == "similarity" and (self.votes.data != 1).any():
+            raise ValueError("with the scoring 'similarity' a vote is 0 or 1")
         self.scoring: Scoring = scoring
         self.temperature = temperature
         self.depth = depth
@@ -94,9 +101,11 @@ class Memory:
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
-            -inf. Ties are ordered by label number.
+            -inf. Equal scores are ordered by label number; which of several equals falls off at the cut is left open.
         """
         votes, allowed = self.votes, None
+        if self.scoring == "similarity" and labels is None and not self._one_to_one:
+            allowed = np.flatnonzero(np.diff(votes.indptr))  # keys without a vote must not crowd out the others
         if labels is not None:
             chosen = np.zeros(self.n_labels, dtype=bool)
             chosen[labels] = True
@@ -113,10 +122,9 @@ class Memory:
             depth = k if self._one_to_one else k * max(1, self._keys_per_label)
         similarities, keys = self.index.search(queries, depth, allowed)
         if self.scoring == "similarity" and self._one_to_one:
-            scores, found = similarities * votes.data[votes.indptr[keys]], votes.indices[votes.indptr[keys]]
-            return _best(
-                np.repeat(np.arange(len(queries)), keys.shape[1]), found.ravel(), scores.ravel(), len(queries), k
-            )
+            found = votes.indices[votes.indptr[keys]]
+            rows = np.repeat(np.arange(len(queries)), keys.shape[1])
+            return _best(rows, found.ravel(), similarities.ravel(), len(queries), k)
         return self._vote(similarities, keys, votes, k)
 
     def _vote(
@@ -198,7 +206,7 @@ class Memory:
                 temperature=float(settings["temperature"]),  # type: ignore[arg-type]
                 depth=int(settings["depth"]),  # type: ignore[call-overload]
             )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ModelError(f"{folder / 'votes.npz'} is missing or damaged: {error}") from error
 
 

@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from .types import Labels, Predictions
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "labelspace model", 1
+PARTS = ("labels.jsonl", "memory/keys.safetensors", "memory/votes.npz", "encoder/modules.json")
+"""Files without which a folder is no model."""
 HASH_UP_TO = 1 << 29
 """Files up to this size are compared by content when a model is opened, larger ones by size."""
 
@@ -56,7 +59,12 @@ class Model:
 
     @classmethod
     def from_encoder(
-        cls, encoder: str | Encoder, labels: Sequence[str] | Labels, *, device: str = "auto", batch_size: int = 256
+        cls,
+        encoder: str | os.PathLike[str] | Encoder,
+        labels: Sequence[str] | Labels,
+        *,
+        device: str = "auto",
+        batch_size: int = 256,
     ) -> Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
@@ -69,6 +77,7 @@ class Model:
         Raises:
             DataError: no labels, or a name that is given twice.
             ModelError: the encoder cannot be opened.
+        MissingExtraError: ``minilm`` without its package.
         """
         if not isinstance(labels, Labels):
             names = _checked_texts(labels, "label")
@@ -80,8 +89,8 @@ class Model:
             twice = next(name for name in labels.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise DataError(f"the label {twice!r} is given twice; label ids must be distinct")
         place = device_of(device)
-        if isinstance(encoder, str):
-            name = encoder
+        if isinstance(encoder, str | os.PathLike):
+            name = encoder = os.fspath(encoder)
             if encoder == "static":
                 base = open_encoder("minilm", device=str(place))
                 assert isinstance(base, TransformerEncoder)
@@ -115,7 +124,7 @@ class Model:
         self,
         texts: Sequence[str] | str,
         k: int = 5,
-        labels: Sequence[str | int] | None = None,
+        labels: Iterable[str | int] | None = None,
         batch_size: int = 256,
     ) -> Predictions:
         """The best k labels of each text.
@@ -151,7 +160,7 @@ class Model:
             indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts)
 
-    def label_numbers(self, labels: Sequence[str | int]) -> npt.NDArray[np.int64]:
+    def label_numbers(self, labels: Iterable[str | int]) -> npt.NDArray[np.int64]:
         """Numbers of labels given by id, by text or by number.
 
         Args:
@@ -160,9 +169,11 @@ class Model:
         Raises:
             DataError: no labels, or an unknown one; the nearest known ones are named.
         """
-        if isinstance(labels, str):
-            labels = [labels]
-        if not len(labels):
+        try:
+            labels = [labels] if isinstance(labels, str) else list(labels)
+        except TypeError as error:
+            raise DataError(f"a list of labels was expected, got {type(labels).__name__}") from error
+        if not labels:
             raise DataError("no label to choose from was given; pass labels=None to choose from all")
         if self._numbers is None:
             self._numbers = {}
@@ -176,8 +187,8 @@ class Model:
                 if not 0 <= label < len(self.labels):
                     raise DataError(f"there is no label number {label}; the model has {len(self.labels)} labels")
                 numbers.add(int(label))
-            elif label in self._numbers:
-                numbers.update(self._numbers[str(label)])
+            elif isinstance(label, str) and label in self._numbers:
+                numbers.update(self._numbers[label])
             else:
                 known = list(self._numbers)[:200_000]
                 near = difflib.get_close_matches(str(label), known, n=3)
@@ -195,6 +206,7 @@ class Model:
         Raises:
             ModelError: the folder holds something that is not a model.
         """
+        path = Path(path).expanduser()
         require_writable(path)
         with atomic_folder(path) as folder:
             (folder / "encoder").mkdir()
@@ -208,7 +220,7 @@ class Model:
             for name, text in (records or {}).items():
                 (folder / name).write_text(text, encoding="utf-8")
             manifest = {
-                "format": "labelspace model",
+                "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "labelspace_version": __version__,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -264,10 +276,19 @@ def require_writable(path: str | Path) -> None:
         ModelError: something else is there.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_model(folder):
         raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file; choose a folder to write the model to")
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder's manifest says that it is a labelspace model, of whatever version."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -288,7 +309,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelError(f"{file} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or "format_version" not in manifest or "labels" not in manifest:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "format_version" not in manifest:
         raise ModelError(f"{folder} is not a labelspace model: its manifest.json is of another kind")
     version = manifest["format_version"]
     if version != FORMAT_VERSION:
@@ -296,9 +317,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has model format {version}, written by labelspace {manifest.get('labelspace_version', '?')}; "
             f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
         )
-    missing = [key for key in ("files", "memory", "info", "dimensions") if key not in manifest]
-    if missing:
-        raise ModelError(f"{file} is damaged: it lacks {', '.join(missing)}")
+    kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
+    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    if wrong:
+        raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
+    lost = [name for name in PARTS if name not in manifest["files"]]
+    if lost:
+        raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
 
 

@@ -34,7 +34,7 @@ EVALUATION_SHARE = 0.15
 """When a run must end by the clock, evaluations after the first take about this share of it, one at least."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C or a termination signal)."""
 
 
@@ -135,7 +135,7 @@ class Schedule:
             progress: share of the run that is over.
         """
         if progress < self.warmup:
-            return max(progress, 1 / self.total_steps) / self.warmup
+            return min(1.0, max(progress, 1 / self.total_steps) / self.warmup)
         return (1 - progress) / (1 - self.warmup)
 
 
@@ -153,6 +153,7 @@ def fit(
     choose: bool = True,
     log: Log,
     started: float,
+    signals: StopSignals,
 ) -> FitReport:
     """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
@@ -172,6 +173,7 @@ def fit(
             are only reported and the last weights are kept.
         log: where records go.
         started: when the command began, by `time.monotonic`.
+        signals: stop signals; held when the loop is over.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
@@ -184,12 +186,18 @@ def fit(
     bad_evaluations, evaluated_at, progress = 0, -1, 0.0
 
     def look() -> None:
-        nonlocal bad_evaluations, evaluated_at
+        nonlocal evaluated_at
         if evaluate is None or evaluated_at == report.steps:
             return
-        evaluated_at, begun = report.steps, time.monotonic()
+        begun = time.monotonic()
         metrics = evaluate()
         seconds = time.monotonic() - begun
+        with signals.deferred():
+            evaluated_at = report.steps
+            record(metrics, seconds)
+
+    def record(metrics: dict[str, float], seconds: float) -> None:
+        nonlocal bad_evaluations
         schedule.reserve = SAVING_SECONDS + 2.5 * seconds  # a last look, and the keys in float32
         report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
         log.write(event="evaluation", **report.curve[-1])
@@ -201,7 +209,7 @@ def fit(
         elif progress >= settings.warmup:
             bad_evaluations += 1
 
-    with _stop_signals() as signals, tqdm(total=total, desc="training", unit="step", disable=None) as bar:
+    with tqdm(total=total, desc="training", unit="step", disable=None) as bar:
         try:
             look()
             due = _evaluation_points(schedule.affordable(settings.evaluations))
@@ -246,7 +254,7 @@ def fit(
                         last_log, texts, loss_sum, loss_count = now, 0, 0.0, 0
                     if schedule.progress(report.steps) >= next_due and report.steps < total:
                         look()
-                        last_log = time.monotonic()
+                        last_log, texts = time.monotonic(), 0
                         while next_due <= schedule.progress(report.steps):
                             next_due = next(due)
                         if settings.patience and bad_evaluations >= settings.patience:
@@ -259,9 +267,11 @@ def fit(
             elif report.stopped == "time":
                 with contextlib.suppress(Interrupted):
                     look()
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            signals.hold()
             report.stopped = "interrupted"
             logger.warning("interrupted at step %d of %d; saving the best weights so far", report.steps, total)
+        signals.hold()
     report.seconds = time.monotonic() - schedule.begun
     # weights trained since a lone look at the untrained ones are the better guess
     if evaluate is None or not choose or (evaluated_at == 0 and report.steps > 0):
@@ -322,35 +332,46 @@ def _evaluation_points(count: int) -> Iterator[float]:
         yield math.inf
 
 
-class _Signals:
-    """Raises `Interrupted` when a stop signal comes, but not inside `deferred`."""
+class StopSignals:
+    """Raises `Interrupted` once when a stop signal comes, but not inside `deferred` and not after `hold`."""
 
     def __init__(self) -> None:
         self.held, self.pending = False, False
 
     def handle(self, number: int, frame: Any) -> None:
+        """What a signal calls.
+
+        Args:
+            number: of the signal.
+            frame: where it came.
+        """
         if self.held:
             self.pending = True
         else:
+            self.held = True
             raise Interrupted
+
+    def hold(self) -> None:
+        """Let everything from here on end; later signals are only noted."""
+        self.held = True
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Let the body end before a stop signal takes effect."""
-        self.held = True
+        before, self.held = self.held, True
         try:
             yield
         finally:
-            self.held = False
-        if self.pending:
-            self.pending = False
+            self.held = before
+        if self.pending and not before:
+            self.pending, self.held = False, True
             raise Interrupted
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Signals]:
+def stop_signals() -> Iterator[StopSignals]:
     """Turn Ctrl-C and termination into `Interrupted` while the body runs, in the main thread only."""
-    signals = _Signals()
+    signals = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return

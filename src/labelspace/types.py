@@ -154,7 +154,7 @@ class Predictions:
 
     Args:
         indices: (n, k) int64 label numbers; -1 where a row has fewer than k.
-        scores: (n, k) float32 scores, descending; -inf where ``indices`` is -1.
+        scores: (n, k) float32 (or float64, if given so) scores, descending; -inf where ``indices`` is -1.
         label_ids: ids of all L labels, if known.
         label_texts: texts of all L labels, if known.
     """
@@ -174,7 +174,8 @@ class Predictions:
         if indices.size and not np.issubdtype(indices.dtype, np.integer):
             raise DataError(f"predicted indices must be whole numbers, got {indices.dtype}")
         object.__setattr__(self, "indices", indices.astype(np.int64, copy=False))
-        object.__setattr__(self, "scores", scores.astype(np.float32, copy=False))
+        kept = scores.dtype if scores.dtype == np.float64 else np.float32  # rounding would make ties
+        object.__setattr__(self, "scores", scores.astype(kept, copy=False))
 
     def __len__(self) -> int:
         return len(self.indices)

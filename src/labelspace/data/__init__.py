@@ -62,7 +62,7 @@ def load(
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
         valid_max: the most documents to hold out.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     settings = ReadSettings(fields, label_fields, text_column, label_column, separator, encoding)
     name = path.resolve().name
     if path.is_file():

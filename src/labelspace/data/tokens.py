@@ -73,9 +73,13 @@ def tokenize(
     folder = cache / "tokens" / _content_hash(tokenizer, texts, special_tokens)
     if not folder.is_dir():
         tokens = _tokenize(tokenizer, texts, special_tokens)
-        with atomic_folder(folder) as part:
-            np.save(part / "ids.npy", tokens.ids)
-            np.save(part / "offsets.npy", tokens.offsets)
+        try:
+            with atomic_folder(folder) as part:
+                np.save(part / "ids.npy", tokens.ids)
+                np.save(part / "offsets.npy", tokens.offsets)
+        except OSError as error:
+            logger.warning("the tokens cannot be kept in %s: %s", folder, error)
+            return tokens
     try:
         ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)

@@ -294,8 +294,11 @@ def _vectors_of(
         rows = order[start : start + block]
         vectors[rows] = base.encode(tokens.take(rows), batch_size=block)
     if folder is not None:
-        with atomic_folder(folder) as part:
-            np.save(part / "vectors.npy", vectors)
+        try:
+            with atomic_folder(folder) as part:
+                np.save(part / "vectors.npy", vectors)
+        except OSError as error:
+            logger.warning("the token vectors cannot be kept in %s: %s", folder, error)
     return vectors
 
 
@@ -316,7 +319,9 @@ def _count_tokens(tokenizer: Tokenizer, lines: Iterable[str], size: int) -> npt.
         if line is not None:
             block.append(line.encode("utf-8", "replace").decode("utf-8"))
         if block and (line is None or len(block) == 8192):
-            ids = [np.array(e.ids) for e in tokenizer.encode_batch_fast(block, add_special_tokens=False)]
+            ids = [
+                np.array(e.ids, dtype=np.int64) for e in tokenizer.encode_batch_fast(block, add_special_tokens=False)
+            ]
             counts += np.bincount(np.concatenate([np.zeros(0, np.int64), *ids]), minlength=size)
             block = []
     return counts

@@ -66,7 +66,8 @@ class TransformerEncoder(Encoder):
         if projection is not None:
             width = model.get_embedding_dimension() if pooling is None else hidden
             dense = Dense(int(width or hidden), projection, bias=False, activation_function=nn.Identity())
-            modules.insert(2, dense)
+            place = next((i for i, m in enumerate(modules) if isinstance(m, Normalize)), len(modules))
+            modules.insert(place, dense)
         if normalize is not None:
             modules = [m for m in modules if not isinstance(m, Normalize)]
             if normalize:

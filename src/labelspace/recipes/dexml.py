@@ -29,12 +29,14 @@ from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_m
 from ..memory import Memory
 from ..model import Model, require_writable
 from ..pools import make_pool
-from ..trainer import Log, device_of, fit, readable
+from ..trainer import Log, device_of, fit, readable, stop_signals
 from ..types import Batch, Corpus, Dataset, Predictions
 
 logger = logging.getLogger(__name__)
 
 STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
+READING = ("fields", "label_fields", "text_column", "label_column", "separator")
+"""How data files are read, as far as the settings file repeats it."""
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
@@ -53,6 +55,7 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         ResourceError: the run would not fit into memory.
     """
     if out is not None:
+        out = out.expanduser().resolve()
         require_writable(out)
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
@@ -69,15 +72,17 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     logger.info(
         "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
     )
-    require_memory(needed, "this run", "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch")
+    remedy = "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch"
+    require_memory(needed, "this run", remedy, encoder.device)
 
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
     pool = make_pool(settings.negatives, data.train.targets)
-    loss = closed_form(
-        settings.loss, **({"k": settings.k, "alpha": settings.alpha} if settings.loss == "soft_top_k" else {})
-    )
+    places: dict[str, Any] = {}
+    if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
+        places = {"k": settings.k, "alpha": settings.alpha, "clamp": True}
+    loss = closed_form(settings.loss, **places)
     low = torch.bfloat16 if settings.precision == "bf16" else None
     device = encoder.device
 
@@ -110,52 +115,58 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         log_file.parent.mkdir(parents=True, exist_ok=True)
     log = Log(log_file)
     try:
-        log.write(
-            event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9
-        )
-        report = fit(
-            step,
-            epoch_batches,
-            math.ceil(len(rows) / settings.batch_size),
-            encoder,
-            settings,
-            lr=settings.lr or 0.0,
-            weight_decay=settings.weight_decay or 0.0,
-            row_sparse=encoder.row_sparse,
-            evaluate=validation(data, encoder, labels.tokens, settings, cache),
-            choose=len(data.valid) >= MIN_VALID,
-            log=log,
-            started=started,
-        )
-        encoder.precision = "float32"
-        keys = torch.from_numpy(encoder.encode(labels.tokens)).to(device)
-        info = {
-            "recipe": "dexml",
-            "config": to_dict(settings),
-            "data": {
-                "name": data.name,
-                "fingerprint": fingerprint(data),
-                "documents": len(data.train),
-                "labels": len(data.labels),
-                "options": data.options,
-            },
-            "metrics": {"validation": report.metrics},
-            "fit": {
-                "steps": report.steps,
-                "best_step": report.best_step,
-                "stopped": report.stopped,
-                "seconds": round(report.seconds, 1),
-                "curve": report.curve,
-            },
-        }
-        model = Model(encoder, Memory.of_labels(keys), data.labels, info)
-        if report.metrics:
-            logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
-        log.close()
-        if out is not None and log_file is not None:
-            records = {"settings.toml": to_toml(settings, "dexml"), "log.jsonl": log_file.read_text(encoding="utf-8")}
-            model.save(out, records)
-        return model
+        with stop_signals() as signals:
+            log.write(
+                event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9
+            )
+            report = fit(
+                step,
+                epoch_batches,
+                math.ceil(len(rows) / settings.batch_size),
+                encoder,
+                settings,
+                lr=settings.lr or 0.0,
+                weight_decay=settings.weight_decay or 0.0,
+                row_sparse=encoder.row_sparse,
+                evaluate=validation(data, encoder, labels.tokens, settings, cache),
+                choose=len(data.valid) >= MIN_VALID,
+                log=log,
+                started=started,
+                signals=signals,
+            )
+            encoder.precision = "float32"
+            keys = torch.from_numpy(encoder.encode(labels.tokens)).to(device)
+            info = {
+                "recipe": "dexml",
+                "config": to_dict(settings),
+                "data": {
+                    "name": data.name,
+                    "fingerprint": fingerprint(data),
+                    "documents": len(data.train),
+                    "labels": len(data.labels),
+                    "options": data.options,
+                },
+                "metrics": {"validation": report.metrics},
+                "fit": {
+                    "steps": report.steps,
+                    "best_step": report.best_step,
+                    "stopped": report.stopped,
+                    "seconds": round(report.seconds, 1),
+                    "curve": report.curve,
+                },
+            }
+            model = Model(encoder, Memory.of_labels(keys), data.labels, info)
+            if report.metrics:
+                logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
+            log.close()
+            if out is not None and log_file is not None:
+                how = {k: v for k, v in data.options.items() if k in READING and isinstance(v, str) and v != "[]"}
+                records = {
+                    "settings.toml": to_toml(settings, "dexml", how),
+                    "log.jsonl": log_file.read_text(encoding="utf-8"),
+                }
+                model.save(out, records)
+            return model
     finally:
         log.close()
         if log_file is not None:
@@ -183,11 +194,13 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
     if settings.encoder != "static":
         options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
         encoder = open_encoder(settings.encoder, **options)
-        if settings.max_tokens is None:
+        if settings.max_tokens is None and isinstance(encoder, TransformerEncoder):
             encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
         return encoder
     if settings.pooling is not None or settings.projection is not None:
         raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
+    if settings.dropout or settings.attention != "auto":
+        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
     base = open_encoder(settings.base, device=str(device))
     if not isinstance(base, TransformerEncoder):
         raise SettingsError(f"base: {settings.base!r} is not a transformer, so no static encoder can be made from it")
@@ -222,7 +235,7 @@ def fill_in(settings: DexmlSettings, encoder: Encoder) -> DexmlSettings:
     static = encoder.row_sparse
     return dataclasses.replace(
         settings,
-        device=encoder.device.type,
+        device=str(encoder.device),
         precision=precision,
         max_tokens=encoder.max_tokens,
         lr=settings.lr or (3e-3 if static else 1e-4),
