@@ -28,7 +28,21 @@ def linear_loss_plain(
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The loss of all logits at once: the plain twin of `linear_loss`, same arguments and result."""
+    """The loss of all logits at once: the plain twin of `linear_loss`.
+
+    Args:
+        form: a loss in value-and-gradient form.
+        queries: (B, D) float32 or float64.
+        keys: (P, D) of the same dtype.
+        positives: (2, M) int64 pairs (row, column).
+        temperature: divides the products.
+        hidden: (2, H) int64 pairs whose logits are set to -inf.
+        weights: (M,) relevance of each positive.
+        dtype: type of the matrix products; None for that of the queries.
+
+    Returns:
+        A scalar; gradients flow to queries and keys.
+    """
     low = dtype or queries.dtype
     logits = (queries.to(low) @ keys.to(low).T).to(queries.dtype) / temperature
     if hidden is not None:

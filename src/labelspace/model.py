@@ -43,6 +43,9 @@ class Model:
         memory: keys made by the same encoder, and their votes.
         labels: the L labels that are voted for.
         info: what made the model: recipe, config, data, metrics; all of it JSON.
+
+    Raises:
+        ValueError: encoder, memory and labels that do not fit together.
     """
 
     def __init__(self, encoder: Encoder, memory: Memory, labels: Labels, info: dict[str, Any] | None = None):

@@ -100,7 +100,8 @@ class Schedule:
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
         self.reserve = SAVING_SECONDS
-        self.step_seconds = 0.0
+        self.step_seconds = self.evaluation_seconds = 0.0
+        self.last_look = True
 
     def progress(self, step: int) -> float:
         """Share of the run that is over, 0 to 1, the further one of steps and time; 1 when no step fits any more.
@@ -116,17 +117,27 @@ class Schedule:
             share = max(share, (time.monotonic() - self.begun) / span)
         return min(1.0, share)
 
+    def plan_end(self, evaluation_seconds: float) -> None:
+        """Keep time free for the end: the keys in float32, saving, and a last evaluation unless time is short.
+
+        Args:
+            evaluation_seconds: what an evaluation takes.
+        """
+        first, self.evaluation_seconds = self.evaluation_seconds == 0, evaluation_seconds
+        if first and self.deadline is not None:
+            self.last_look = 10 * evaluation_seconds < self.deadline - time.monotonic()
+        self.reserve = SAVING_SECONDS + (2.5 if self.last_look else 1.5) * evaluation_seconds
+
     def affordable(self, evaluations: int) -> int:
         """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.
 
         Args:
             evaluations: how many were asked for.
         """
-        seconds = (self.reserve - SAVING_SECONDS) / 2.5
-        if self.deadline is None or seconds <= 0:
+        if self.deadline is None or self.evaluation_seconds <= 0:
             return evaluations
         left = self.deadline - self.reserve - time.monotonic()
-        return max(1, min(evaluations, int(EVALUATION_SHARE * left / seconds)))
+        return max(1, min(evaluations, int(EVALUATION_SHARE * left / self.evaluation_seconds)))
 
     def factor(self, progress: float) -> float:
         """Factor of the learning rate: a linear rise during the warm-up, a linear fall to 0 after it.
@@ -198,7 +209,7 @@ def fit(
 
     def record(metrics: dict[str, float], seconds: float) -> None:
         nonlocal bad_evaluations
-        schedule.reserve = SAVING_SECONDS + 2.5 * seconds  # a last look, and the keys in float32
+        schedule.plan_end(seconds)
         report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
         log.write(event="evaluation", **report.curve[-1])
         logger.info("step %d of %d: validation %s", report.steps, total, readable(metrics))
@@ -264,7 +275,7 @@ def fit(
         except _Done:
             if report.steps == 0:
                 logger.warning("the time limit left no time for a single step; the model is untrained")
-            elif report.stopped == "time":
+            elif report.stopped == "time" and schedule.last_look:
                 with contextlib.suppress(Interrupted):
                     look()
         except KeyboardInterrupt:

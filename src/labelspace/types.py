@@ -24,6 +24,9 @@ class Labels:
     Args:
         ids: L distinct ids.
         texts: L label texts (names, titles, descriptions).
+
+    Raises:
+        DataError: as many texts as ids are needed.
     """
 
     ids: Sequence[str]
@@ -49,6 +52,9 @@ class Corpus:
             or None when the data set has no filter file.
         source: the file that the documents came from.
         filter_source: the file that the pairs came from.
+
+    Raises:
+        DataError: ids, texts and rows of truth differ in number.
     """
 
     ids: Sequence[str]
@@ -103,6 +109,9 @@ class Dataset:
         test: test documents, or None; only ``evaluate`` looks at their truth.
         valid_rows: rows of ``train`` that ``valid`` holds (empty when it was shipped apart).
         options: how the files were read (format, fields, separator), as recorded with a model.
+
+    Raises:
+        DataError: a split whose truth does not have one column a label.
     """
 
     name: str
@@ -157,6 +166,9 @@ class Predictions:
         scores: (n, k) float32 (or float64, if given so) scores, descending; -inf where ``indices`` is -1.
         label_ids: ids of all L labels, if known.
         label_texts: texts of all L labels, if known.
+
+    Raises:
+        DataError: indices and scores of different shapes, or indices that are not whole numbers.
     """
 
     indices: npt.NDArray[np.int64]

@@ -61,6 +61,10 @@ def load(
         seed: draws the validation rows.
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
         valid_max: the most documents to hold out.
+
+    Raises:
+        DataError: nothing recognised at the path, or a file that cannot be read as asked, with file and line.
+        SettingsError: an option out of bounds.
     """
     path = Path(path).expanduser()
     settings = ReadSettings(fields, label_fields, text_column, label_column, separator, encoding)
@@ -181,6 +185,9 @@ def read_texts(
         fields: for ``title`` and ``content``: "title", "title+content", or "auto" (the title alone when the names of
             file or folder contain "titles").
         encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+
+    Raises:
+        DataError: no such file, no texts in it, or a row that cannot be read, with file and line.
     """
     files = TextFiles(encoding)
     content = None

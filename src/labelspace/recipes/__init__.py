@@ -38,6 +38,8 @@ def train(
         SettingsError: an unknown setting or a value out of bounds.
         DataError: data that cannot be trained on.
         ResourceError: the run would not fit into memory.
+        ModelError: the encoder cannot be opened, or ``out`` holds something that is not a model.
+        MissingExtraError: an encoder whose package is not installed.
     """
     started = time.monotonic() if started is None else started
     resolved = resolve(recipe, settings)
