@@ -141,6 +141,33 @@ def test_mistakes_end_in_one_message(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_cannot_be_made_is_refused_early(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    code, _, err = run(capsys, "train", toy_folder, "--out", tmp_path / "file" / "a" / "b")
+    assert code == 1 and "file is a file; choose another folder" in err
+
+
+def test_predict_does_not_overwrite_its_input(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text("red oak\n")
+    code, _, err = run(capsys, "predict", trained, tmp_path / "t.txt", "--out", tmp_path / "t.txt")
+    assert code == 2 and "is the file of texts itself" in err
+    assert (tmp_path / "t.txt").read_text() == "red oak\n"
+
+
+def test_unknown_environment_variables_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABELSPACE_EPOCS", "3")
+    code, out, err = run(capsys, "train", "data", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["epochs"] == 5 and "LABELSPACE_EPOCS" in err
+    monkeypatch.delenv("LABELSPACE_EPOCS")
+    assert run(capsys, "train", "data", "--dry-run")[2] == ""
+
+
 def test_other_folders_are_not_overwritten(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "train", toy_folder, "--out", toy_folder)
     assert code == 1 and "not a labelspace model" in err

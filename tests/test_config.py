@@ -23,6 +23,8 @@ def test_defaults_and_given_values() -> None:
         ({"lr": -1.0}, "lr: input should be greater than 0"),
         ({"loss": "hinge"}, "loss: .*decoupled_softmax"),
         ({"warmup": 1.0}, "warmup"),
+        ({"lr": float("inf")}, "lr: input should be a finite number"),
+        ({"seed": 2**70}, "seed: input should be less than"),
         ({"epochs": "many"}, "epochs: .*integer.*'many'"),
         ({"epochz": 3}, "no setting 'epochz'; did you mean epochs"),
         ({"loss": "bce", "positives": "sample"}, "does not go with the loss 'bce'"),

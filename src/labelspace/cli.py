@@ -57,6 +57,7 @@ app = App(
     config=[Env("LABELSPACE_", command=False, show=False), _config_file],
     default_parameter=Parameter(negative_none=()),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 

@@ -6,6 +6,7 @@ Heavy libraries are loaded inside the functions.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Ou
         print(f"\n{test.texts[row]}")
         for name, text, score in pred.named(place):
             print(f"  {'*' if name in true else ' '} {score:.2f}  {name:<8} {text}")
-    print(f"\nmodel saved in {out}; try: echo 'fracture of the left wrist' | labelspace predict {out} -")
+    print(f"\nmodel saved in {out}; try: echo 'iron deficiency from blood loss' | labelspace predict {out} -")
 
 
 def info(data: Path, *, options: DataOptions = DataOptions(), output: Output = Output()) -> None:
@@ -162,12 +163,16 @@ def train(
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
-        Print the settings as a configuration file, and stop.
+        Print the settings as a configuration file (or as JSON with --json), and stop.
     """
     from .recipes import train as run
 
+    _warn_of_unknown_variables()
     if dry_run:
-        print(to_toml(settings, recipe), end="")
+        if output.json:
+            _print_json({"recipe": recipe, **to_dict(settings)})
+        else:
+            print(to_toml(settings, recipe), end="")
         return
     if out is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
@@ -317,6 +322,8 @@ def predict(
         raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
+    if out is not None and out.exists() and texts != "-" and out.samefile(texts):
+        raise SettingsError(f"--out {out} is the file of texts itself; choose another name")
     opened = Model.load(model, device)
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
@@ -407,6 +414,15 @@ def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[
         )
     wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
     return Predictions(place[predictions.indices], predictions.scores), wide
+
+
+def _warn_of_unknown_variables() -> None:
+    """Say when an environment variable looks like a setting and is none."""
+    known = {*DexmlSettings.__dataclass_fields__, *DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
+    known |= {"cache", "data", "out", "recipe", "config", "dry_run"}
+    for name in sorted(os.environ):
+        if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:
+            logger.warning("the environment variable %s is no setting and is not used", name)
 
 
 def _print_json(value: Any) -> None:

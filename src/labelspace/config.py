@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from .errors import SettingsError
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -87,7 +87,7 @@ class FitSettings:
     evaluations: Annotated[int, Field(ge=0)] = 8
     valid_documents: Count = 5000
     patience: Annotated[int, Field(ge=0)] = 4
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 raise SettingsError(f"{path}: a configuration file ends in .toml, .yaml or .json, not {suffix!r}")
     except OSError as error:
         raise SettingsError(f"{path}: cannot read the configuration file: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not a valid configuration file: {error}") from error
     if values is None:
         return {}

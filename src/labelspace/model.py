@@ -283,6 +283,11 @@ def require_writable(path: str | Path) -> None:
         raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file; choose a folder to write the model to")
+    parent = next(p for p in folder.resolve().parents if p.exists())
+    if not parent.is_dir():
+        raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
 
 
 def _is_model(folder: Path) -> bool:

@@ -413,8 +413,5 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise LabelspaceError(
-            f"the device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or mps"
-        ) from error
+        raise LabelspaceError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
     return device

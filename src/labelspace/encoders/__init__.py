@@ -107,4 +107,5 @@ def _resolve(name: str) -> Path | str:
         raise ModelError(f"cannot open the encoder {name!r}: it is a file, and a model folder is needed")
     if os.sep in name and name.count("/") != 1 or name.startswith((".", "~", os.sep)):
         raise ModelError(f"cannot open the encoder {name!r}: there is no such folder")
+    logger.warning("there is no folder %s; asking the Hugging Face hub for a model of that name", name)
     return name

@@ -75,6 +75,10 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     remedy = "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch"
     require_memory(needed, "this run", remedy, encoder.device)
 
+    if len(data.valid) < MIN_VALID:
+        logger.warning(
+            "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
+        )
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
