@@ -260,3 +260,13 @@ def test_odd_texts_are_tokenised(tiny_transformer: Path) -> None:
     odd = ["\ud800 red", "\x00", "oak\u2028oak", "🌲" * 50]
     tokens = tokenize(encoder.tokenizer, odd)
     assert len(tokens) == 4 and np.isfinite(encoder.encode(tokens)).all()
+
+
+def test_a_plain_transformer_is_pooled_by_its_mean(tiny_transformer: Path) -> None:
+    plain = tiny(tiny_transformer.parent / "raw")
+    unit = tiny(tiny_transformer.parent / "raw", normalize=True)
+    expected = tiny(tiny_transformer)
+    tokens = expected.tokenize(TEXTS)
+    assert np.array_equal(tokens.ids, plain.tokenize(TEXTS).ids)
+    np.testing.assert_allclose(unit.encode(tokens), expected.encode(tokens), atol=1e-6)
+    assert not np.allclose(np.linalg.norm(plain.encode(tokens), axis=1), 1, atol=1e-2)

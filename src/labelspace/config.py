@@ -33,7 +33,7 @@ class EncoderSettings:
         frequency_weight: of ``static``: a of the token weight a / (a + frequency); 0 for equal weights.
         pooling: of a transformer; its own when not given.
         projection: dimensions of a linear layer added to a transformer; none when not given.
-        normalize: unit vectors or raw ones; the encoder's own choice when not given.
+        normalize: unit vectors; raw ones want a temperature near 1.
         dropout: of a transformer.
         attention: of a transformer; ``auto`` is eager for training on short texts on a CPU, sdpa elsewhere.
         max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
@@ -50,7 +50,7 @@ class EncoderSettings:
     frequency_weight: Annotated[float, Field(ge=0)] = 1e-4
     pooling: Literal["mean", "cls"] | None = None
     projection: Count | None = None
-    normalize: bool | None = None
+    normalize: bool = True
     dropout: Probability = 0.0
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     max_tokens: Annotated[int, Field(ge=4)] | None = None

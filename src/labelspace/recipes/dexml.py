@@ -220,8 +220,7 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
         cache=cache_folder(),
     ).to(device)
-    if settings.normalize is not None:
-        encoder.normalize = settings.normalize
+    encoder.normalize = settings.normalize
     return encoder
 
 
