@@ -57,6 +57,18 @@ def test_predictions_written_by_one_command_are_read_by_another(
     assert json.loads(direct)["metrics"] == pytest.approx(json.loads(through_file)["metrics"])
 
 
+def test_scores_are_cut_at_k_and_must_have_the_labels_of_the_data(
+    trained: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "predict", trained, toy_folder / "tst.json", "--k", 25, "--out", tmp_path / "score.npz")
+    _, cut, _ = run(capsys, "evaluate", tmp_path / "score.npz", toy_folder, "--json", "--k", 5)
+    _, direct, _ = run(capsys, "evaluate", trained, toy_folder, "--json", "--k", 5)
+    assert json.loads(cut)["metrics"] == pytest.approx(json.loads(direct)["metrics"])
+    sp.save_npz(tmp_path / "other.npz", sp.csr_matrix((80, 7)))
+    code, _, err = run(capsys, "evaluate", tmp_path / "other.npz", toy_folder)
+    assert code == 1 and "it scores 7 labels, but the data has 25" in err
+
+
 def test_predict_prints_names(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

