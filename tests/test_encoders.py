@@ -49,14 +49,17 @@ def test_saved_folder_gives_the_same_vectors(
 def test_attention_back_ends_agree_and_are_chosen_by_use(tiny_transformer: Path) -> None:
     encoder = tiny(tiny_transformer)
     tokens = encoder.tokenize(TEXTS)
-    encoder.encode(tokens)
+    expected = encoder.encode(tokens)
+    assert encoder.transformer.config._attn_implementation == "labelspace_packed"
+    for attention in ("packed", "eager", "sdpa"):
+        other = tiny(tiny_transformer, attention=attention)
+        np.testing.assert_allclose(other.encode(tokens), expected, atol=1e-6)
+        np.testing.assert_allclose(other(tokens).detach().numpy(), expected, atol=1e-6)
+    encoder.packable = False
+    np.testing.assert_allclose(encoder.encode(tokens), expected, atol=1e-6)
     assert encoder.transformer.config._attn_implementation == "sdpa"
-    trained = encoder(tokens)
+    np.testing.assert_allclose(encoder(tokens).detach().numpy(), expected, atol=1e-6)
     assert encoder.transformer.config._attn_implementation == "eager"
-    np.testing.assert_allclose(trained.detach().numpy(), encoder.encode(tokens), atol=1e-6)
-    fixed = tiny(tiny_transformer, attention="sdpa")
-    fixed(tokens)
-    assert fixed.transformer.config._attn_implementation == "sdpa"
 
 
 def test_bf16_is_near_float32(tiny_transformer: Path) -> None:

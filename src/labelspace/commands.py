@@ -143,6 +143,7 @@ def train(
     data: Path,
     *,
     out: Path | None = None,
+    resume: Path | None = None,
     recipe: Literal["dexml"] = "dexml",
     settings: Annotated[DexmlSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
@@ -157,7 +158,10 @@ def train(
     data
         Folder or file.
     out
-        Folder of the model; needed unless --dry-run is given.
+        Folder of the model; needed unless --dry-run or --resume is given.
+    resume
+        Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
+        same folder a run that has not begun yet begins.
     recipe
         How to train.
     config
@@ -166,6 +170,7 @@ def train(
         Print the settings as a configuration file (or as JSON with --json), and stop.
     """
     from .recipes import train as run
+    from .recipes import unfinished
 
     _warn_of_unknown_variables()
     if dry_run:
@@ -174,14 +179,26 @@ def train(
         else:
             print(to_toml(settings, recipe), end="")
         return
-    if out is None:
+    if out is None and resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
     from .model import require_writable
 
-    require_writable(out)
-    model = run(
-        _load(data, options, settings.seed), recipe=recipe, out=out, started=command_began(), **to_dict(settings)
-    )
+    values, seed = to_dict(settings), settings.seed
+    if resume is not None:
+        plain = to_dict(resolve(recipe, {}))
+        values = {name: value for name, value in values.items() if value != plain[name]}
+        found = unfinished(resume, out, recipe, values)
+        if found is None and out is None:
+            if output.json:
+                _print_json({"model": str(resume), "fit": None})
+            return
+        if found is not None:
+            seed = found["settings"]["seed"]
+            options = _as_recorded(options, found["reading"])
+    if out is not None:
+        require_writable(out)
+    model = run(_load(data, options, seed), recipe=recipe, out=out, resume=resume, started=command_began(), **values)
+    out = out or resume
     fitted = model.info["fit"]
     if output.json:
         _print_json({"model": str(out), **model.info["metrics"], "fit": fitted, "config": model.info["config"]})
@@ -357,16 +374,20 @@ def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
 
 def _recorded(options: DataOptions, model: Model) -> tuple[DataOptions, int]:
     """Options as given, and where none was given, as the model's training data was read; and its seed."""
+    recorded = model.info.get("data", {}).get("options", {})
+    return _as_recorded(options, recorded), int(recorded.get("seed", 0))
+
+
+def _as_recorded(options: DataOptions, recorded: dict[str, Any]) -> DataOptions:
     import dataclasses
 
-    recorded = model.info.get("data", {}).get("options", {})
     default = DataOptions()
     changes = {
         name: recorded[name]
         for name in ("fields", "label_fields", "text_column", "label_column", "separator")
         if recorded.get(name) is not None and getattr(options, name) == getattr(default, name)
     }
-    return dataclasses.replace(options, **changes), int(recorded.get("seed", 0))
+    return dataclasses.replace(options, **changes)
 
 
 def _choose_split(data: Dataset, split: str) -> Corpus:
@@ -411,7 +432,7 @@ def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[
 def _warn_of_unknown_variables() -> None:
     """Say when an environment variable looks like a setting and is none."""
     known = {*DexmlSettings.__dataclass_fields__, *DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
-    known |= {"cache", "data", "out", "recipe", "config", "dry_run"}
+    known |= {"cache", "data", "out", "resume", "recipe", "config", "dry_run"}
     for name in sorted(os.environ):
         if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:
             logger.warning("the environment variable %s is no setting and is not used", name)

@@ -35,10 +35,13 @@ class EncoderSettings:
         projection: dimensions of a linear layer added to a transformer; none when not given.
         normalize: unit vectors; raw ones want a temperature near 1.
         dropout: of a transformer.
-        attention: of a transformer; ``auto`` is eager for training on short texts on a CPU, sdpa elsewhere.
+        attention: of a transformer; ``packed`` lays texts end to end and computes no padding; ``auto`` is packed on a
+            CPU where the architecture allows it, or else eager for training on short texts there, sdpa elsewhere.
         max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
             take if that is less.
-        chunk_size: texts encoded at a time in training; activations of one chunk are kept in memory.
+        chunk_size: texts of full length encoded at a time in training; of shorter ones as many more.
+        activations_gb: memory for activations of a transformer; what does not fit is computed again in the backward
+            pass, which costs a third more time.
         device: ``auto`` is cuda or mps where there is one, else cpu.
         precision: of training; ``auto`` is bf16 where the device multiplies faster in it.
     """
@@ -52,9 +55,10 @@ class EncoderSettings:
     projection: Count | None = None
     normalize: bool = True
     dropout: Probability = 0.0
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "packed", "eager", "sdpa"] = "auto"
     max_tokens: Annotated[int, Field(ge=4)] | None = None
-    chunk_size: Count = 64
+    chunk_size: Count = 16
+    activations_gb: Annotated[float, Field(ge=0)] = 2.0
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
 
@@ -73,6 +77,7 @@ class FitSettings:
         max_minutes: end within this time, reading and saving included; the rate follows the clock.
         evaluations: how often a run looks at the validation documents, the end included.
         valid_documents: how many validation documents are looked at.
+        checkpoint_minutes: write the state of the run, from which --resume goes on, so often; 0 for never.
         patience: stop after this many evaluations without a better nDCG@5; 0 for never.
         seed: of every random choice.
     """
@@ -86,6 +91,7 @@ class FitSettings:
     max_minutes: Positive | None = None
     evaluations: Annotated[int, Field(ge=0)] = 8
     valid_documents: Count = 5000
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     patience: Annotated[int, Field(ge=0)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -99,8 +105,20 @@ class DexmlSettings(EncoderSettings, FitSettings):
         k: places of ``soft_top_k``.
         alpha: steepness of ``soft_top_k``.
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
-        negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents.
+        negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents, ``mined``
+            also labels that the model itself ranks high for them.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
+        pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; all when
+            not given.
+        num_negatives: of ``mined``: hard negatives drawn for a document in a step.
+        mine_from: of ``mined``: share of the run after which the first shortlists are made.
+        mine_every: of ``mined``: share of the run after which they are made anew.
+        range_min: of ``mined``: best labels of a shortlist that are passed over.
+        range_max: of ``mined``: length of a shortlist.
+        max_score: of ``mined``: highest similarity of a hard negative; no limit when not given.
+        absolute_margin: of ``mined``: a hard negative is less similar than the document's best label by this much; no
+            limit when not given.
+        relative_margin: of ``mined``: the same as a share of the similarity of that label; no limit when not given.
         weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
             draw in proportion to it.
     """
@@ -109,13 +127,24 @@ class DexmlSettings(EncoderSettings, FitSettings):
     k: Count = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.05
-    negatives: Literal["all", "in-batch"] = "all"
+    negatives: Literal["all", "in-batch", "mined"] = "all"
     positives: Literal["all", "sample"] = "all"
+    pool_positives: Count | None = None
+    num_negatives: Count = 1
+    mine_from: Probability = 0.1
+    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15
+    range_min: Annotated[int, Field(ge=0)] = 0
+    range_max: Count = 100
+    max_score: float | None = None
+    absolute_margin: Annotated[float, Field(ge=0)] | None = None
+    relative_margin: Annotated[float, Field(ge=0)] | None = None
     weighted: bool = False
 
     def __post_init__(self) -> None:
         if self.loss == "bce" and self.positives == "sample":
             raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
+        if self.range_min >= self.range_max:
+            raise ValueError(f"range_min: {self.range_min} passes over the whole shortlist of {self.range_max}")
 
 
 RECIPES: dict[str, type[DexmlSettings]] = {"dexml": DexmlSettings}

@@ -4,6 +4,7 @@
     |-- DataError              a file or an array that cannot be read as asked (names file and line)
     |-- SettingsError          an unknown setting, or a value out of bounds
     |-- ModelError             a model folder that is foreign, damaged or of another version
+    |-- CheckpointError        an unfinished run that cannot be gone on with
     |-- MissingExtraError      an optional package that is not installed (names the extra)
     `-- ResourceError          more memory than there is, said before it is taken
 
@@ -40,6 +41,10 @@ class SettingsError(LabelspaceError):
 
 class ModelError(LabelspaceError):
     """A model folder that cannot be opened: not one, damaged, or written by another version."""
+
+
+class CheckpointError(LabelspaceError):
+    """An unfinished run that cannot be gone on with: damaged, of another version, or on other data or settings."""
 
 
 class MissingExtraError(LabelspaceError):

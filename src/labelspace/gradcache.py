@@ -1,12 +1,14 @@
 """Gradient caching: encode more texts than fit, and train on all of them (Gao et al., 2021; DEXML).
 
-The texts are encoded in chunks whose activations are dropped and found again in the backward pass, so the memory is
-that of one chunk and the gradient that of the whole, dropout included.
+The texts are encoded in chunks. Activations of the first chunks stay in memory, as far as there is room for them; those
+of the others are dropped and found again in the backward pass. So the memory is bounded and the gradient is that of the
+whole, dropout included.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,15 +17,16 @@ from .data.tokens import Tokens
 from .encoders.interface import Encoder
 
 
-def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int) -> Tensor:
-    """Vectors of all texts with a graph that keeps the activations of none.
+def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens: int = 0) -> Tensor:
+    """Vectors of all texts with a graph that keeps the activations of few.
 
-    Texts are sorted by length inside, so a chunk carries little padding; a row-sparse encoder is run in one go.
+    Texts are sorted by length inside, so a chunk carries little padding or none; a row-sparse encoder is run in one go.
 
     Args:
         encoder: the encoder.
         tokens: n texts.
-        chunk_size: texts in a chunk.
+        chunk_size: texts of full length in a chunk; of shorter ones as many more as have their tokens.
+        kept_tokens: tokens whose activations may stay in memory.
 
     Returns:
         (n, D) float32, in the order of the texts.
@@ -37,9 +40,25 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int) -> Tensor:
     def encode(_: Tensor, part: Tokens) -> Tensor:
         return encoder(part)
 
-    parts = [
-        checkpoint(encode, anchor, tokens.take(order[start : start + chunk_size]), use_reentrant=False)
-        for start in range(0, len(order), chunk_size)
-    ]
+    parts = []
+    for rows in chunks(tokens.lengths[order], chunk_size * encoder.max_tokens):
+        part = tokens.take(order[rows])
+        kept_tokens -= len(part.ids)
+        parts.append(encoder(part) if kept_tokens >= 0 else checkpoint(encode, anchor, part, use_reentrant=False))
     places = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
     return torch.cat(parts).index_select(0, places)
+
+
+def chunks(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
+    """Cut texts into consecutive chunks of at most so many tokens, one text at least.
+
+    Args:
+        lengths: (n,) tokens of each text.
+        most: tokens in a chunk.
+    """
+    ends = np.cumsum(lengths)
+    cuts = [0]
+    while cuts[-1] < len(lengths):
+        before = ends[cuts[-1] - 1] if cuts[-1] else 0
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, before + most, side="right"))))
+    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -1,56 +1,58 @@
 """Pools: which labels are scored in a step.
 
-A pool is a function of a batch's documents: ``pool(rows) -> (P,)`` distinct label numbers, or None for all labels.
+A pool is a function of the draws of a batch: ``pool(draws) -> (P,)`` distinct label numbers in order, or None for all
+labels. Hard negatives are found with the documents' vectors, so they widen the pool later, within the step.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+
+from .data.batches import Draws
 
 
 class AllLabels:
     """Every label in every step (DEXML)."""
 
-    def __call__(self, rows: npt.NDArray[np.int64]) -> None:
+    def __call__(self, draws: Draws) -> None:
         """The whole label space.
 
         Args:
-            rows: (B,) documents of the batch.
+            draws: of the batch.
         """
         return None
 
 
 class InBatch:
-    """The positives of the batch's documents; each is a negative of the documents that do not have it.
+    """Positives of the batch's documents; each is a negative of the documents that do not have it.
 
     Args:
-        targets: the training truth, (N, L).
+        positives: how many of a document's positives are drawn into the pool; None for all.
     """
 
-    def __init__(self, targets: sp.csr_array):
-        self.targets = targets
+    def __init__(self, positives: int | None = None):
+        self.positives = positives
 
-    def __call__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The distinct labels of the documents, in label order.
+    def __call__(self, draws: Draws) -> npt.NDArray[np.int64]:
+        """The distinct labels, in label order.
 
         Args:
-            rows: (B,) documents of the batch.
+            draws: of the batch.
         """
-        return np.unique(self.targets[rows].indices).astype(np.int64)
+        return np.unique(draws.labels if self.positives is None else draws.labels[draws.rank < self.positives])
 
 
 Pool = AllLabels | InBatch
 """The pools that a recipe can be given."""
 
 
-def make_pool(name: str, targets: sp.csr_array) -> Pool:
+def make_pool(name: str, positives: int | None = None) -> Pool:
     """A pool by name.
 
     Args:
-        name: ``all`` or ``in-batch``.
-        targets: the training truth, (N, L).
+        name: ``all``, ``in-batch`` or ``mined``; the last is ``in-batch`` before hard negatives widen it.
+        positives: how many of a document's positives are drawn into the pool; None for all.
 
     Raises:
         ValueError: an unknown name.
@@ -58,6 +60,6 @@ def make_pool(name: str, targets: sp.csr_array) -> Pool:
     match name:
         case "all":
             return AllLabels()
-        case "in-batch":
-            return InBatch(targets)
-    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch")
+        case "in-batch" | "mined":
+            return InBatch(positives)
+    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch, mined")

@@ -1,4 +1,4 @@
-"""The loop: step, clip, update, log, evaluate, keep the best, stop."""
+"""The loop: step, clip, update, log, evaluate, keep the best, stop; and its state, so that it can go on later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoint import Checkpoints, State
 from .config import FitSettings
-from .errors import LabelspaceError
+from .errors import CheckpointError, LabelspaceError
 from .machine import peak_memory
 from .optim import clip_gradients, make_optimizers
 from .types import Batch
@@ -30,12 +31,33 @@ SELECT_BY = "nDCG@5"
 LOG_SECONDS = 2.0
 SAVING_SECONDS = 10.0
 """Time kept free for saving when a run must end by the clock; evaluation time is added to it."""
-EVALUATION_SHARE = 0.15
+EVALUATION_SHARE = 0.1
 """When a run must end by the clock, evaluations after the first take about this share of it, one at least."""
+REFRESH_SHARE = 0.1
+"""When a run must end by the clock, what is refreshed takes at most about this share of it."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C or a termination signal)."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Something that is made anew in the course of a run, between two steps.
+
+    Args:
+        first: share of the run after which it is made for the first time.
+        every: share of the run after which it is made again.
+        run: makes it.
+        state: what it made, by name, for a checkpoint.
+        restore: puts back what `state` gave.
+    """
+
+    first: float
+    every: float
+    run: Callable[[], None]
+    state: Callable[[], dict[str, Tensor]]
+    restore: Callable[[dict[str, Tensor]], None]
 
 
 @dataclass
@@ -64,10 +86,16 @@ class Log:
 
     Args:
         path: the file; None writes nothing.
+        keep: bytes of it to go on after; 0 starts it anew.
     """
 
-    def __init__(self, path: Path | None):
-        self._file = None if path is None else path.open("w", encoding="utf-8")
+    def __init__(self, path: Path | None, keep: int = 0):
+        self._file = None
+        if path is not None:
+            self._file = path.open("r+" if keep and path.exists() else "w", encoding="utf-8")
+            self._file.seek(0, 2)
+            self._file.truncate(min(keep, self._file.tell()))
+            self._file.seek(0, 2)
 
     def write(self, **values: Any) -> None:
         """Append one record.
@@ -79,6 +107,11 @@ class Log:
             short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
             self._file.write(json.dumps(short) + "\n")
             self._file.flush()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return 0 if self._file is None else self._file.tell()
 
     def close(self) -> None:
         """Close the file."""
@@ -139,6 +172,14 @@ class Schedule:
         left = self.deadline - self.reserve - time.monotonic()
         return max(1, min(evaluations, int(EVALUATION_SHARE * left / self.evaluation_seconds)))
 
+    def share(self, seconds: float) -> float:
+        """What share of the run so much time is; 0 when the clock does not end it.
+
+        Args:
+            seconds: of anything.
+        """
+        return 0.0 if self.deadline is None else seconds / max(1e-9, self.deadline - self.begun)
+
     def factor(self, progress: float) -> float:
         """Factor of the learning rate: a linear rise during the warm-up, a linear fall to 0 after it.
 
@@ -152,7 +193,7 @@ class Schedule:
 
 def fit(
     step: Callable[[Batch], Tensor],
-    epoch_batches: Callable[[int], Iterable[Batch]],
+    epoch_batches: Callable[[int, int], Iterable[Batch]],
     steps_per_epoch: int,
     module: nn.Module,
     settings: FitSettings,
@@ -165,6 +206,9 @@ def fit(
     log: Log,
     started: float,
     signals: StopSignals,
+    refresh: Refresh | None = None,
+    checkpoints: Checkpoints | None = None,
+    state: State | None = None,
 ) -> FitReport:
     """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
@@ -172,7 +216,7 @@ def fit(
 
     Args:
         step: a batch -> its loss, with a graph.
-        epoch_batches: number of an epoch -> its batches.
+        epoch_batches: number of an epoch, and of the batch to begin with -> its batches.
         steps_per_epoch: how many those are.
         module: what is trained.
         settings: of the run.
@@ -185,55 +229,31 @@ def fit(
         log: where records go.
         started: when the command began, by `time.monotonic`.
         signals: stop signals; held when the loop is over.
+        refresh: what is made anew in the course of the run, hard negatives say.
+        checkpoints: where the state is written now and then, and when the run is interrupted; None for nowhere.
+        state: of an unfinished run, to go on with.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
+        CheckpointError: a state that does not fit the module.
     """
     optimizers = make_optimizers(module, row_sparse, lr, weight_decay)
     total = settings.epochs * steps_per_epoch
-    schedule = Schedule(settings, total, started)
-    report, best = FitReport(), _Best(module)
+    run = _Run(module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints)
+    if state is not None:
+        run.restore(state)
+    report, schedule = run.report, run.schedule
     parameters = list(module.parameters())
-    bad_evaluations, evaluated_at, progress = 0, -1, 0.0
 
-    def look() -> None:
-        nonlocal evaluated_at
-        if evaluate is None or evaluated_at == report.steps:
-            return
-        begun = time.monotonic()
-        metrics = evaluate()
-        seconds = time.monotonic() - begun
-        with signals.deferred():
-            evaluated_at = report.steps
-            record(metrics, seconds)
-
-    def record(metrics: dict[str, float], seconds: float) -> None:
-        nonlocal bad_evaluations
-        schedule.plan_end(seconds)
-        report.curve.append({"step": report.steps, "seconds": time.monotonic() - started, **metrics})
-        log.write(event="evaluation", **report.curve[-1])
-        logger.info("step %d of %d: validation %s", report.steps, total, readable(metrics))
-        if not choose:
-            report.metrics = metrics
-        elif best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
-            report.metrics, bad_evaluations = metrics, 0
-        elif progress >= settings.warmup:
-            bad_evaluations += 1
-
-    with tqdm(total=total, desc="training", unit="step", disable=None) as bar:
+    with tqdm(total=total, initial=report.steps, desc="training", unit="step", disable=None) as bar:
         try:
-            look()
-            due = _evaluation_points(schedule.affordable(settings.evaluations))
-            next_due = next(due)
+            run.begin()
             last_log, texts, loss_sum, loss_count = time.monotonic(), 0, 0.0, 0
-            schedule.begun = time.monotonic()
-            for epoch in range(settings.epochs):
-                for batch in epoch_batches(epoch):
-                    progress = schedule.progress(report.steps)
-                    if progress >= 1:
-                        report.stopped = "time"
-                        raise _Done
-                    rate, begun = lr * schedule.factor(progress), time.monotonic()
+            for epoch in range(report.steps // steps_per_epoch, settings.epochs):
+                for batch in epoch_batches(epoch, report.steps % steps_per_epoch):
+                    if run.between_steps():
+                        last_log, texts = time.monotonic(), 0
+                    rate, begun = lr * schedule.factor(run.progress), time.monotonic()
                     module.train()
                     loss = step(batch)
                     loss.backward()
@@ -251,6 +271,7 @@ def fit(
                             optimizer.step()
                             optimizer.zero_grad(set_to_none=True)
                         report.steps += 1
+                        run.random = _random_states()
                     bar.update()
                     texts, loss_sum, loss_count = texts + len(batch.rows), loss_sum + value, loss_count + 1
                     now = time.monotonic()
@@ -260,40 +281,237 @@ def fit(
                         log.write(
                             event="step", step=report.steps, epoch=epoch, loss=loss_sum / loss_count, lr=rate,
                             grad_norm=norm, texts_per_second=texts / max(now - last_log, 1e-9),
-                            peak_memory_gb=(peak_memory() or 0) / 1e9, seconds=now - started,
+                            peak_memory_gb=(peak_memory() or 0) / 1e9, seconds=now - run.started,
                         )  # fmt: skip
                         last_log, texts, loss_sum, loss_count = now, 0, 0.0, 0
-                    if schedule.progress(report.steps) >= next_due and report.steps < total:
-                        look()
-                        last_log, texts = time.monotonic(), 0
-                        while next_due <= schedule.progress(report.steps):
-                            next_due = next(due)
-                        if settings.patience and bad_evaluations >= settings.patience:
-                            report.stopped = "early"
-                            raise _Done
-            look()
-        except _Done:
+            run.look()
+        except _Done as done:
+            report.stopped = done.reason
             if report.steps == 0:
                 logger.warning("the time limit left no time for a single step; the model is untrained")
             elif report.stopped == "time" and schedule.last_look:
                 with contextlib.suppress(Interrupted):
-                    look()
+                    run.look()
         except KeyboardInterrupt:
             signals.hold()
             report.stopped = "interrupted"
             logger.warning("interrupted at step %d of %d; saving the best weights so far", report.steps, total)
+            run.save()
         signals.hold()
-    report.seconds = time.monotonic() - schedule.begun
-    # weights trained since a lone look at the untrained ones are the better guess
-    if evaluate is None or not choose or (evaluated_at == 0 and report.steps > 0):
-        report.best_step = report.steps
-        if evaluated_at != report.steps:
-            report.metrics = {}
-    else:
-        best.restore()
-        report.best_step = best.step
-    log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
+    run.end()
     return report
+
+
+class _Run:
+    """What changes in a run, and what happens between two steps."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        settings: FitSettings,
+        total: int,
+        choose: bool,
+        evaluate: Callable[[], dict[str, float]] | None,
+        log: Log,
+        started: float,
+        signals: StopSignals,
+        refresh: Refresh | None,
+        checkpoints: Checkpoints | None,
+    ):
+        self.module, self.optimizers, self.settings, self.total = module, optimizers, settings, total
+        self.choose, self.evaluate, self.log, self.started, self.signals = choose, evaluate, log, started, signals
+        self.refresh, self.checkpoints = refresh, checkpoints
+        self.schedule = Schedule(settings, total, started)
+        self.report, self.best = FitReport(), _Best(module)
+        self.random = _random_states()
+        self.progress, self.resumed = 0.0, False
+        self.bad_evaluations, self.evaluated_at, self.passed = 0, -1, 0
+        self.evaluations = settings.evaluations
+        self.refresh_due = refresh.first if refresh else math.inf
+        self.saved = time.monotonic()
+
+    def begin(self) -> None:
+        """Look at the untrained weights, and plan the evaluations."""
+        if self.resumed:
+            return
+        self.look()
+        self.evaluations = self.schedule.affordable(self.settings.evaluations)
+        self.schedule.begun = time.monotonic()
+
+    def between_steps(self) -> bool:
+        """Evaluate, refresh and save what is due; whether anything was.
+
+        Raises:
+            _Done: the run ends here.
+        """
+        steps, schedule = self.report.steps, self.schedule
+        self.progress, busy = schedule.progress(steps), False
+        if self.progress >= 1:
+            raise _Done("time")
+        if self._evaluation_is_due():
+            self.look()
+            self.progress, busy = schedule.progress(steps), True
+            if self.settings.patience and self.bad_evaluations >= self.settings.patience:
+                raise _Done("early")
+        if self.refresh is not None and self.progress >= self.refresh_due:
+            begun = time.monotonic()
+            self.refresh.run()
+            with self.signals.deferred():
+                every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
+                while self.refresh_due <= self.progress:
+                    self.refresh_due += every
+            busy = True
+        if self.settings.checkpoint_minutes and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
+            self.save()
+            busy = True
+        return busy
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether one of the points that cut the run into equal parts was passed since the last evaluation."""
+        if self.evaluate is None or not self.evaluations or self.evaluated_at == self.report.steps:
+            return False
+        return math.floor(self.progress * self.evaluations + 1e-9) > self.passed
+
+    def look(self) -> None:
+        """Evaluate the present weights, unless that was done."""
+        if self.evaluate is None or self.evaluated_at == self.report.steps:
+            return
+        begun = time.monotonic()
+        metrics = self.evaluate()
+        seconds = time.monotonic() - begun
+        with self.signals.deferred():
+            self._record(metrics, seconds)
+
+    def _record(self, metrics: dict[str, float], seconds: float) -> None:
+        report = self.report
+        self.evaluated_at = report.steps
+        self.passed = math.floor(self.progress * self.evaluations + 1e-9)
+        self.schedule.plan_end(seconds)
+        report.curve.append({"step": report.steps, "seconds": time.monotonic() - self.started, **metrics})
+        self.log.write(event="evaluation", **report.curve[-1])
+        logger.info("step %d of %d: validation %s", report.steps, self.total, readable(metrics))
+        if not self.choose:
+            report.metrics = metrics
+        elif self.best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
+            report.metrics, self.bad_evaluations = metrics, 0
+        elif self.progress >= self.settings.warmup:
+            self.bad_evaluations += 1
+
+    def end(self) -> None:
+        """Put the kept weights in place and close the record."""
+        report = self.report
+        report.seconds = time.monotonic() - self.schedule.begun
+        # weights trained since a lone look at the untrained ones are the better guess
+        if self.evaluate is None or not self.choose or (self.evaluated_at == 0 and report.steps > 0):
+            report.best_step = report.steps
+            if self.evaluated_at != report.steps:
+                report.metrics = {}
+        else:
+            self.best.restore()
+            report.best_step = self.best.step
+        self.log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
+
+    def save(self) -> None:
+        """Write the state, if it is to be kept anywhere."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.report.steps, self.state())
+        self.saved = time.monotonic()
+
+    def state(self) -> State:
+        """Everything that the next step depends on, as of the last whole one."""
+        now = time.monotonic()
+        state = State(
+            {
+                "report": asdict(self.report),
+                "best": {"step": self.best.step, "score": self.best.score if self.best.weights else None},
+                "bad_evaluations": self.bad_evaluations,
+                "evaluated_at": self.evaluated_at,
+                "evaluations": self.evaluations,
+                "passed": self.passed,
+                "refresh_due": self.refresh_due if self.refresh else None,
+                "evaluation_seconds": self.schedule.evaluation_seconds,
+                "elapsed": now - self.started,
+                "loop_seconds": now - self.schedule.begun,
+                "log_bytes": self.log.size,
+                "threads": torch.get_num_threads(),
+                "optimizers": [[] for _ in self.optimizers],
+            }
+        )
+        state.add("module.", self.module.state_dict())
+        state.add("best.", self.best.weights)
+        state.add("random.", self.random)
+        if self.refresh is not None:
+            state.add("refresh.", self.refresh.state())
+        for i, optimizer in enumerate(self.optimizers):
+            for j, parameter in enumerate(_parameters(optimizer)):
+                values = optimizer.state.get(parameter, {})
+                state.add(f"optimizer.{i}.{j}.", {k: x for k, x in values.items() if isinstance(x, Tensor)})
+                state.record["optimizers"][i].append({k: x for k, x in values.items() if not isinstance(x, Tensor)})
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Go on from a state.
+
+        Raises:
+            CheckpointError: it does not fit the module.
+        """
+        record, now = state.record, time.monotonic()
+        try:
+            self.module.load_state_dict(state.part("module."))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit this encoder ({' '.join(str(error).split())[:300]}); "
+                "start the run again without --resume"
+            ) from error
+        self.best.step, self.best.weights = record["best"]["step"], state.part("best.")
+        self.best.score = -math.inf if record["best"]["score"] is None else record["best"]["score"]
+        for i, optimizer in enumerate(self.optimizers):
+            for j, parameter in enumerate(_parameters(optimizer)):
+                tensors = {k: x.to(parameter.device) for k, x in state.part(f"optimizer.{i}.{j}.").items()}
+                values = {**tensors, **record["optimizers"][i][j]}
+                if values:
+                    optimizer.state[parameter] = values
+        if self.refresh is not None:
+            self.refresh.restore(state.part("refresh."))
+            self.refresh_due = record["refresh_due"]
+        self.random = state.part("random.")
+        _set_random_states(self.random)
+        vars(self.report).update(record["report"], stopped="finished")
+        self.bad_evaluations, self.evaluated_at = record["bad_evaluations"], record["evaluated_at"]
+        self.evaluations, self.passed = record["evaluations"], record["passed"]
+        self.started = now - record["elapsed"]
+        self.schedule = Schedule(self.settings, self.total, self.started)
+        self.schedule.begun = now - record["loop_seconds"]
+        if record["evaluation_seconds"]:
+            self.schedule.plan_end(record["evaluation_seconds"])
+        self.resumed = True
+        if record["threads"] != torch.get_num_threads():
+            logger.warning(
+                "the run began with %d threads and goes on with %d; sums may round differently",
+                record["threads"],
+                torch.get_num_threads(),
+            )
+        self.log.write(event="resumed", step=self.report.steps)
+        logger.info("going on after step %d of %d", self.report.steps, self.total)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states.update({f"cuda{i}": x for i, x in enumerate(torch.cuda.get_rng_state_all())})
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda0" in states:
+        torch.cuda.set_rng_state_all([x for name, x in sorted(states.items()) if name.startswith("cuda")])
 
 
 def readable(metrics: dict[str, float]) -> str:
@@ -308,6 +526,10 @@ def readable(metrics: dict[str, float]) -> str:
 
 class _Done(Exception):
     """The loop is over before its last step."""
+
+    def __init__(self, reason: Literal["early", "time"]):
+        super().__init__(reason)
+        self.reason: Literal["early", "time"] = reason
 
 
 class _Best:
@@ -333,14 +555,6 @@ class _Best:
         """Put the kept weights back."""
         if self.weights:
             self.module.load_state_dict(self.weights)
-
-
-def _evaluation_points(count: int) -> Iterator[float]:
-    """Progress at which to evaluate, the end excluded, then infinity for ever."""
-    for i in range(1, count):
-        yield i / count
-    while True:
-        yield math.inf
 
 
 class StopSignals:

@@ -148,6 +148,7 @@ class Batch:
         positives: (2, M) int64 pairs (row of the batch, column of the pool), each pair once.
         hidden: (2, H) int64 pairs, like ``positives``, whose scores must not count.
         weights: (M,) float32 weights of the positives, or None for 1.
+        key: seeds of the batch's draws: those of the run, the epoch and the step.
     """
 
     rows: npt.NDArray[np.int64]
@@ -155,6 +156,7 @@ class Batch:
     positives: npt.NDArray[np.int64]
     hidden: npt.NDArray[np.int64] | None = None
     weights: npt.NDArray[np.float32] | None = None
+    key: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

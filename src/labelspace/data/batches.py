@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,70 +23,106 @@ def usable_rows(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> npt.NDArr
     return rows[np.diff(targets.indptr)[rows] > 0]
 
 
-def batches(
-    targets: sp.csr_array,
-    rows: npt.NDArray[np.int64],
-    pool: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64] | None],
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    draw: int | None = None,
-    hide: bool = True,
-    weighted: bool = False,
-) -> Iterator[Batch]:
-    """One epoch's batches, in an order that depends on the seed and the epoch alone.
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The true pairs of a batch's documents in a random order, in which relevant ones tend to come first.
+
+    Args:
+        rows: (M,) rows of the batch, sorted.
+        labels: (M,) label numbers.
+        relevance: (M,) above 0.
+        rank: (M,) place of the pair among those of its row, from 0; the first c of a row are a draw of c without
+            replacement, in proportion to relevance (Efraimidis and Spirakis, 2006).
+    """
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    relevance: npt.NDArray[np.float32]
+    rank: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, part: sp.csr_array, rng: np.random.Generator) -> Draws:
+        """Draw an order.
+
+        Args:
+            part: truth of the batch's documents, (B, L).
+            rng: source of the draws.
+        """
+        counts = np.diff(part.indptr)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        keys = np.log(rng.random(len(rows))) / part.data
+        order = np.lexsort((-keys, rows))
+        rank = np.empty(len(rows), dtype=np.int64)
+        rank[order] = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return cls(rows, part.indices.astype(np.int64), part.data, rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches of a run; order and draws depend on the seed, the epoch and the step alone.
 
     Args:
         targets: the truth, (N, L).
-        rows: (n,) documents to go through, each with a label.
-        pool: the labels scored for a batch's documents; None stands for all.
+        rows: (n,) documents to go through in an epoch, each with a label.
+        pool: the labels scored for a batch, from its draws; None stands for all.
         batch_size: documents in a batch; the last one may be smaller.
         seed: of the run.
-        epoch: number of the epoch.
         draw: how many of a document's positives to draw; None for all.
         hide: positives not drawn do not count; otherwise they stay in the denominator.
         weighted: give each positive its relevance as weight.
     """
-    order = rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
-    for step, start in enumerate(range(0, len(order), batch_size)):
-        chosen = order[start : start + batch_size]
-        part = targets[chosen]
-        pairs = np.vstack([np.repeat(np.arange(len(chosen)), np.diff(part.indptr)), part.indices]).astype(np.int64)
-        labels = pool(chosen)
+
+    targets: sp.csr_array
+    rows: npt.NDArray[np.int64]
+    pool: Callable[[Draws], npt.NDArray[np.int64] | None]
+    batch_size: int
+    seed: int
+    draw: int | None = None
+    hide: bool = True
+    weighted: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """One epoch's batches.
+
+        Args:
+            epoch: its number.
+            start: the first batch to give.
+        """
+        order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+        for step in range(start, self.per_epoch):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            key = (self.seed, epoch, step)
+            draws = Draws.of(self.targets[chosen], np.random.default_rng(key))
+            yield self._assemble(chosen, self.pool(draws), draws, key)
+
+    def widened(self, batch: Batch, labels: npt.NDArray[np.int64]) -> Batch:
+        """A batch with more labels in its pool; a label that is true for a document is a positive of that one.
+
+        Args:
+            batch: one of these batches, with a pool.
+            labels: label numbers to add, repeats allowed.
+        """
+        assert batch.pool is not None, "a pool of all labels is as wide as can be"
+        draws = Draws.of(self.targets[batch.rows], np.random.default_rng(batch.key))
+        return self._assemble(batch.rows, np.union1d(batch.pool, labels), draws, batch.key)
+
+    def _assemble(
+        self, chosen: npt.NDArray[np.int64], labels: npt.NDArray[np.int64] | None, draws: Draws, key: tuple[int, ...]
+    ) -> Batch:
+        columns, inside = draws.labels, np.ones(len(draws.labels), dtype=bool)
         if labels is not None:
-            place = np.searchsorted(labels, pairs[1])
-            inside = (place < len(labels)) & (labels[np.minimum(place, len(labels) - 1)] == pairs[1])
-            pairs = np.vstack([pairs[0][inside], place[inside]])
-        else:
-            inside = slice(None)
-        relevance = part.data[inside]
-        if draw is None:
-            yield Batch(chosen, labels, pairs, weights=relevance if weighted else None)
-            continue
-        rng = np.random.default_rng([seed, epoch, step])
-        drawn = draw_positives(pairs[0], relevance, draw, rng)
-        weights = relevance[drawn] if weighted else None
-        yield Batch(chosen, labels, pairs[:, drawn], hidden=pairs[:, ~drawn] if hide else None, weights=weights)
-
-
-def draw_positives(
-    rows: npt.NDArray[np.int64], relevance: npt.NDArray[np.float32], count: int, rng: np.random.Generator
-) -> npt.NDArray[np.bool_]:
-    """Which positives to keep: min(count, all) of each row, without replacement, in proportion to relevance.
-
-    Args:
-        rows: (M,) row of each positive, sorted.
-        relevance: (M,) above 0.
-        count: how many a row.
-        rng: source of the draws.
-
-    Returns:
-        (M,) bool.
-    """
-    keys = np.log(rng.random(len(rows))) / relevance  # the largest keys are such a draw (Efraimidis and Spirakis, 2006)
-    order = np.lexsort((-keys, rows))
-    counts = np.bincount(rows)
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    drawn = np.zeros(len(rows), dtype=bool)
-    drawn[order[rank < count]] = True
-    return drawn
+            columns = np.searchsorted(labels, draws.labels)
+            inside = (columns < len(labels)) & (labels[np.minimum(columns, len(labels) - 1)] == draws.labels)
+        drawn = inside if self.draw is None else inside & (draws.rank < self.draw)
+        pairs = np.vstack([draws.rows, columns])
+        batch = Batch(chosen, labels, pairs[:, drawn], key=key)
+        if self.hide and self.draw is not None:
+            batch = dataclasses.replace(batch, hidden=pairs[:, inside & ~drawn])
+        if self.weighted:
+            batch = dataclasses.replace(batch, weights=draws.relevance[drawn])
+        return batch

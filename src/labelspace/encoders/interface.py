@@ -60,6 +60,11 @@ class Encoder(nn.Module, abc.ABC):
         return next(self.parameters()).device
 
     @property
+    def activation_bytes(self) -> int:
+        """Bytes of activations that a backward pass needs for one token; 0 where there is nothing worth dropping."""
+        return 0
+
+    @property
     def max_tokens(self) -> int:
         """Tokens at which texts are cut, special tokens included."""
         truncation = self.tokenizer.truncation

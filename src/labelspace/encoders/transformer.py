@@ -11,22 +11,24 @@ from torch import Tensor, nn
 
 from ..data.tokens import Tokens
 from ..errors import SettingsError
+from . import packed
 from .interface import Encoder, autocast
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Attention = Literal["auto", "eager", "sdpa"]
-EAGER_UP_TO = 128
-"""Longest text, in tokens, for which eager attention is chosen when training on a CPU."""
+Attention = Literal["auto", "packed", "eager", "sdpa"]
+KEPT_BYTES = 25
+"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision (measured)."""
 
 
 class TransformerEncoder(Encoder):
     """A transformer with pooling, an optional projection and an optional L2 normalisation.
 
-    On a CPU the backward pass of scaled-dot-product attention dominates a training step on short texts, so with
-    ``attention="auto"`` eager attention is used there while gradients are on, for texts of up to 128 tokens (its
-    memory grows with the square of the length), and scaled-dot-product attention everywhere else.
+    On a CPU, ``attention="auto"`` packs texts end to end where the architecture allows it (see `packed`). Elsewhere
+    texts are padded to the longest of a chunk; since the backward pass of scaled-dot-product attention dominates a
+    training step on short texts on a CPU, eager attention is used there while gradients are on, for texts of up to 128
+    tokens (its memory grows with the square of the length), and scaled-dot-product attention everywhere else.
 
     Args:
         model: an opened sentence-transformers model.
@@ -38,7 +40,8 @@ class TransformerEncoder(Encoder):
         max_tokens: cut texts here; None for the model's own limit.
 
     Raises:
-        SettingsError: a tokenizer that is not a fast one, or a limit beyond the model's positions.
+        SettingsError: a tokenizer that is not a fast one, a limit beyond the model's positions, or packed attention for
+            an architecture or pooling that has none.
     """
 
     def __init__(
@@ -74,6 +77,21 @@ class TransformerEncoder(Encoder):
                 modules.append(Normalize())
         self.stages = nn.ModuleList(modules)
         self.attention: Attention = attention
+        kind = str(transformer.auto_model.config.model_type)
+        self._own_attention = str(transformer.auto_model.config._attn_implementation)
+        mode = modules[1].pooling_mode if len(modules) > 1 and isinstance(modules[1], Pooling) else "none"
+        self._pooling_mode = str(mode)
+        self.packable = kind in packed.PLACED and mode in packed.POOLINGS
+        if attention == "packed" and not self.packable:
+            raise SettingsError(
+                f"packed attention is for {', '.join(packed.PLACED)} with {' or '.join(packed.POOLINGS)} pooling, "
+                f"not for {kind} with {mode}; choose eager or sdpa"
+            )
+        if self.packable:
+            packed.register()
+        self._first_position = 0
+        if packed.PLACED.get(kind):
+            self._first_position = int(transformer.auto_model.embeddings.padding_idx) + 1
         for module in self.stages.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
@@ -99,14 +117,16 @@ class TransformerEncoder(Encoder):
         return self.stages[0].auto_model
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Vectors of the texts, padded to the longest of them.
+        """Vectors of the texts, packed or padded to the longest of them.
 
         Args:
-            tokens: n texts.
+            tokens: n texts; sorted by length they are encoded faster.
 
         Returns:
             (n, D) float32.
         """
+        if self._packs(tokens):
+            return self._packed(tokens)
         device = self.device
         longest = max(1, int(tokens.lengths.max(initial=1)))
         lengths = torch.from_numpy(tokens.lengths)
@@ -120,11 +140,40 @@ class TransformerEncoder(Encoder):
                 features = stage(features)
         return features["sentence_embedding"].float()
 
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of activations that a backward pass needs for one token."""
+        config = self.transformer.config
+        size = 2 if self.precision == "bf16" else 4
+        return int(KEPT_BYTES * size * config.num_hidden_layers * config.hidden_size)
+
+    def _packs(self, tokens: Tokens) -> bool:
+        wanted = self.attention == "packed" or (self.attention == "auto" and self.device.type == "cpu")
+        return wanted and self.packable and bool(tokens.lengths.min(initial=1))
+
+    def _packed(self, tokens: Tokens) -> Tensor:
+        device = self.device
+        if len(tokens) == 0:
+            return torch.zeros(0, self.dim, device=device)
+        self._set_attention(packed.NAME)
+        given = packed.inputs(tokens, self._first_position)
+        place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
+        with autocast(device, self.precision):
+            hidden = self.transformer(**place).last_hidden_state[0]
+            pooled = packed.pool(hidden, given["text_runs"], self._pooling_mode)
+            features = {"sentence_embedding": pooled}
+            for stage in self.stages[2:]:
+                features = stage(features)
+        return features["sentence_embedding"].float()
+
     def _choose_attention(self, longest: int) -> None:
-        wanted = self.attention
+        wanted: str = self.attention
         if wanted == "auto":
-            eager = self.device.type == "cpu" and torch.is_grad_enabled() and longest <= EAGER_UP_TO
+            eager = self.device.type == "cpu" and torch.is_grad_enabled() and longest <= packed.EAGER_UP_TO
             wanted = "eager" if eager else "sdpa"
+        self._set_attention(wanted)
+
+    def _set_attention(self, wanted: str) -> None:
         config = self.transformer.config
         if config._attn_implementation != wanted:
             try:
@@ -140,6 +189,7 @@ class TransformerEncoder(Encoder):
         """
         from sentence_transformers import SentenceTransformer
 
+        self._set_attention(self._own_attention)
         self.stages[0].max_seq_length = self.max_tokens  # type: ignore[assignment]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

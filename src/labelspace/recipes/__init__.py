@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import resolve
+from ..config import resolve, to_dict
+from ..errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..types import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -18,6 +23,7 @@ def train(
     recipe: str = "dexml",
     out: str | Path | None = None,
     *,
+    resume: str | Path | None = None,
     started: float | None = None,
     **settings: Any,
 ) -> Model:
@@ -27,7 +33,11 @@ def train(
         data: a data set, or a path that `labelspace.load` reads.
         recipe: ``dexml``.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
-            A model that is there is replaced, anything else is refused.
+            A model that is there is replaced, anything else is refused. While the run lasts, ``OUT.checkpoint`` beside
+            it holds its log and its state.
+        resume: the ``out`` of a run that was killed or interrupted: go on where its last checkpoint was, with its
+            recipe and settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the
+            same machine. With ``out`` naming the same folder, a run that has not begun yet begins.
         started: when the work began, by `time.monotonic`; ``max_minutes`` counts from there. None for now.
         settings: any setting of the recipe by name, see `labelspace.config`.
 
@@ -35,18 +45,122 @@ def train(
         The model with the weights of the best validation nDCG@5.
 
     Raises:
-        SettingsError: an unknown setting or a value out of bounds.
+        SettingsError: an unknown setting or a value out of bounds, or other than that of the run to resume.
         DataError: data that cannot be trained on.
         ResourceError: the run would not fit into memory.
         ModelError: the encoder cannot be opened, or ``out`` holds something that is not a model.
+        CheckpointError: there is no run to resume, its state is damaged, or it was on other data.
         MissingExtraError: an encoder whose package is not installed.
     """
     started = time.monotonic() if started is None else started
+    run = None
+    if resume is not None:
+        run = unfinished(resume, out, recipe, settings)
+        if run is not None:
+            recipe, settings, out = run["recipe"], run["settings"], resume
+        elif out is None:
+            from ..model import Model
+
+            return Model.load(Path(resume))
     resolved = resolve(recipe, settings)
     if isinstance(data, str | Path):
         from ..data import load
 
-        data = load(data, seed=resolved.seed)
+        data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
     from . import dexml
 
-    return dexml.train(data, resolved, None if out is None else Path(out), started)
+    if out is None:
+        return dexml.train(data, resolved, None, started)
+
+    from ..checkpoint import Checkpoints
+    from ..model import require_writable
+
+    out = Path(out).expanduser().resolve()
+    require_writable(out)
+    checkpoints = Checkpoints(out)
+    checkpoints.lock()
+    state = None
+    if run is None:
+        if checkpoints.step:
+            logger.warning(
+                "the state of an unfinished run after step %d, in %s, is dropped", checkpoints.step, checkpoints.folder
+            )
+        checkpoints.begin(
+            {"recipe": recipe, "settings": to_dict(resolved), "data": _identity(data), "reading": _reading(data)}
+        )
+    else:
+        if run["data"] != _identity(data):
+            raise CheckpointError(
+                f"the run to resume in {out} was on other data ({run['data']['name']}, or its files have changed); "
+                "give the same data and the same reading options"
+            )
+        state = checkpoints.load()
+        if state is None:
+            logger.info("the run was stopped before its first checkpoint; starting from the beginning")
+    done = False
+    try:
+        model = dexml.train(data, resolved, out, started, checkpoints, state)
+        done = True
+    finally:
+        if done and model.info["fit"]["stopped"] != "interrupted":
+            checkpoints.clear()
+        elif checkpoints.step is None:
+            checkpoints.clear()
+        else:
+            logger.warning("the state after step %d is kept; go on with --resume %s", checkpoints.step, out)
+    return model
+
+
+def unfinished(
+    resume: str | Path, out: str | Path | None, recipe: str, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The description of a run to resume; None where it is finished, or where ``out`` allows it to begin.
+
+    Args:
+        resume: folder that the run writes its model to.
+        out: the same folder, or None.
+        recipe: as given; a recipe other than the run's is refused.
+        settings: those that were given; they must be those of the run.
+
+    Raises:
+        CheckpointError: there is no such run.
+        SettingsError: a setting other than that of the run.
+    """
+    from ..checkpoint import Checkpoints
+
+    folder = Path(resume).expanduser().resolve()
+    if out is not None and Path(out).expanduser().resolve() != folder:
+        raise SettingsError(f"--resume {resume} goes on in its own folder; leave out --out {out}")
+    run = Checkpoints(folder).described()
+    if run is None:
+        if (folder / "manifest.json").is_file():
+            logger.info("the run in %s is finished; there is nothing to resume", resume)
+            return None
+        if out is None:
+            raise CheckpointError(
+                f"there is no unfinished run in {resume}: no folder {folder}.checkpoint; name the --out of a run that "
+                "was stopped, or give --out too to begin it"
+            )
+        logger.info("there is no unfinished run in %s yet; starting from the beginning", resume)
+        return None
+    if recipe != run["recipe"]:
+        raise SettingsError(f"the run to resume has the recipe {run['recipe']}, not {recipe}")
+    for name, value in settings.items():
+        if name in run["settings"] and value != run["settings"][name]:
+            raise SettingsError(
+                f"{name} is {value!r}, but the run to resume has {run['settings'][name]!r}; leave it out, or train anew"
+            )
+    return run
+
+
+def _identity(data: Dataset) -> dict[str, Any]:
+    from ..data import fingerprint
+
+    rows = hashlib.sha256(data.valid_rows.tobytes()).hexdigest()[:16]
+    return {"name": data.name, "fingerprint": fingerprint(data), "valid_rows": rows}
+
+
+def _reading(data: Dataset) -> dict[str, Any]:
+    """Options of `labelspace.load` that read the same data again."""
+    names = ("fields", "label_fields", "text_column", "label_column", "separator", "valid_fraction", "valid_max")
+    return {name: data.options[name] for name in names if data.options.get(name) is not None}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..checkpoint import Checkpoints, State
 from ..config import DexmlSettings, to_dict, to_toml
 from ..data import fingerprint
-from ..data.batches import batches, usable_rows
+from ..data.batches import Batches, usable_rows
 from ..data.tokens import Tokens
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
 from ..errors import DataError, SettingsError
@@ -27,9 +28,10 @@ from ..losses import closed_form
 from ..losses_fused import linear_loss
 from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
-from ..model import Model, require_writable
+from ..model import Model
+from ..negatives import Filter, HardNegatives
 from ..pools import make_pool
-from ..trainer import Log, device_of, fit, readable, stop_signals
+from ..trainer import Log, Refresh, device_of, fit, readable, stop_signals
 from ..types import Batch, Corpus, Dataset, Predictions
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,14 @@ MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
 
-def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: float) -> Model:
+def train(
+    data: Dataset,
+    settings: DexmlSettings,
+    out: Path | None,
+    started: float,
+    checkpoints: Checkpoints | None = None,
+    state: State | None = None,
+) -> Model:
     """Train a dual encoder on a data set.
 
     Args:
@@ -49,14 +58,14 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
         settings: of the run.
         out: folder to write the model to; None writes nothing.
         started: when the command began, by `time.monotonic`.
+        checkpoints: of the run, begun and locked; None keeps none.
+        state: of an unfinished run, to go on with.
 
     Raises:
         DataError: no document has a label.
         ResourceError: the run would not fit into memory.
+        CheckpointError: a state that does not fit.
     """
-    if out is not None:
-        out = out.expanduser().resolve()
-        require_writable(out)
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
@@ -82,7 +91,10 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
-    pool = make_pool(settings.negatives, data.train.targets)
+    plan = batch_plan(data, rows, settings)
+    negatives = hard_negatives(data, settings)
+    label_keys = LabelKeys(encoder, labels.tokens)
+    kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
     places: dict[str, Any] = {}
     if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
         places = {"k": settings.k, "alpha": settings.alpha, "clamp": True}
@@ -91,8 +103,13 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     device = encoder.device
 
     def step(batch: Batch) -> Tensor:
-        queries = encode_cached(encoder, documents.take(batch.rows), settings.chunk_size)
-        keys = labels(batch.pool)
+        label_keys.forget()
+        tokens = documents.take(batch.rows)
+        queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
+        if negatives is not None:
+            found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
+            batch = plan.widened(batch, np.concatenate(found))
+        keys = labels(batch.pool, kept - len(tokens.ids))
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
@@ -107,36 +124,44 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
             dtype=low,
         )
 
-    def epoch_batches(epoch: int) -> Iterable[Batch]:
-        draw = None if settings.positives == "all" else settings.k if settings.loss == "soft_top_k" else 1
-        hide = settings.loss != "softmax"
-        return batches(
-            data.train.targets, rows, pool, settings.batch_size, settings.seed, epoch, draw, hide, settings.weighted
+    refresh = None
+    if negatives is not None:
+        hard = negatives  # for the type checker
+        refresh = Refresh(
+            settings.mine_from,
+            settings.mine_every,
+            run=lambda: hard.refresh(label_keys.now()),
+            state=hard.state,
+            restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
         )
-
-    log_file = None if out is None else out.with_name(f"{out.name}.log.jsonl")
-    if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-    log = Log(log_file)
+    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
     try:
         with stop_signals() as signals:
-            log.write(
-                event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9
-            )
+            if state is None:
+                log.write(
+                    event="start",
+                    data=data.name,
+                    documents=len(rows),
+                    labels=len(data.labels),
+                    estimated_gb=needed / 1e9,
+                )
             report = fit(
                 step,
-                epoch_batches,
-                math.ceil(len(rows) / settings.batch_size),
+                plan.epoch,
+                plan.per_epoch,
                 encoder,
                 settings,
                 lr=settings.lr or 0.0,
                 weight_decay=settings.weight_decay or 0.0,
                 row_sparse=encoder.row_sparse,
-                evaluate=validation(data, encoder, labels.tokens, settings, cache),
+                evaluate=validation(data, encoder, label_keys, settings, cache),
                 choose=len(data.valid) >= MIN_VALID,
                 log=log,
                 started=started,
                 signals=signals,
+                refresh=refresh,
+                checkpoints=checkpoints,
+                state=state,
             )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)).to(device)
@@ -163,18 +188,80 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
             log.close()
-            if out is not None and log_file is not None:
+            if out is not None and checkpoints is not None:
                 how = {k: v for k, v in data.options.items() if k in READING and isinstance(v, str) and v != "[]"}
                 records = {
                     "settings.toml": to_toml(settings, "dexml", how),
-                    "log.jsonl": log_file.read_text(encoding="utf-8"),
+                    "log.jsonl": checkpoints.log.read_text(encoding="utf-8"),
                 }
                 model.save(out, records)
             return model
     finally:
         log.close()
-        if log_file is not None:
-            log_file.unlink(missing_ok=True)
+
+
+class LabelKeys:
+    """The present vectors of all labels, computed once between two steps.
+
+    Args:
+        encoder: the encoder in training.
+        tokens: texts of all labels.
+    """
+
+    def __init__(self, encoder: Encoder, tokens: Tokens):
+        self.encoder, self.tokens = encoder, tokens
+        self._keys: Tensor | None = None
+
+    def now(self) -> Tensor:
+        """(L, D) without a graph; bf16 where training multiplies in it."""
+        if self._keys is None:
+            keys = torch.from_numpy(self.encoder.encode(self.tokens)).to(self.encoder.device)
+            self._keys = keys.bfloat16() if self.encoder.precision == "bf16" else keys
+        return self._keys
+
+    def forget(self) -> None:
+        """The weights are about to change."""
+        self._keys = None
+
+
+def batch_plan(data: Dataset, rows: npt.NDArray[np.int64], settings: DexmlSettings) -> Batches:
+    """The batches of a run.
+
+    Args:
+        data: its training truth is used.
+        rows: (n,) documents to train on.
+        settings: of the run.
+    """
+    draw = None if settings.positives == "all" else settings.k if settings.loss == "soft_top_k" else 1
+    return Batches(
+        data.train.targets,
+        rows,
+        make_pool(settings.negatives, settings.pool_positives),
+        settings.batch_size,
+        settings.seed,
+        draw,
+        hide=settings.loss != "softmax",
+        weighted=settings.weighted,
+    )
+
+
+def hard_negatives(data: Dataset, settings: DexmlSettings) -> HardNegatives | None:
+    """Shortlists as the settings want them; None where none are mined.
+
+    Args:
+        data: its training truth is used.
+        settings: of the run.
+    """
+    if settings.negatives != "mined":
+        return None
+    chosen = Filter(
+        settings.range_min,
+        settings.range_max,
+        settings.max_score,
+        settings.absolute_margin,
+        settings.relative_margin,
+    )
+    return HardNegatives(data.train.targets, chosen, settings.num_negatives)
 
 
 def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
@@ -267,14 +354,14 @@ def shape_of(encoder: Encoder) -> Shape:
 
 
 def validation(
-    data: Dataset, encoder: Encoder, label_tokens: Tokens, settings: DexmlSettings, cache: Path
+    data: Dataset, encoder: Encoder, label_keys: LabelKeys, settings: DexmlSettings, cache: Path
 ) -> Callable[[], dict[str, float]] | None:
     """A function that evaluates the present weights on validation documents; None where there are none.
 
     Args:
         data: its ``valid`` part is used, and propensities from all of ``train``.
         encoder: the encoder in training.
-        label_tokens: texts of all labels.
+        label_keys: vectors of all labels.
         settings: of the run.
         cache: folder of token arrays.
     """
@@ -288,11 +375,8 @@ def validation(
     depth = min(100, len(data.labels))
 
     def run() -> dict[str, float]:
-        keys = torch.from_numpy(encoder.encode(label_tokens)).to(encoder.device)
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
-        if settings.precision == "bf16":
-            keys = keys.bfloat16()
-        indices, scores = Memory.of_labels(keys).predict(queries, depth)
+        indices, scores = Memory.of_labels(label_keys.now()).predict(queries, depth)
         predictions = Predictions(indices, scores)
         return evaluate(
             predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name

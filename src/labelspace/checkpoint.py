@@ -1,0 +1,183 @@
+"""Checkpoints: the state of a run between two steps, whole on disk or not there.
+
+A run that writes its model to ``DIR`` keeps ``DIR.checkpoint`` beside it until the model is there: ``run.json`` says
+what the run is, ``log.jsonl`` what happened, and ``step-N`` holds the state after N steps. A new state gets a new name,
+so a kill at any moment leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+from .files import atomic_file, atomic_folder
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class State:
+    """The state of a run between two steps.
+
+    Args:
+        record: plain values.
+        tensors: by name.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with a prefix, without it.
+
+        Args:
+            prefix: ending in a dot.
+        """
+        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+
+    def add(self, prefix: str, tensors: dict[str, Tensor]) -> None:
+        """Put tensors in under a prefix.
+
+        Args:
+            prefix: ending in a dot.
+            tensors: by name.
+        """
+        self.tensors.update({prefix + name: x for name, x in tensors.items()})
+
+
+class Checkpoints:
+    """The checkpoint folder of a run.
+
+    Args:
+        out: the folder that the run writes its model to.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.folder = out.with_name(f"{out.name}.checkpoint")
+        self._lock: IO[str] | None = None
+
+    @property
+    def log(self) -> Path:
+        """The record of the run."""
+        return self.folder / "log.jsonl"
+
+    def lock(self) -> None:
+        """Keep other runs out for as long as this process lives.
+
+        Raises:
+            CheckpointError: another run writes here.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        self._lock = (self.folder / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"another run is writing to {self.out}; wait for it, or name another --out") from None
+        except OSError:  # a file system without locks
+            return
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Start anew: drop what another run left, and say what this one is.
+
+        Args:
+            run: recipe, settings and data of the run.
+        """
+        self._drop(keep={"lock"})
+        with atomic_file(self.folder / "run.json") as path:
+            path.write_text(json.dumps({"format_version": FORMAT_VERSION, **run}, indent=2) + "\n", encoding="utf-8")
+
+    def described(self) -> dict[str, Any] | None:
+        """What the run is, as `begin` was told; None where no run is unfinished.
+
+        Raises:
+            CheckpointError: a folder that this version cannot read.
+        """
+        path = self.folder / "run.json"
+        try:
+            run: Any = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); start the run again without --resume") from error
+        version = run.get("format_version") if isinstance(run, dict) else None
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {version!r}, this labelspace reads {FORMAT_VERSION}; "
+                "resume with the version that wrote it, or start the run again"
+            )
+        return run
+
+    def save(self, step: int, state: State) -> None:
+        """Write the state after a step and drop the one before.
+
+        Args:
+            step: steps taken.
+            state: of the run.
+        """
+        folder = self.folder / f"step-{step}"
+        if not folder.exists():
+            with atomic_folder(folder) as part:
+                tensors = {name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}
+                save_file(tensors, part / "state.safetensors")
+                (part / "state.json").write_text(json.dumps(state.record), encoding="utf-8")
+        self._drop(keep={"lock", "run.json", "log.jsonl", folder.name})
+
+    @property
+    def step(self) -> int | None:
+        """Steps of the latest state; None where there is none."""
+        steps = self._steps()
+        return int(steps[-1].name[5:]) if steps else None
+
+    def load(self) -> State | None:
+        """The latest state; None where the run was stopped before the first one.
+
+        Raises:
+            CheckpointError: damaged files, by name.
+        """
+        steps = self._steps()
+        if not steps:
+            return None
+        folder = steps[-1]
+        try:
+            record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            stored = load_file(folder / "state.safetensors")
+            return State(record, {name: stored.pop(name).clone() for name in list(stored)})
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} is damaged ({error}); start the run again without --resume") from error
+
+    def clear(self) -> None:
+        """Remove the folder; the run is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _drop(self, keep: set[str]) -> None:
+        for entry in self.folder.iterdir():
+            if entry.name in keep:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+
+    def _steps(self) -> list[Path]:
+        """Folders of states, the latest last."""
+        if not self.folder.is_dir():
+            return []
+        found = [p for p in self.folder.iterdir() if p.name.startswith("step-") and p.name[5:].isdecimal()]
+        return sorted(found, key=lambda p: int(p.name[5:]))

@@ -1,0 +1,124 @@
+"""Texts laid end to end through a transformer: no padding is computed, and texts of one length share their attention.
+
+Linear layers, norms and activations see one row a token. Attention sees each run of neighbours of equal length as one
+batch, so texts sorted by length need few products and no mask.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.tokens import Tokens
+
+NAME = "labelspace_packed"
+PLACED = {"bert": False, "distilbert": False, "electra": False, "roberta": True, "xlm-roberta": True, "camembert": True}
+"""Architectures whose attention is told by position numbers alone; whether those start after the padding number."""
+POOLINGS = ("mean", "cls")
+EAGER_UP_TO = 128
+"""Longest text, in tokens, whose attention weights are kept for the backward pass."""
+
+Run = tuple[int, int, int]
+"""First token, first token after it, and length of each text of a run of texts of equal length."""
+
+
+def register() -> None:
+    """Make the attention known to transformers by `NAME`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+
+
+def runs(lengths: list[int]) -> list[Run]:
+    """Neighbouring texts of equal length.
+
+    Args:
+        lengths: tokens of each text.
+    """
+    found, start = [], 0
+    for length, same in groupby(lengths):
+        end = start + length * sum(1 for _ in same)
+        if length:
+            found.append((start, end, length))
+        start = end
+    return found
+
+
+def inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
+    """What the transformer takes: ids and positions (1, T), and the runs.
+
+    Args:
+        tokens: n texts, best sorted by length.
+        first_position: position number of a text's first token.
+    """
+    lengths = tokens.lengths
+    places = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths) + first_position
+    return {
+        "input_ids": torch.from_numpy(tokens.ids.astype("int64"))[None],
+        "position_ids": torch.from_numpy(places)[None],
+        "text_runs": runs(lengths.tolist()),
+    }
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    text_runs: list[Run],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Every token attends to the tokens of its own text.
+
+    Args:
+        module: the layer.
+        query: (1, heads, T, d).
+        key: (1, heads, T, d).
+        value: (1, heads, T, d).
+        attention_mask: None.
+        text_runs: which tokens belong together.
+        scaling: of the products; None for 1 / sqrt(d).
+        dropout: of the attention weights.
+        others: not used.
+
+    Returns:
+        (1, T, heads, d), and None for the attention weights.
+    """
+    heads, width = query.shape[1], query.shape[3]
+    scaling = width**-0.5 if scaling is None else scaling
+    parts = []
+    for start, end, length in text_runs:
+        q, k, v = (x[0, :, start:end].unflatten(1, (-1, length)) for x in (query, key, value))
+        if torch.is_grad_enabled() and length <= EAGER_UP_TO:
+            weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
+            mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
+        else:
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        parts.append(mixed.permute(1, 2, 0, 3).reshape(end - start, heads, width))
+    return torch.cat(parts)[None], None
+
+
+def pool(hidden: Tensor, text_runs: list[Run], mode: str) -> Tensor:
+    """One vector a text.
+
+    Args:
+        hidden: (T, H) vectors of the tokens.
+        text_runs: which tokens belong together; every text has some.
+        mode: ``mean`` or ``cls``.
+
+    Returns:
+        (n, H) float32.
+    """
+    parts = []
+    for start, end, length in text_runs:
+        texts = hidden[start:end].unflatten(0, (-1, length)).float()
+        parts.append(texts.mean(1) if mode == "mean" else texts[:, 0])
+    return torch.cat(parts)

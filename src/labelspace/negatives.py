@@ -1,0 +1,154 @@
+"""Hard negatives: labels that the model itself ranks high for a document and that are not among its true ones.
+
+The shortlist of a document is the top of an index of label keys. The keys are those of the last refresh, the query is
+the present one, so no document is encoded twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from .indexes import ExactIndex
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which ranks and scores of a shortlist may be drawn; the others may well be true labels that nobody wrote down.
+
+    The score of a label is its inner product with the document (the cosine, for unit vectors); the positive score of a
+    document is that of its best true label.
+
+    Args:
+        range_min: the best candidates that are passed over.
+        range_max: length of the shortlist, before anything is passed over.
+        max_score: highest score; None for no limit.
+        absolute_margin: the score must be lower than the positive score by this much; None for no limit.
+        relative_margin: the score must be at most (1 - relative_margin) times the positive score; None for no limit.
+    """
+
+    range_min: int = 0
+    range_max: int = 100
+    max_score: float | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+
+    def allowed(
+        self, scores: npt.NDArray[np.float32], positive: npt.NDArray[np.float32], rank: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Which candidates may be drawn.
+
+        Args:
+            scores: (B, s) of the candidates, falling.
+            positive: (B,) positive score of each document.
+            rank: (B, s) rank of each candidate among those that are not true labels, from 0.
+        """
+        kept = (rank >= self.range_min) & (rank < self.range_max)
+        if self.max_score is not None:
+            kept &= scores <= self.max_score
+        if self.absolute_margin is not None:
+            kept &= scores <= positive[:, None] - self.absolute_margin
+        if self.relative_margin is not None:
+            # a share of a negative score would allow more than the score itself
+            kept &= scores <= positive[:, None] - self.relative_margin * np.abs(positive[:, None])
+        return kept
+
+
+class HardNegatives:
+    """Shortlists from an index of label keys, and draws from them.
+
+    Args:
+        targets: the training truth, (N, L).
+        chosen: ranks and scores that may be drawn.
+        count: how many to draw a document.
+    """
+
+    def __init__(self, targets: sp.csr_array, chosen: Filter, count: int):
+        self.targets, self.filter, self.count = targets, chosen, count
+        self.keys: Tensor | None = None
+
+    def refresh(self, keys: Tensor) -> None:
+        """Search among these keys from now on.
+
+        Args:
+            keys: (L, D) vectors of all labels, without a graph.
+        """
+        self.keys = keys
+
+    def state(self) -> dict[str, Tensor]:
+        """The keys, for a checkpoint."""
+        return {} if self.keys is None else {"keys": self.keys}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Args:
+            state: tensors by name.
+        """
+        self.keys = state.get("keys")
+
+    def draw(
+        self, rows: npt.NDArray[np.int64], queries: Tensor, rng: np.random.Generator
+    ) -> list[npt.NDArray[np.int64]]:
+        """Draw hard negatives for each document, uniformly from what is left of its shortlist.
+
+        Args:
+            rows: (B,) documents.
+            queries: (B, D) their present vectors, without a graph.
+            rng: source of the draws.
+
+        Returns:
+            For each document at most `count` label numbers, none of them true for it; empty before the first refresh.
+        """
+        if self.keys is None:
+            return [np.zeros(0, dtype=np.int64)] * len(rows)
+        labels, scores, positive = self.shortlist(rows, queries)
+        true = labels < 0
+        rank = np.cumsum(~true, axis=1) - 1
+        allowed = ~true & self.filter.allowed(scores, positive, rank)
+        # the smallest random numbers among the allowed candidates are a uniform draw without replacement
+        lots = np.where(allowed, rng.random(labels.shape), np.inf)
+        count = min(self.count, labels.shape[1])
+        places = np.argpartition(lots, count - 1, axis=1)[:, :count] if count else np.zeros((len(rows), 0), dtype=int)
+        found = np.take_along_axis(labels, places, axis=1)
+        good = np.isfinite(np.take_along_axis(lots, places, axis=1))
+        return [np.sort(row[kept]) for row, kept in zip(found, good, strict=True)]
+
+    def shortlist(
+        self, rows: npt.NDArray[np.int64], queries: Tensor
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The best labels of each document, the true ones struck out.
+
+        Args:
+            rows: (B,) documents.
+            queries: (B, D) their vectors.
+
+        Returns:
+            Label numbers (B, s), -1 for a true label; their scores (B, s), falling; the positive score (B,), infinite
+            for a document without labels.
+        """
+        assert self.keys is not None, "the keys were refreshed"
+        truth = self.targets[rows]
+        counts = np.diff(truth.indptr)
+        depth = self.filter.range_max + int(counts.max(initial=0))
+        scores, labels = ExactIndex(self.keys).search(queries, depth)
+
+        pair_rows = np.repeat(np.arange(len(rows)), counts)
+        n_labels = self.targets.shape[1]
+        known = np.isin(labels + n_labels * np.arange(len(rows))[:, None], truth.indices + n_labels * pair_rows)
+        device = queries.device
+        products = torch.zeros(len(pair_rows))
+        for start in range(0, len(pair_rows), 65_536):
+            part = slice(start, start + 65_536)
+            keys = self.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
+            own = queries[torch.from_numpy(pair_rows[part]).to(device)]
+            products[part] = (keys * own).sum(1).cpu()
+        positive = np.full(len(rows), -np.inf, dtype=np.float32)
+        np.maximum.at(positive, pair_rows, products.numpy())
+        positive[counts == 0] = np.inf
+        return np.where(known, -1, labels), scores, positive
