@@ -23,13 +23,15 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int) -> Tensor:
     Args:
         encoder: the encoder.
         tokens: n texts.
-        chunk_size: texts in a chunk.
+        chunk_size: texts, or chunks of long documents, in a chunk.
 
     Returns:
         (n, D) float32, in the order of the texts.
     """
     if encoder.row_sparse or len(tokens) == 0:
         return encoder(tokens)
+    if tokens.texts is not None:
+        return encoder.pool(encode_cached(encoder, tokens.chunks, chunk_size), tokens)
     order = np.argsort(tokens.lengths, kind="stable")
     # the parameter tells checkpoint which device's random state to keep
     anchor = next(encoder.parameters())
