@@ -38,7 +38,11 @@ class EncoderSettings:
         attention: of a transformer; ``auto`` is eager for training on short texts on a CPU, sdpa elsewhere.
         max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
             take if that is less.
-        chunk_size: texts encoded at a time in training; activations of one chunk are kept in memory.
+        long_documents: what is kept of a longer text: ``head`` the first tokens; ``head+tail`` the first and the last,
+            three to one; ``chunks`` up to ``max_chunks`` times ``max_tokens``, encoded apart, their vectors averaged.
+        max_chunks: chunks of a text, with ``chunks``.
+        chunk_size: texts, or chunks of long ones, encoded at a time in training; the activations of so many are kept in
+            memory.
         device: ``auto`` is cuda or mps where there is one, else cpu.
         precision: of training; ``auto`` is bf16 where the device multiplies faster in it.
     """
@@ -54,6 +58,8 @@ class EncoderSettings:
     dropout: Probability = 0.0
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     max_tokens: Annotated[int, Field(ge=4)] | None = None
+    long_documents: Literal["head", "head+tail", "chunks"] = "head"
+    max_chunks: Count = 8
     chunk_size: Count = 64
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"

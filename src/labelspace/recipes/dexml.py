@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import DexmlSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.batches import batches, usable_rows
-from ..data.tokens import Tokens
+from ..data.tokens import Tokens, log_cut
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
 from ..errors import DataError, SettingsError
 from ..estimate import Shape, training_bytes
@@ -82,6 +82,10 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
+    truncated = {
+        "documents": log_cut("documents", documents, encoder.limit),
+        "labels": log_cut("labels", labels.tokens, encoder.limit),
+    }
     pool = make_pool(settings.negatives, data.train.targets)
     places: dict[str, Any] = {}
     if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
@@ -121,8 +125,9 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
     try:
         with stop_signals() as signals:
             log.write(
-                event="start", data=data.name, documents=len(rows), labels=len(data.labels), estimated_gb=needed / 1e9
-            )
+                event="start", data=data.name, documents=len(rows), labels=len(data.labels), truncated=truncated,
+                estimated_gb=needed / 1e9,
+            )  # fmt: skip
             report = fit(
                 step,
                 epoch_batches,
@@ -148,6 +153,7 @@ def train(data: Dataset, settings: DexmlSettings, out: Path | None, started: flo
                     "fingerprint": fingerprint(data),
                     "documents": len(data.train),
                     "labels": len(data.labels),
+                    "truncated": truncated,
                     "options": data.options,
                 },
                 "metrics": {"validation": report.metrics},
@@ -193,6 +199,8 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         "projection": settings.projection,
         "dropout": settings.dropout,
         "attention": settings.attention,
+        "long_documents": settings.long_documents,
+        "max_chunks": settings.max_chunks,
         "device": str(device),
     }
     if settings.encoder != "static":
@@ -218,6 +226,8 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         max_words=settings.max_words,
         frequency_weight=settings.frequency_weight,
         max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
+        long_documents=settings.long_documents,
+        max_chunks=settings.max_chunks,
         cache=cache_folder(),
     ).to(device)
     encoder.normalize = settings.normalize
