@@ -102,6 +102,39 @@ def test_a_transformer_learns(data: ls.Dataset, tiny_transformer: Path, normaliz
     assert np.allclose(lengths, 1, atol=1e-5) == normalize
 
 
+@pytest.mark.parametrize("way", ["head", "head+tail", "chunks"])
+def test_long_documents(
+    data: ls.Dataset, tiny_transformer: Path, way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "labelspace")
+    settings = {
+        "encoder": str(tiny_transformer), "epochs": 1, "lr": 1e-3, "batch_size": 64, "precision": "float32",
+        "device": "cpu", "max_tokens": 7, "long_documents": way, "max_chunks": 2, "evaluations": 1,
+    }  # fmt: skip
+    model = ls.train(data, out=tmp_path / "a", **settings)
+    tokenizer = model.encoder.tokenizer
+    room = 5 * (2 if way == "chunks" else 1)
+    shares = {}
+    for what, texts in (("documents", data.train.texts), ("labels", data.labels.texts)):
+        lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        beyond = [max(0, n - room) for n in lengths]
+        shares[what] = {"tokens": sum(beyond) / sum(lengths), "texts": sum(n > 0 for n in beyond) / len(texts)}
+        share = shares[what]["tokens"]
+        assert f"{what}: {share:.1%} of the tokens" in caplog.text or (share == 0 and f"{what}: 0% of" in caplog.text)
+    assert shares["documents"]["tokens"] > 0.1 and (way == "chunks" or shares["labels"]["tokens"] > 0)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    start = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])
+    for told in (manifest["info"]["data"]["truncated"], start["truncated"]):
+        for what in shares:
+            assert told[what] == pytest.approx(shares[what], abs=1e-6)
+    assert manifest["encoder"] == {"long_documents": way, "max_chunks": 2}
+    assert manifest["info"]["config"]["long_documents"] == way
+    again = ls.Model.load(tmp_path / "a")
+    assert scores(again, data) == scores(model, data)
+    # the keys were made by the same cut as queries are
+    np.testing.assert_allclose(again.encode(list(data.labels.texts)), again.memory.keys.numpy(), atol=1e-5)
+
+
 def test_chunk_size_does_not_change_the_result(data: ls.Dataset, tiny_transformer: Path) -> None:
     keys = []
     for chunk_size in (4, 1000):

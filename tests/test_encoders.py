@@ -9,10 +9,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from labelspace.data.tokens import Tokens, tokenize
-from labelspace.encoders import StaticEncoder, TransformerEncoder, build_static, open_encoder
+from labelspace.data.tokens import Limit, Tokens, tokenize
+from labelspace.encoders import Encoder, StaticEncoder, TransformerEncoder, build_static, open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
-from labelspace.gradcache import encode_cached
+from labelspace.gradcache import chunks, encode_cached
 
 TEXTS = ["a red oak", "", "history of the very tall vine, notes", "xyz 123", "wild rose"]
 
@@ -72,23 +72,25 @@ def test_bf16_is_near_float32(tiny_transformer: Path) -> None:
     assert 0 < np.abs(low - exact).max() < 0.05
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("kept", [0, 40, 1000])
+@pytest.mark.parametrize("chunk", [1, 2, 50])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int, dropout: float) -> None:
+def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int, kept: int, dropout: float) -> None:
     encoder = tiny(tiny_transformer, dropout=dropout)
     encoder.train()
-    tokens = encoder.tokenize(TEXTS)
-    weights = torch.randn(len(TEXTS), encoder.dim, generator=torch.Generator().manual_seed(1))
+    tokens = encoder.tokenize(TEXTS * 3)
+    weights = torch.randn(len(tokens), encoder.dim, generator=torch.Generator().manual_seed(1))
     order = np.argsort(tokens.lengths, kind="stable")
+    slices = chunks(tokens.lengths[order], chunk * encoder.max_tokens)
 
     def gradients(cached: bool) -> list[torch.Tensor]:
         encoder.zero_grad()
         torch.manual_seed(0)
         if cached:
-            vectors = encode_cached(encoder, tokens, chunk)
+            vectors = encode_cached(encoder, tokens, chunk, kept)
         else:
             # the same chunks with their graphs, so that dropout draws alike
-            parts = [encoder(tokens.take(order[i : i + chunk])) for i in range(0, len(order), chunk)]
+            parts = [encoder(tokens.take(order[rows])) for rows in slices]
             vectors = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
         (vectors * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
@@ -101,6 +103,13 @@ def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int
         whole = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
         for a, b in zip(gradients(True), whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_hold_so_many_tokens() -> None:
+    lengths = np.array([1, 1, 2, 3, 3, 9, 20])
+    found = [lengths[rows].tolist() for rows in chunks(lengths, 9)]
+    assert found == [[1, 1, 2, 3], [3], [9], [20]]
+    assert chunks(lengths[:0], 9) == []
 
 
 def make_static(base: Path, **options: object) -> StaticEncoder:
@@ -251,18 +260,113 @@ def test_tokens_are_cached_by_content(tiny_transformer: Path, tmp_path: Path) ->
     assert np.array_equal(encoder.tokenize(TEXTS, tmp_path).ids, encoder.tokenize(TEXTS).ids)
 
 
-def test_tokens_take_rows() -> None:
-    tokens = Tokens(np.arange(10, dtype=np.int32), np.array([0, 3, 3, 7, 10]))
-    taken = tokens.take(np.array([3, 1, 0, 3]))
-    assert taken.ids.tolist() == [7, 8, 9, 0, 1, 2, 7, 8, 9]
-    assert taken.lengths.tolist() == [3, 0, 3, 3]
-
-
 def test_odd_texts_are_tokenised(tiny_transformer: Path) -> None:
     encoder = tiny(tiny_transformer)
     odd = ["\ud800 red", "\x00", "oak\u2028oak", "🌲" * 50]
-    tokens = tokenize(encoder.tokenizer, odd)
+    tokens = tokenize(encoder.tokenizer, odd, encoder.limit)
     assert len(tokens) == 4 and np.isfinite(encoder.encode(tokens)).all()
+
+
+LONG = [
+    "",
+    "oak",
+    "a red oak of the old guide " * 3,
+    "wild vine " * 40,
+    "moss and fern on some stone, dry " * 2,
+    "x y z",
+]
+
+
+def loop_vector(encoder: Encoder, text: str) -> torch.Tensor:
+    """The vector of a text, chunk after chunk by the formula of the documentation."""
+    alone = Tokens(*(getattr(encoder.tokenize([text]).chunks, name) for name in ("ids", "offsets")))
+    vectors = [encoder(alone.take(np.array([j])))[0] for j in range(len(alone))]
+    lengths = alone.lengths.tolist()
+    mean = sum(v * n for v, n in zip(vectors, lengths, strict=True)) / max(1, sum(lengths))
+    assert isinstance(mean, torch.Tensor)
+    return mean / mean.norm() if encoder.normalize and len(alone) > 1 else mean
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_chunks_are_pooled_and_trained_as_one_by_one(tiny_transformer: Path, normalize: bool, chunk_size: int) -> None:
+    encoder = tiny(tiny_transformer, normalize=normalize, max_tokens=9, long_documents="chunks", max_chunks=4)
+    encoder.train()  # dropout is 0
+    tokens = encoder.tokenize(LONG)
+    assert tokens.texts is not None and np.diff(tokens.texts).tolist() == [1, 1, 4, 4, 4, 1]
+    weights = torch.randn(len(LONG), encoder.dim, generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([loop_vector(encoder, text) for text in LONG])
+    (expected * weights).sum().backward()
+    wanted = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    for way in (lambda: encoder(tokens), lambda: encode_cached(encoder, tokens, chunk_size)):
+        encoder.zero_grad()
+        vectors = way()
+        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+        (vectors * weights).sum().backward()
+        for name, p in encoder.named_parameters():
+            if name in wanted:
+                torch.testing.assert_close(p.grad, wanted[name], rtol=1e-4, atol=2e-6)
+    found = encoder.encode(tokens, chunk_size)
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+    rows = np.array([3, 0, 3, 2])
+    np.testing.assert_allclose(encoder.encode(tokens.take(rows), chunk_size), found[rows], atol=1e-6)
+    head = tiny(tiny_transformer, normalize=normalize, max_tokens=9)
+    one = head.encode(head.tokenize(LONG), chunk_size)
+    np.testing.assert_allclose(one[[0, 1, 5]], found[[0, 1, 5]], atol=1e-6)
+    assert (np.abs(one[2:5] - found[2:5]).max(1) > 1e-3).all()
+
+
+def test_batches_are_bucketed_by_the_length_of_chunks(tiny_transformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = tiny(tiny_transformer, max_tokens=12, long_documents="chunks", max_chunks=20)
+    tokens = encoder.tokenize(["red " * 31, "oak", "red oak wild", "oak"])  # 10 + 10 + 10 + 1, 1, 3, 1 and the frames
+    met: list[list[int]] = []
+    forward = TransformerEncoder.forward
+
+    def spy(self: TransformerEncoder, part: Tokens) -> torch.Tensor:
+        met.append(part.lengths.tolist())
+        return forward(self, part)
+
+    monkeypatch.setattr(TransformerEncoder, "forward", spy)
+    for way in (encoder.encode, lambda *given: encode_cached(encoder, *given)):
+        met.clear()
+        vectors = way(tokens, 1)
+        assert len(met) > 1 and [n for lengths in met for n in lengths] == sorted(tokens.chunks.lengths.tolist())
+        assert vectors.shape == (4, encoder.dim)
+
+
+def test_static_chunks_are_a_longer_limit(tiny_transformer: Path) -> None:
+    chunks = make_static(tiny_transformer, max_tokens=4, long_documents="chunks", max_chunks=5)
+    longer = make_static(tiny_transformer, max_tokens=20)
+    head = make_static(tiny_transformer, max_tokens=4)
+    tokens, whole = chunks.tokenize(LONG), longer.tokenize(LONG)
+    assert len(tokens.chunks) > len(LONG) == len(tokens) and np.array_equal(tokens.ids, whole.ids)
+    assert np.array_equal(chunks.encode(tokens), longer.encode(whole))
+    assert np.array_equal(encode_cached(chunks, tokens, 2).detach(), encode_cached(longer, whole, 2).detach())
+    assert not np.allclose(head.encode(head.tokenize(LONG)), chunks.encode(tokens), atol=1e-3)
+    for encoder, given in ((chunks, tokens), (longer, whole)):
+        encoder(given).sum().backward()
+    assert torch.equal(chunks.table.grad.to_dense(), longer.table.grad.to_dense())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("way", ["head", "head+tail", "chunks"])
+def test_texts_that_fit_are_the_same_in_every_mode(tiny_transformer: Path, way: str) -> None:
+    plain = tiny(tiny_transformer)
+    encoder = tiny(tiny_transformer, long_documents=way)
+    assert (encoder.long_documents, encoder.max_chunks) == (way, 8)
+    assert np.array_equal(encoder.encode(encoder.tokenize(TEXTS)), plain.encode(plain.tokenize(TEXTS)))
+    assert torch.equal(encoder(encoder.tokenize(TEXTS)), plain(plain.tokenize(TEXTS)))
+
+
+def test_the_limit_of_an_encoder(tiny_transformer: Path) -> None:
+    encoder = tiny(tiny_transformer, max_tokens=9)
+    left, right = ((encoder.tokenizer.token_to_id(name),) for name in ("[CLS]", "[SEP]"))
+    assert encoder.limit == Limit(9, "head", 1, left, right)
+    encoder.long_documents, encoder.max_chunks = "chunks", 3
+    assert encoder.limit == Limit(9, "chunks", 3, left, right)
+    assert make_static(tiny_transformer, max_tokens=7, long_documents="head+tail").limit == Limit(7, "head+tail")
+    encoder.long_documents = "tail"  # type: ignore[assignment]
+    with pytest.raises(SettingsError, match="long_documents is 'tail'; choose one of"):
+        encoder.tokenize(["oak"])
 
 
 def test_a_plain_transformer_is_pooled_by_its_mean(tiny_transformer: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 import labelspace as ls
-from labelspace.encoders import open_encoder
+from labelspace.encoders import build_static, open_encoder
 from labelspace.memory import Memory
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
@@ -164,7 +165,16 @@ def test_foreign_folders_are_refused(tmp_path: Path, tiny_transformer: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"files": []}, {"labels": "many"}, {"memory": []}, {"files": {}}, {"info": None}, {"dimensions": "wide"}]
+    "change",
+    [
+        {"files": []},
+        {"labels": "many"},
+        {"memory": []},
+        {"files": {}},
+        {"info": None},
+        {"dimensions": "wide"},
+        {"encoder": "static"},
+    ],
 )
 def test_manifests_of_another_shape_are_refused(saved: Path, change: dict[str, object]) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
@@ -210,3 +220,55 @@ def test_parts_that_do_not_fit_are_refused(model: ls.Model) -> None:
 def test_a_model_folder_is_an_encoder(saved: Path, model: ls.Model) -> None:
     encoder = open_encoder(str(saved))
     assert np.array_equal(encoder.encode(encoder.tokenize(TEXTS)), model.encode(TEXTS))
+
+
+LONG = ["wild rose and dry moss, " * 12 + "red oak", "tall fern " * 30, "moss", ""]
+
+
+def shape_of_cut(way: str) -> dict[str, object]:
+    return {"long_documents": way, "max_chunks": 3}
+
+
+@pytest.mark.parametrize("way", ["head", "head+tail", "chunks"])
+@pytest.mark.parametrize("kind", ["transformer", "static"])
+def test_saved_models_cut_long_texts_as_before(tiny_transformer: Path, tmp_path: Path, way: str, kind: str) -> None:
+    encoder = open_encoder(str(tiny_transformer), max_tokens=12)
+    if kind == "static":
+        encoder = build_static(encoder, [], NAMES, max_tokens=10)  # type: ignore[arg-type]
+    names = [*NAMES, "red " * 40 + "moss"]
+    model = ls.Model.from_encoder(encoder, names, device="cpu", **shape_of_cut(way))  # type: ignore[arg-type]
+    expected = model.predict(LONG, k=5)
+    model.save(tmp_path / "model")
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert manifest["encoder"] == shape_of_cut(way)
+    for again in (ls.Model.load(tmp_path / "model"), _resaved(model, tmp_path / "b")):
+        pred = again.predict(LONG, k=5)
+        assert np.array_equal(pred.indices, expected.indices) and np.array_equal(pred.scores, expected.scores)
+        assert again.encoder.limit == model.encoder.limit
+    plain = ls.Model.from_encoder(encoder, names, device="cpu", long_documents="head")
+    same = np.array_equal(plain.predict(LONG, k=5).scores, expected.scores)
+    assert same == (way == "head")
+    warm = open_encoder(str(tmp_path / "model"))
+    assert (warm.long_documents, warm.max_chunks) == (way, 3)
+    warm = open_encoder(str(tmp_path / "model"), long_documents="head", max_chunks=2)
+    assert (warm.long_documents, warm.max_chunks) == ("head", 2)
+    stock = SentenceTransformer(str(tmp_path / "model" / "encoder"), device="cpu", trust_remote_code=False)
+    np.testing.assert_allclose(stock.encode(["moss", ""]), model.encode(["moss", ""]), atol=1e-6)
+
+
+def test_a_manifest_that_tells_no_cut_means_the_head(saved: Path) -> None:
+    file = saved / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["encoder"]
+    file.write_text(json.dumps(manifest))
+    encoder = ls.Model.load(saved).encoder
+    assert (encoder.long_documents, encoder.max_chunks) == ("head", 8)
+    for wrong in ({"long_documents": "middle"}, {"long_documents": "chunks", "max_chunks": "8"}, {"max_chunks": 0}):
+        file.write_text(json.dumps({**manifest, "encoder": wrong}))
+        with pytest.raises(ls.ModelError, match="manifest.json is damaged, or of a later version: long documents"):
+            ls.Model.load(saved)
+
+
+def test_an_unknown_cut_is_refused(tiny_transformer: Path) -> None:
+    with pytest.raises(ls.SettingsError, match="long_documents is 'tail'"):
+        ls.Model.from_encoder(str(tiny_transformer), NAMES, long_documents="tail")  # type: ignore[arg-type]

@@ -39,7 +39,11 @@ class EncoderSettings:
             CPU where the architecture allows it, or else eager for training on short texts there, sdpa elsewhere.
         max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
             take if that is less.
-        chunk_size: texts of full length encoded at a time in training; of shorter ones as many more.
+        long_documents: what is kept of a longer text: ``head`` the first tokens; ``head+tail`` the first and the last,
+            three to one; ``chunks`` up to ``max_chunks`` times ``max_tokens``, encoded apart, their vectors averaged.
+        max_chunks: chunks of a text, with ``chunks``.
+        chunk_size: texts of full length (or chunks of long ones) encoded at a time in training; of shorter ones as many
+            more.
         activations_gb: memory for activations of a transformer; what does not fit is computed again in the backward
             pass, which costs a third more time.
         device: ``auto`` is cuda or mps where there is one, else cpu.
@@ -57,6 +61,8 @@ class EncoderSettings:
     dropout: Probability = 0.0
     attention: Literal["auto", "packed", "eager", "sdpa"] = "auto"
     max_tokens: Annotated[int, Field(ge=4)] | None = None
+    long_documents: Literal["head", "head+tail", "chunks"] = "head"
+    max_chunks: Count = 8
     chunk_size: Count = 16
     activations_gb: Annotated[float, Field(ge=0)] = 2.0
     device: str = "auto"
@@ -119,6 +125,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
         absolute_margin: of ``mined``: a hard negative is less similar than the document's best label by this much; no
             limit when not given.
         relative_margin: of ``mined``: the same as a share of the similarity of that label; no limit when not given.
+        label_documents: the text of every label is a training document too, with that label alone.
         weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
             draw in proportion to it.
     """
@@ -138,6 +145,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
     max_score: float | None = None
     absolute_margin: Annotated[float, Field(ge=0)] | None = None
     relative_margin: Annotated[float, Field(ge=0)] | None = None
+    label_documents: bool = False
     weighted: bool = False
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens
     """
     if encoder.row_sparse or len(tokens) == 0:
         return encoder(tokens)
+    if tokens.texts is not None:
+        return encoder.pool(encode_cached(encoder, tokens.chunks, chunk_size, kept_tokens), tokens)
     order = np.argsort(tokens.lengths, kind="stable")
     # the parameter tells checkpoint which device's random state to keep
     anchor = next(encoder.parameters())

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from . import __version__
+from .data.tokens import LongDocuments
 from .encoders import Encoder, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError
@@ -68,6 +69,8 @@ class Model:
         *,
         device: str = "auto",
         batch_size: int = 256,
+        long_documents: LongDocuments | None = None,
+        max_chunks: int | None = None,
     ) -> Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
@@ -76,11 +79,14 @@ class Model:
             labels: label names, or labels with ids.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             batch_size: texts encoded at a time.
+            long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
+            max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
 
         Raises:
             DataError: no labels, or a name that is given twice.
             ModelError: the encoder cannot be opened.
-        MissingExtraError: ``minilm`` without its package.
+            MissingExtraError: ``minilm`` without its package.
+            SettingsError: an unknown way to cut.
         """
         if not isinstance(labels, Labels):
             names = _checked_texts(labels, "label")
@@ -103,6 +109,8 @@ class Model:
         else:
             name = type(encoder).__name__
         encoder = encoder.to(place)
+        encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
+        encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks
         keys = encoder.encode(encoder.tokenize(labels.texts), batch_size)
         info = {"recipe": "none", "config": {"encoder": name}, "data": {"labels": len(labels)}, "metrics": {}}
         return cls(encoder, Memory.of_labels(torch.from_numpy(keys).to(place)), labels, info)
@@ -229,6 +237,10 @@ class Model:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "labels": len(self.labels),
                 "dimensions": self.encoder.dim,
+                "encoder": {
+                    "long_documents": self.encoder.long_documents,
+                    "max_chunks": self.encoder.max_chunks,
+                },
                 "memory": memory,
                 "info": self.info,
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
@@ -326,6 +338,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
         )
     kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
+    if "encoder" in manifest:  # absent in the first folders of this version
+        kinds["encoder"] = dict
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
 from ..machine import minilm_folder
 from .interface import Encoder, Precision, autocast
@@ -28,6 +30,8 @@ def open_encoder(
     dropout: float = 0.0,
     attention: str = "auto",
     max_tokens: int | None = None,
+    long_documents: LongDocuments | None = None,
+    max_chunks: int | None = None,
     device: str = "cpu",
 ) -> Encoder:
     """Open an encoder that already has weights.
@@ -41,6 +45,8 @@ def open_encoder(
         dropout: dropout probability of a transformer.
         attention: ``auto``, ``eager`` or ``sdpa``.
         max_tokens: cut texts here; None for the model's own limit.
+        long_documents: ``head``, ``head+tail`` or ``chunks``; None as a labelspace model was saved, else ``head``.
+        max_chunks: chunks of a text, with ``chunks``; None as a labelspace model was saved, else 8.
         device: where to put the weights.
 
     Raises:
@@ -49,6 +55,7 @@ def open_encoder(
         SettingsError: an option that this encoder does not have.
     """
     path = _resolve(name)
+    way, most = _saved_cut(path)
     quiet = logging.getLogger("transformers"), logging.getLogger("sentence_transformers")
     levels = [q.level for q in quiet]
     try:
@@ -70,22 +77,22 @@ def open_encoder(
             q.setLevel(level)
 
     first = next(iter(model.children()))
+    encoder: Encoder
     if type(first).__name__ != "StaticEmbedding":
         options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
         encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
-        return encoder.to(device)
-    if pooling not in (None, "mean") or projection is not None:
+    elif pooling not in (None, "mean") or projection is not None:
         raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
-    from sentence_transformers.sentence_transformer.modules import Normalize
+    else:
+        from sentence_transformers.sentence_transformer.modules import Normalize
 
-    unit = any(isinstance(m, Normalize) for m in model.children()) if normalize is None else normalize
-    truncation = first.tokenizer.truncation or {"max_length": 512}
-    return StaticEncoder(
-        first.tokenizer,
-        first.embedding.weight,
-        max_tokens=max_tokens or int(truncation["max_length"]),
-        normalize=unit,
-    ).to(device)
+        unit = any(isinstance(m, Normalize) for m in model.children()) if normalize is None else normalize
+        truncation = first.tokenizer.truncation or {"max_length": 512}
+        cut = max_tokens or int(truncation["max_length"])
+        encoder = StaticEncoder(first.tokenizer, first.embedding.weight, max_tokens=cut, normalize=unit)
+    encoder.long_documents = way if long_documents is None else long_documents
+    encoder.max_chunks = most if max_chunks is None else max_chunks
+    return encoder.to(device)
 
 
 def _resolve(name: str) -> Path | str:
@@ -108,3 +115,22 @@ def _resolve(name: str) -> Path | str:
         raise ModelError(f"cannot open the encoder {name!r}: there is no such folder")
     logger.warning("there is no folder %s; asking the Hugging Face hub for a model of that name", name)
     return name
+
+
+def _saved_cut(path: Path | str) -> tuple[LongDocuments, int]:
+    """How long texts are cut, by the manifest beside a labelspace model's encoder; ``head`` where none tells."""
+    file = Path(path).parent / "manifest.json"
+    if not isinstance(path, Path) or path.name != "encoder" or not file.is_file():
+        return "head", 8
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is damaged: {error}") from error
+    entry = manifest.get("encoder") if isinstance(manifest, dict) else None
+    entry = entry if isinstance(entry, dict) else {}
+    way, most = entry.get("long_documents", "head"), entry.get("max_chunks", 8)
+    if way not in get_args(LongDocuments) or type(most) is not int or most < 1:
+        raise ModelError(
+            f"{file} is damaged, or of a later version: long documents are cut by {way!r} with max_chunks {most!r}"
+        )
+    return way, most

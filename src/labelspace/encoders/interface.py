@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..data.tokens import Tokens, tokenize
+from ..data.tokens import Limit, LongDocuments, Tokens, frame, tokenize
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,8 +25,13 @@ class Encoder(nn.Module, abc.ABC):
 
     Attributes:
         dim: dimensions D of a vector.
-        tokenizer: a fast tokenizer; its truncation holds the longest text.
+        tokenizer: a fast tokenizer without truncation and padding.
         special_tokens: whether texts are framed by special tokens.
+        max_tokens: tokens at which texts are cut, special tokens included.
+        long_documents: what is kept of a longer text: ``head``, ``head+tail`` or ``chunks``, which are encoded one by
+            one and pooled.
+        max_chunks: chunks of a text, with ``chunks``.
+        normalize: whether vectors have unit length.
         row_sparse: the gradient touches only the rows of the tokens met; such an encoder keeps no activations worth
             recomputing.
         precision: ``bf16`` runs `forward` under autocast.
@@ -35,12 +40,16 @@ class Encoder(nn.Module, abc.ABC):
     dim: int
     tokenizer: Tokenizer
     special_tokens: bool
+    max_tokens: int
+    long_documents: LongDocuments = "head"
+    max_chunks: int = 8
+    normalize: bool
     row_sparse: bool = False
     precision: Precision = "float32"
 
     @abc.abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
-        """Vectors of the texts, (n, D) float32, with a graph when gradients are on.
+        """Vectors of the texts, (n, D) float32, with a graph when gradients are on; chunks are pooled.
 
         Args:
             tokens: n texts.
@@ -65,24 +74,52 @@ class Encoder(nn.Module, abc.ABC):
         return 0
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens at which texts are cut, special tokens included."""
-        truncation = self.tokenizer.truncation
-        assert truncation is not None, "an encoder's tokenizer cuts its texts"
-        return int(truncation["max_length"])
+    def limit(self) -> Limit:
+        """How much of a text is kept.
 
-    @max_tokens.setter
-    def max_tokens(self, value: int) -> None:
-        self.tokenizer.enable_truncation(value)
+        Raises:
+            SettingsError: a limit that leaves no room for a text, or an unknown way to cut.
+        """
+        left, right = frame(self.tokenizer) if self.special_tokens else ((), ())
+        max_chunks = self.max_chunks if self.long_documents == "chunks" else 1
+        return Limit(self.max_tokens, self.long_documents, max_chunks, left, right)
 
     def tokenize(self, texts: Sequence[str], cache: Path | None = None) -> Tokens:
-        """Tokens of the texts, cut at `max_tokens`.
+        """Tokens of the texts, cut at `limit`.
 
         Args:
             texts: n texts.
             cache: folder that keeps the tokens; None for memory only.
         """
-        return tokenize(self.tokenizer, texts, special_tokens=self.special_tokens, cache=cache)
+        return tokenize(self.tokenizer, texts, self.limit, cache)
+
+    def parts(self, tokens: Tokens) -> Tokens:
+        """What is encoded by itself, each as a text of its own: the chunks.
+
+        Args:
+            tokens: n texts.
+        """
+        return tokens.chunks
+
+    def pool(self, vectors: Tensor, tokens: Tokens) -> Tensor:
+        """Vectors of texts from those of their chunks.
+
+        With u_j the vectors of a text's chunks and n_j their tokens, special tokens included, it is
+        sum_j n_j u_j / sum_j n_j, scaled to unit length if the encoder's vectors are.
+
+        Args:
+            vectors: (c, D), one a chunk.
+            tokens: n texts of c chunks.
+
+        Returns:
+            (n, D).
+        """
+        if len(vectors) == len(tokens):
+            return vectors
+        owners, shares = (torch.from_numpy(x).to(vectors.device) for x in tokens.shares())
+        weighted = vectors * shares.to(vectors.dtype)[:, None]
+        sums = vectors.new_zeros(len(tokens), vectors.shape[1]).index_add(0, owners, weighted)
+        return nn.functional.normalize(sums, dim=1) if self.normalize else sums
 
     @torch.no_grad()
     def encode(self, tokens: Tokens, batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -90,22 +127,29 @@ class Encoder(nn.Module, abc.ABC):
 
         Args:
             tokens: n texts.
-            batch_size: texts encoded at a time.
+            batch_size: texts, or chunks of long ones, encoded at a time.
 
         Returns:
             (n, D) float32.
         """
         training = self.training
         self.eval()
-        vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
-        order = np.argsort(tokens.lengths, kind="stable")
+        parts = self.parts(tokens)
+        order = np.argsort(parts.lengths, kind="stable")
+        vectors = torch.zeros(len(tokens), self.dim)
+        pooled = len(parts) > len(tokens)
+        owners, shares = map(torch.from_numpy, tokens.shares()) if pooled else (None, None)
         try:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                vectors[rows] = self(tokens.take(rows)).float().cpu().numpy()
+                found = self(parts.take(rows)).float().cpu()
+                if owners is None or shares is None:
+                    vectors[rows] = found
+                else:
+                    vectors.index_add_(0, owners[rows], found * shares[rows, None].float())
         finally:
             self.train(training)
-        return vectors
+        return (nn.functional.normalize(vectors, dim=1) if pooled and self.normalize else vectors).numpy()
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
-from ..data.tokens import Tokens
+from ..data.tokens import WINDOW, Limit, LongDocuments, Tokens, cut, encoded, frame
 from ..files import atomic_folder
 from .interface import Encoder
 from .transformer import TransformerEncoder
@@ -64,11 +64,20 @@ class StaticEncoder(Encoder):
         super().__init__()
         self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_tokens)
+        self.tokenizer.no_truncation()
         self.special_tokens = False
+        self.max_tokens = max_tokens
         self.table = nn.Parameter(table.detach().float().clone())
         self.normalize = normalize
         self.dim = table.shape[1]
+
+    def parts(self, tokens: Tokens) -> Tokens:
+        """The texts whole: the mean over all chunks needs no pooling.
+
+        Args:
+            tokens: n texts.
+        """
+        return tokens.joined
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Vectors of the texts; a text without tokens gets the zero vector.
@@ -79,6 +88,7 @@ class StaticEncoder(Encoder):
         Returns:
             (n, D) float32; its gradient in the table is sparse, one row for each token met.
         """
+        tokens = tokens.joined
         ids = torch.from_numpy(tokens.ids.astype("int64")).to(self.device)
         offsets = torch.from_numpy(tokens.offsets.astype("int64")).to(self.device)
         means = _BagMeans.apply(self.table, ids, offsets)
@@ -93,7 +103,9 @@ class StaticEncoder(Encoder):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
-        modules: list[nn.Module] = [StaticEmbedding(self.tokenizer, embedding_weights=self.table.detach().cpu())]
+        tokenizer = type(self.tokenizer).from_str(self.tokenizer.to_str())
+        tokenizer.enable_truncation(self.max_tokens)
+        modules: list[nn.Module] = [StaticEmbedding(tokenizer, embedding_weights=self.table.detach().cpu())]
         if self.normalize:
             modules.append(Normalize())
         with warnings.catch_warnings():
@@ -135,6 +147,8 @@ def build_static(
     max_words: int = 100_000,
     frequency_weight: float = 1e-4,
     max_tokens: int = 128,
+    long_documents: LongDocuments = "head",
+    max_chunks: int = 8,
     cache: Path | None = None,
 ) -> StaticEncoder:
     """Make a static encoder from a transformer and a corpus.
@@ -148,7 +162,9 @@ def build_static(
             several words that documents contain, and words that stand together far more often than by chance.
         max_words: at most this many added words, and as many phrases, the most frequent first.
         frequency_weight: a of the token weight a / (a + p); 0 for equal weights.
-        max_tokens: cut texts here.
+        max_tokens: cut texts here; words are counted in whole texts, so this alters no weight.
+        long_documents: what is kept of a longer text.
+        max_chunks: chunks of a text, with ``chunks``.
         cache: folder that keeps the token vectors for the next run; None keeps nothing.
     """
     described = json.loads(base.tokenizer.to_str())
@@ -178,13 +194,15 @@ def build_static(
         if place >= 0:
             added[place] = text
     vectors = _token_vectors(base, added, cache)
-    met = _count_tokens(tokenizer, chain(texts, label_texts), size)
+    met = _count_tokens(tokenizer, texts, size) + _count_tokens(tokenizer, label_texts, size)
     share = (met + 1) / (met.sum() + size)
     vectors -= share.astype(np.float32) @ vectors
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
     if frequency_weight > 0:
         vectors *= (frequency_weight / (frequency_weight + share))[:, None].astype(np.float32)
-    return StaticEncoder(tokenizer, torch.from_numpy(vectors), max_tokens=max_tokens)
+    encoder = StaticEncoder(tokenizer, torch.from_numpy(vectors), max_tokens=max_tokens)
+    encoder.long_documents, encoder.max_chunks = long_documents, max_chunks
+    return encoder
 
 
 @dataclass
@@ -220,7 +238,7 @@ def _count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequen
     normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
 
     def split(text: str) -> list[str]:
-        clean = text.encode("utf-8", "replace").decode("utf-8")
+        clean = text[:WINDOW].encode("utf-8", "replace").decode("utf-8")
         normal = normalizer.normalize_str(clean) if normalizer else clean
         return [word for word, _ in splitter.pre_tokenize_str(normal)] if splitter else normal.split()
 
@@ -270,11 +288,10 @@ def _vectors_of(
     base: TransformerEncoder, inner: list[list[int]], weights: str, cache: Path | None
 ) -> npt.NDArray[np.float32]:
     """Vectors of texts given as token ids without special tokens, from the cache if they are there."""
-    left, right = _frame(base.tokenizer)
-    room = base.max_tokens - len(left) - len(right)
-    framed = [left + x[:room] + right for x in inner]
-    offsets = np.concatenate([[0], np.cumsum([len(x) for x in framed])]).astype(np.int64)
-    tokens = Tokens(np.fromiter(chain.from_iterable(framed), dtype=np.int32, count=offsets[-1]), offsets)
+    bare = np.fromiter(chain.from_iterable(inner), dtype=np.int32)
+    limit = Limit(base.max_tokens, "head", 1, *frame(base.tokenizer))
+    ids, lengths, _ = cut(bare, np.array([len(x) for x in inner], dtype=np.int64), limit)
+    tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     key = hashlib.sha256(weights.encode() + tokens.ids.tobytes() + tokens.offsets.tobytes()).hexdigest()[:32]
     folder = None if cache is None else cache / "static" / key
     if folder is not None and folder.is_dir():
@@ -302,26 +319,8 @@ def _vectors_of(
     return vectors
 
 
-def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    full = tokenizer.encode("a", add_special_tokens=True).ids
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []
-
-
-def _count_tokens(tokenizer: Tokenizer, lines: Iterable[str], size: int) -> npt.NDArray[np.float64]:
+def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> npt.NDArray[np.float64]:
     counts = np.zeros(size)
-    block: list[str] = []
-    for line in chain(lines, [None]):
-        if line is not None:
-            block.append(line.encode("utf-8", "replace").decode("utf-8"))
-        if block and (line is None or len(block) == 8192):
-            ids = [
-                np.array(e.ids, dtype=np.int64) for e in tokenizer.encode_batch_fast(block, add_special_tokens=False)
-            ]
-            counts += np.bincount(np.concatenate([np.zeros(0, np.int64), *ids]), minlength=size)
-            block = []
+    for ids, _, _ in encoded(tokenizer, texts):
+        counts += np.bincount(ids, minlength=size)
     return counts

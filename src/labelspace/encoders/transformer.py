@@ -105,7 +105,9 @@ class TransformerEncoder(Encoder):
             raise SettingsError(f"max_tokens is {max_tokens}, but the encoder has {positions} positions")
         self.tokenizer = type(backend).from_str(backend.to_str())
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_tokens or limit)
+        self.tokenizer.no_truncation()
+        self.max_tokens = max_tokens or limit
+        self.normalize = isinstance(modules[-1], Normalize)
         self.special_tokens = True
         self.pad = int(transformer.tokenizer.pad_token_id or 0)
         with torch.no_grad():
@@ -125,6 +127,8 @@ class TransformerEncoder(Encoder):
         Returns:
             (n, D) float32.
         """
+        if tokens.texts is not None:
+            return self.pool(self(tokens.chunks), tokens)
         if self._packs(tokens):
             return self._packed(tokens)
         device = self.device

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..checkpoint import Checkpoints, State
 from ..config import DexmlSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.batches import Batches, usable_rows
-from ..data.tokens import Tokens
+from ..data.tokens import Tokens, log_cut
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
 from ..errors import DataError, SettingsError
 from ..estimate import Shape, training_bytes
@@ -91,10 +92,18 @@ def train(
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
-    plan = batch_plan(data, rows, settings)
-    negatives = hard_negatives(data, settings)
+    targets = data.train.targets
+    if settings.label_documents:
+        targets, rows = with_label_documents(targets, rows)
+        documents = documents.followed_by(labels.tokens)
+    plan = batch_plan(targets, rows, settings)
+    negatives = hard_negatives(targets, settings)
     label_keys = LabelKeys(encoder, labels.tokens)
     kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
+    truncated = {
+        "documents": log_cut("documents", documents, encoder.limit),
+        "labels": log_cut("labels", labels.tokens, encoder.limit),
+    }
     places: dict[str, Any] = {}
     if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
         places = {"k": settings.k, "alpha": settings.alpha, "clamp": True}
@@ -143,6 +152,7 @@ def train(
                     data=data.name,
                     documents=len(rows),
                     labels=len(data.labels),
+                    truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
             report = fit(
@@ -173,6 +183,7 @@ def train(
                     "fingerprint": fingerprint(data),
                     "documents": len(data.train),
                     "labels": len(data.labels),
+                    "truncated": truncated,
                     "options": data.options,
                 },
                 "metrics": {"validation": report.metrics},
@@ -224,17 +235,34 @@ class LabelKeys:
         self._keys = None
 
 
-def batch_plan(data: Dataset, rows: npt.NDArray[np.int64], settings: DexmlSettings) -> Batches:
+def with_label_documents(
+    targets: sp.csr_array, rows: npt.NDArray[np.int64]
+) -> tuple[sp.csr_array, npt.NDArray[np.int64]]:
+    """The truth with one more document for each label, and the rows to train on with those documents (Renee).
+
+    Args:
+        targets: the training truth, (N, L).
+        rows: (n,) documents to train on.
+
+    Returns:
+        (N + L, L) CSR, and (n + L,) rows.
+    """
+    n_documents, n_labels = targets.shape
+    wider = sp.vstack([targets, sp.eye_array(n_labels, dtype=np.float32)], format="csr")
+    return sp.csr_array(wider), np.concatenate([rows, np.arange(n_documents, n_documents + n_labels)])
+
+
+def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: DexmlSettings) -> Batches:
     """The batches of a run.
 
     Args:
-        data: its training truth is used.
+        targets: the truth of all documents, (N, L).
         rows: (n,) documents to train on.
         settings: of the run.
     """
     draw = None if settings.positives == "all" else settings.k if settings.loss == "soft_top_k" else 1
     return Batches(
-        data.train.targets,
+        targets,
         rows,
         make_pool(settings.negatives, settings.pool_positives),
         settings.batch_size,
@@ -245,11 +273,11 @@ def batch_plan(data: Dataset, rows: npt.NDArray[np.int64], settings: DexmlSettin
     )
 
 
-def hard_negatives(data: Dataset, settings: DexmlSettings) -> HardNegatives | None:
+def hard_negatives(targets: sp.csr_array, settings: DexmlSettings) -> HardNegatives | None:
     """Shortlists as the settings want them; None where none are mined.
 
     Args:
-        data: its training truth is used.
+        targets: the truth of all documents, (N, L).
         settings: of the run.
     """
     if settings.negatives != "mined":
@@ -261,7 +289,7 @@ def hard_negatives(data: Dataset, settings: DexmlSettings) -> HardNegatives | No
         settings.absolute_margin,
         settings.relative_margin,
     )
-    return HardNegatives(data.train.targets, chosen, settings.num_negatives)
+    return HardNegatives(targets, chosen, settings.num_negatives)
 
 
 def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
@@ -280,6 +308,8 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         "projection": settings.projection,
         "dropout": settings.dropout,
         "attention": settings.attention,
+        "long_documents": settings.long_documents,
+        "max_chunks": settings.max_chunks,
         "device": str(device),
     }
     if settings.encoder != "static":
@@ -305,6 +335,8 @@ def make_encoder(data: Dataset, settings: DexmlSettings) -> Encoder:
         max_words=settings.max_words,
         frequency_weight=settings.frequency_weight,
         max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
+        long_documents=settings.long_documents,
+        max_chunks=settings.max_chunks,
         cache=cache_folder(),
     ).to(device)
     encoder.normalize = settings.normalize
