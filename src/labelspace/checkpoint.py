@@ -86,6 +86,7 @@ class Checkpoints:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.unlock()
             raise CheckpointError(f"another run is writing to {self.out}; wait for it, or name another --out") from None
         except OSError:  # a file system without locks
             return
@@ -162,8 +163,13 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the folder; the run is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let other runs in."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def _drop(self, keep: set[str]) -> None:
         for entry in self.folder.iterdir():

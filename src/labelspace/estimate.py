@@ -35,7 +35,7 @@ def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> in
     """Bytes that training takes beside the data.
 
     Weights, their two moments, gradients and the best copy; vectors and gradients of the pool; blocks of logits;
-    activations of one chunk.
+    activations of one chunk, and those that are kept; keys for hard negatives.
 
     Args:
         settings: of the run.
@@ -47,4 +47,6 @@ def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> in
     block = max(LOGITS_BLOCK_BYTES, 4 * pool)
     tokens = settings.chunk_size * encoder.max_tokens
     layer = tokens * encoder.hidden * 4 * 20 + tokens * encoder.max_tokens * encoder.heads * 4 * 3
-    return 5 * encoder.weight_bytes + vectors + 4 * block + encoder.layers * layer
+    kept = int(1e9 * settings.activations_gb) if encoder.layers else 0
+    mined = 4 * encoder.dim * n_labels if settings.negatives == "mined" else 0
+    return 5 * encoder.weight_bytes + vectors + mined + 4 * block + encoder.layers * layer + kept

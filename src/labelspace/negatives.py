@@ -55,7 +55,8 @@ class Filter:
             kept &= scores <= positive[:, None] - self.absolute_margin
         if self.relative_margin is not None:
             # a share of a negative score would allow more than the score itself
-            kept &= scores <= positive[:, None] - self.relative_margin * np.abs(positive[:, None])
+            share = np.where(np.isfinite(positive), self.relative_margin * np.abs(positive), 0.0)
+            kept &= scores <= (positive - share)[:, None]
         return kept
 
 

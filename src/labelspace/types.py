@@ -7,7 +7,7 @@ M positive pairs in a batch, K keys in a memory, D embedding dimensions, k predi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +129,32 @@ class Dataset:
                 raise DataError(
                     f"{split} truth has {corpus.targets.shape[1]} columns but there are {len(self.labels)} labels"
                 )
+
+    def renumbered(self, order: npt.NDArray[np.int64]) -> Dataset:
+        """The same data with its labels in another order.
+
+        Args:
+            order: (L,) the present number of each label to come.
+        """
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+
+        def change(corpus: Corpus) -> Corpus:
+            old = corpus.targets
+            targets = sp.csr_array((old.data, place[old.indices], old.indptr), shape=old.shape, copy=True)
+            targets.sort_indices()
+            pairs = corpus.filter_pairs
+            if pairs is not None:
+                pairs = np.column_stack([pairs[:, 0], place[pairs[:, 1]]])
+            return replace(corpus, targets=targets, filter_pairs=pairs)
+
+        return replace(
+            self,
+            labels=Labels([self.labels.ids[i] for i in order], [self.labels.texts[i] for i in order]),
+            train=change(self.train),
+            valid=change(self.valid),
+            test=None if self.test is None else change(self.test),
+        )
 
     @property
     def fit_rows(self) -> npt.NDArray[np.int64]:

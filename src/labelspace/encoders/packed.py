@@ -1,7 +1,8 @@
 """Texts laid end to end through a transformer: no padding is computed, and texts of one length share their attention.
 
 Linear layers, norms and activations see one row a token. Attention sees each run of neighbours of equal length as one
-batch, so texts sorted by length need few products and no mask.
+batch, so texts sorted by length need few products and no mask. Matrix products in bf16 prepare a kernel for each new
+shape, so the number of rows is rounded up, and the small products of attention, whose shapes are many, are float32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ PLACED = {"bert": False, "distilbert": False, "electra": False, "roberta": True,
 POOLINGS = ("mean", "cls")
 EAGER_UP_TO = 128
 """Longest text, in tokens, whose attention weights are kept for the backward pass."""
+
+ROUND_FROM, ROUND_TO = 512, 256
+"""From so many tokens on their number is rounded up to a multiple, by tokens that no text has."""
 
 Run = tuple[int, int, int]
 """First token, first token after it, and length of each text of a run of texts of equal length."""
@@ -56,9 +60,13 @@ def inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
         first_position: position number of a text's first token.
     """
     lengths = tokens.lengths
-    places = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths) + first_position
+    count = len(tokens.ids)
+    size = count if count < ROUND_FROM else -(-count // ROUND_TO) * ROUND_TO
+    ids, places = np.zeros(size, dtype=np.int64), np.full(size, first_position)
+    ids[:count] = tokens.ids
+    places[:count] += np.arange(count) - np.repeat(tokens.offsets[:-1], lengths)
     return {
-        "input_ids": torch.from_numpy(tokens.ids.astype("int64"))[None],
+        "input_ids": torch.from_numpy(ids)[None],
         "position_ids": torch.from_numpy(places)[None],
         "text_runs": runs(lengths.tolist()),
     }
@@ -92,17 +100,21 @@ def attention(
     Returns:
         (1, T, heads, d), and None for the attention weights.
     """
-    heads, width = query.shape[1], query.shape[3]
+    heads, size, width = query.shape[1:]
     scaling = width**-0.5 if scaling is None else scaling
     parts = []
-    for start, end, length in text_runs:
-        q, k, v = (x[0, :, start:end].unflatten(1, (-1, length)) for x in (query, key, value))
-        if torch.is_grad_enabled() and length <= EAGER_UP_TO:
-            weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
-            mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
-        else:
-            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-        parts.append(mixed.permute(1, 2, 0, 3).reshape(end - start, heads, width))
+    with torch.autocast(query.device.type, enabled=False):
+        for start, end, length in text_runs:
+            q, k, v = (x[0, :, start:end].float().unflatten(1, (-1, length)) for x in (query, key, value))
+            if torch.is_grad_enabled() and length <= EAGER_UP_TO:
+                weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
+                mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
+            else:
+                mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+            parts.append(mixed.to(query.dtype).permute(1, 2, 0, 3).reshape(end - start, heads, width))
+    rest = size - sum(len(part) for part in parts)
+    if rest:
+        parts.append(query.new_zeros(rest, heads, width))
     return torch.cat(parts)[None], None
 
 

@@ -12,6 +12,8 @@ from ..config import resolve, to_dict
 from ..errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
+    from ..checkpoint import Checkpoints, State
+    from ..config import DexmlSettings
     from ..model import Model
     from ..types import Dataset
 
@@ -79,36 +81,49 @@ def train(
     require_writable(out)
     checkpoints = Checkpoints(out)
     checkpoints.lock()
-    state = None
-    if run is None:
-        if checkpoints.step:
-            logger.warning(
-                "the state of an unfinished run after step %d, in %s, is dropped", checkpoints.step, checkpoints.folder
-            )
-        checkpoints.begin(
-            {"recipe": recipe, "settings": to_dict(resolved), "data": _identity(data), "reading": _reading(data)}
-        )
-    else:
-        if run["data"] != _identity(data):
-            raise CheckpointError(
-                f"the run to resume in {out} was on other data ({run['data']['name']}, or its files have changed); "
-                "give the same data and the same reading options"
-            )
-        state = checkpoints.load()
-        if state is None:
-            logger.info("the run was stopped before its first checkpoint; starting from the beginning")
-    done = False
     try:
-        model = dexml.train(data, resolved, out, started, checkpoints, state)
-        done = True
-    finally:
-        if done and model.info["fit"]["stopped"] != "interrupted":
-            checkpoints.clear()
-        elif checkpoints.step is None:
-            checkpoints.clear()
+        state = None
+        if run is None:
+            _begin(checkpoints, recipe, resolved, data)
         else:
-            logger.warning("the state after step %d is kept; go on with --resume %s", checkpoints.step, out)
+            state = _go_on(checkpoints, run, data)
+        model = dexml.train(data, resolved, out, started, checkpoints, state)
+    except BaseException:
+        _keep_or_clear(checkpoints)
+        raise
+    if model.info["fit"]["stopped"] == "interrupted":
+        _keep_or_clear(checkpoints)
+    else:
+        checkpoints.clear()
     return model
+
+
+def _begin(checkpoints: Checkpoints, recipe: str, settings: DexmlSettings, data: Dataset) -> None:
+    if checkpoints.step:
+        logger.warning("an unfinished run (%s, step %d) is dropped", checkpoints.folder, checkpoints.step)
+    checkpoints.begin(
+        {"recipe": recipe, "settings": to_dict(settings), "data": _identity(data), "reading": _reading(data)}
+    )
+
+
+def _go_on(checkpoints: Checkpoints, run: dict[str, Any], data: Dataset) -> State | None:
+    if run["data"] != _identity(data):
+        raise CheckpointError(
+            f"the run to resume in {checkpoints.out} was on other data ({run['data']['name']}, or its files have "
+            "changed); give the same data and the same reading options"
+        )
+    state = checkpoints.load()
+    if state is None:
+        logger.info("the run was stopped before its first checkpoint; starting from the beginning")
+    return state
+
+
+def _keep_or_clear(checkpoints: Checkpoints) -> None:
+    if checkpoints.step is None:
+        checkpoints.clear()
+    else:
+        logger.warning("the state after step %d is kept; go on with --resume %s", checkpoints.step, checkpoints.out)
+        checkpoints.unlock()
 
 
 def unfinished(

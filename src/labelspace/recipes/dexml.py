@@ -33,7 +33,7 @@ from ..model import Model
 from ..negatives import Filter, HardNegatives
 from ..pools import make_pool
 from ..trainer import Log, Refresh, device_of, fit, readable, stop_signals
-from ..types import Batch, Corpus, Dataset, Predictions
+from ..types import Batch, Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ def train(
         ResourceError: the run would not fit into memory.
         CheckpointError: a state that does not fit.
     """
+    given = data
+    order = by_text(data.labels)
+    data = data.renumbered(order)
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
@@ -174,13 +177,13 @@ def train(
                 state=state,
             )
             encoder.precision = "float32"
-            keys = torch.from_numpy(encoder.encode(labels.tokens)).to(device)
+            keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(device)
             info = {
                 "recipe": "dexml",
                 "config": to_dict(settings),
                 "data": {
                     "name": data.name,
-                    "fingerprint": fingerprint(data),
+                    "fingerprint": fingerprint(given),
                     "documents": len(data.train),
                     "labels": len(data.labels),
                     "truncated": truncated,
@@ -195,7 +198,7 @@ def train(
                     "curve": report.curve,
                 },
             }
-            model = Model(encoder, Memory.of_labels(keys), data.labels, info)
+            model = Model(encoder, Memory.of_labels(keys), given.labels, info)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
             log.close()
@@ -209,6 +212,15 @@ def train(
             return model
     finally:
         log.close()
+
+
+def by_text(labels: Labels) -> npt.NDArray[np.int64]:
+    """Label numbers in the order of texts and ids, in which training has them, so that the given order is no matter.
+
+    Args:
+        labels: the label space.
+    """
+    return np.array(sorted(range(len(labels)), key=lambda i: (labels.texts[i], labels.ids[i])), dtype=np.int64)
 
 
 class LabelKeys:
