@@ -1,0 +1,139 @@
+"""Texts laid end to end give the vectors and gradients of padded ones, for every architecture that is said to pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labelspace.data.tokens import Tokens
+from labelspace.encoders import TransformerEncoder, open_encoder, packed
+from labelspace.errors import SettingsError
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def encoder_of(kind: str, base: Path, folder: Path, pooling: str = "mean") -> TransformerEncoder:
+    """A random encoder of an architecture, with the tokenizer of another."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sizes = dict(SIZES)
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+    if kind == "electra":
+        sizes["embedding_size"] = 16
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=48, pad_token_id=tokenizer.pad_token_id, **sizes
+    )
+    model = AutoModel.from_config(config)
+    for name, value in model.named_parameters():
+        if "position" in name:
+            torch.nn.init.normal_(value)  # positions must matter
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [Transformer(str(folder)), Pooling(32, pooling_mode=pooling), Normalize()]
+    modules[0].max_seq_length = 32
+    saved = folder / "st"
+    SentenceTransformer(modules=modules, device="cpu").save(str(saved), create_model_card=False)
+    opened = open_encoder(str(saved))
+    assert isinstance(opened, TransformerEncoder) and opened.packable
+    return opened
+
+
+def random_tokens(lengths: list[int], seed: int) -> Tokens:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 60, sum(lengths)).astype(np.int32)
+    return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+@pytest.mark.parametrize("pooling", packed.POOLINGS)
+@pytest.mark.parametrize("kind", packed.PLACED)
+def test_packed_equals_padded(kind: str, pooling: str, tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = encoder_of(kind, tiny_transformer, tmp_path, pooling)
+    tokens = random_tokens([3, 3, 3, 4, 7, 7, 1, 20, 2], 0)
+    weights = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
+
+    def gradients(attention: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        encoder.attention = attention  # type: ignore[assignment]
+        encoder.zero_grad()
+        vectors = encoder(tokens)
+        (vectors * weights).sum().backward()
+        return vectors.detach(), {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+    padded, expected = gradients("eager")
+    vectors, found = gradients("packed")
+    torch.testing.assert_close(vectors, padded, rtol=0, atol=2e-6)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-6, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(tokens), padded, rtol=0, atol=2e-6)
+
+
+def test_rounded_up_batches_and_long_texts(tiny_transformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = open_encoder(str(tiny_transformer))
+    assert isinstance(encoder, TransformerEncoder)
+    tokens = random_tokens([5] * 40 + [9] * 30 + [31] * 3, 1)
+    padded = open_encoder(str(tiny_transformer), attention="sdpa")
+    expected = padded(tokens)
+    for limit in (1, 8, 128):
+        for start, step in ((512, 256), (10, 64), (10**6, 256)):
+            monkeypatch.setattr(packed, "EAGER_UP_TO", limit)
+            monkeypatch.setattr(packed, "ROUND_FROM", start)
+            monkeypatch.setattr(packed, "ROUND_TO", step)
+            torch.testing.assert_close(encoder(tokens), expected, rtol=0, atol=2e-6)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_runs_cover_every_token_once_and_hold_one_length(lengths: list[int]) -> None:
+    found = packed.runs(lengths)
+    assert [t for start, end, _ in found for t in range(start, end)] == list(range(sum(lengths)))
+    assert [n for start, end, n in found for _ in range((end - start) // n)] == [n for n in lengths if n]
+
+
+def test_bf16_stays_near_float32(tiny_transformer: Path) -> None:
+    encoder = open_encoder(str(tiny_transformer))
+    tokens = random_tokens([4] * 20 + [12] * 60, 2)
+    exact = encoder(tokens)
+    encoder.precision = "bf16"
+    cosines = (encoder(tokens) * exact).sum(1)
+    assert cosines.min() > 0.999
+
+
+def test_dropout_draws_in_the_attention(tiny_transformer: Path) -> None:
+    encoder = open_encoder(str(tiny_transformer), dropout=0.5)
+    tokens = random_tokens([4, 4, 9], 2)
+    encoder.train()
+    assert not torch.equal(encoder(tokens), encoder(tokens))
+    encoder.eval()
+    assert torch.equal(encoder(tokens), encoder(tokens))
+
+
+def test_what_cannot_be_packed_is_refused_or_padded(tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = encoder_of("bert", tiny_transformer, tmp_path)
+    with pytest.raises(SettingsError, match="packed attention is for bert.* with mean or cls pooling"):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        model = SentenceTransformer(str(tiny_transformer), device="cpu")
+        model[1] = Pooling(32, pooling_mode="max")
+        TransformerEncoder(model, attention="packed")
+    empty = random_tokens([0, 3], 0)
+    assert not encoder._packs(empty)
+
+
+def test_the_saved_folder_knows_nothing_of_packing(tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = open_encoder(str(tiny_transformer))
+    encoder(random_tokens([3], 0))
+    encoder.save(tmp_path)
+    assert not [p for p in tmp_path.rglob("*.json") if "labelspace" in p.read_text()]
