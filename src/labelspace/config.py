@@ -116,6 +116,8 @@ class DexmlSettings(EncoderSettings, FitSettings):
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
         pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; all when
             not given.
+        stale_keys: of ``mined``: labels outside the pool are scored too, with the keys that they last had, which carry
+            no gradient; so the denominator covers all labels at little cost.
         num_negatives: of ``mined``: hard negatives drawn for a document in a step.
         mine_from: of ``mined``: share of the run after which the first shortlists are made.
         mine_every: of ``mined``: share of the run after which they are made anew.
@@ -137,6 +139,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
     negatives: Literal["all", "in-batch", "mined"] = "all"
     positives: Literal["all", "sample"] = "all"
     pool_positives: Count | None = None
+    stale_keys: bool = True
     num_negatives: Count = 1
     mine_from: Probability = 0.1
     mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15

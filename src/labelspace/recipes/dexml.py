@@ -122,6 +122,10 @@ def train(
             found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(found))
         keys = labels(batch.pool, kept - len(tokens.ids))
+        if negatives is not None and negatives.keys is not None and settings.stale_keys:
+            assert batch.pool is not None
+            keys = negatives.completed(batch.pool, keys)
+            batch = plan.over_all(batch)
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
