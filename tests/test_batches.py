@@ -148,15 +148,3 @@ def test_a_widened_pool_keeps_the_draws_and_the_truth() -> None:
             assert {tuple(pair) for pair in found.T.tolist()} == truth
             before = {(r, batch.pool[c]) for r, c in batch.positives.T.tolist()}
             assert before <= {(r, wide.pool[c]) for r, c in wide.positives.T.tolist()}
-
-
-def test_a_batch_over_all_labels_keeps_its_draws() -> None:
-    for draw in (None, 1):
-        plan = Batches(TRUTH, ROWS, InBatch(), 6, seed=0, draw=draw)
-        for narrow, wide in zip(
-            plan.epoch(0), Batches(TRUTH, ROWS, AllLabels(), 6, seed=0, draw=draw).epoch(0), strict=True
-        ):
-            found = plan.over_all(narrow)
-            assert found.pool is None and np.array_equal(found.positives, wide.positives)
-            assert (found.hidden is None) == (wide.hidden is None)
-            assert found.hidden is None or wide.hidden is None or np.array_equal(found.hidden, wide.hidden)

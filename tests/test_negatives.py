@@ -107,20 +107,3 @@ def test_nothing_is_drawn_before_the_first_refresh_and_the_keys_are_the_last_one
     assert [x.tolist() for x in a] == [x.tolist() for x in b] and all(len(x) == 2 for x in a)
     again.restore({})
     assert len(again.draw(np.arange(1), vectors(1, 0), rng)[0]) == 0
-
-
-def test_keys_of_all_labels_are_fresh_in_the_pool_and_carry_its_gradient_alone() -> None:
-    truth = random_truth(np.random.default_rng(0), 5, 8, 0.2)
-    hard = HardNegatives(truth, EVERYTHING, 2)
-    given = vectors(8, 1)
-    hard.refresh(given)
-    pool, fresh = np.array([1, 4, 6]), vectors(3, 2).requires_grad_()
-    keys = hard.completed(pool, fresh)
-    expected = given.clone()
-    expected[pool] = fresh.detach()
-    assert torch.equal(keys.detach(), expected)
-    weights = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    (keys * weights).sum().backward()
-    assert fresh.grad is not None and torch.equal(fresh.grad, weights[pool])
-    assert hard.keys is not None and torch.equal(hard.keys, expected) and not hard.keys.requires_grad
-    assert torch.equal(given, vectors(8, 1))  # the caller's keys are left alone

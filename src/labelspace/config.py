@@ -76,7 +76,7 @@ class FitSettings:
     Args:
         epochs: passes over the training documents.
         batch_size: documents in a step.
-        lr: highest learning rate; 3e-3 for ``static`` and 1e-4 for a transformer when not given.
+        lr: highest learning rate; 3e-3 for ``static`` and 2e-4 for a transformer when not given.
         weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
         warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
@@ -114,10 +114,8 @@ class DexmlSettings(EncoderSettings, FitSettings):
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents, ``mined``
             also labels that the model itself ranks high for them.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
-        pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; all when
-            not given.
-        stale_keys: of ``mined``: labels outside the pool are scored too, with the keys that they last had, which carry
-            no gradient; so the denominator covers all labels at little cost.
+        pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; when not
+            given, all for ``in-batch`` and 1 for ``mined``.
         num_negatives: of ``mined``: hard negatives drawn for a document in a step.
         mine_from: of ``mined``: share of the run after which the first shortlists are made.
         mine_every: of ``mined``: share of the run after which they are made anew.
@@ -139,8 +137,7 @@ class DexmlSettings(EncoderSettings, FitSettings):
     negatives: Literal["all", "in-batch", "mined"] = "all"
     positives: Literal["all", "sample"] = "all"
     pool_positives: Count | None = None
-    stale_keys: bool = True
-    num_negatives: Count = 1
+    num_negatives: Count = 2
     mine_from: Probability = 0.1
     mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15
     range_min: Annotated[int, Field(ge=0)] = 0

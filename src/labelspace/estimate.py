@@ -42,8 +42,7 @@ def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> in
         encoder: what will be trained.
         n_labels: L.
     """
-    whole = settings.negatives == "all" or (settings.negatives == "mined" and settings.stale_keys)
-    pool = n_labels if whole else min(n_labels, 32 * settings.batch_size)
+    pool = n_labels if settings.negatives == "all" else min(n_labels, 32 * settings.batch_size)
     vectors = 4 * encoder.dim * (pool + settings.batch_size) * 5
     block = max(LOGITS_BLOCK_BYTES, 4 * pool)
     tokens = settings.chunk_size * encoder.max_tokens

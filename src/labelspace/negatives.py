@@ -74,30 +74,12 @@ class HardNegatives:
         self.keys: Tensor | None = None
 
     def refresh(self, keys: Tensor) -> None:
-        """Search among a copy of these keys from now on.
+        """Search among these keys from now on.
 
         Args:
             keys: (L, D) vectors of all labels, without a graph.
         """
-        self.keys = keys.clone()
-
-    def completed(self, pool: npt.NDArray[np.int64], fresh: Tensor) -> Tensor:
-        """Keys of all labels: those of a pool as given, with their graph, the others as they were last seen.
-
-        The fresh ones are what is seen from now on.
-
-        Args:
-            pool: (P,) label numbers.
-            fresh: (P, D) their keys.
-
-        Returns:
-            (L, D) float32.
-        """
-        assert self.keys is not None, "the keys were refreshed"
-        places = torch.from_numpy(pool).to(self.keys.device)
-        keys = self.keys.float().index_copy(0, places, fresh)
-        self.keys[places] = fresh.detach().to(self.keys.dtype)
-        return keys
+        self.keys = keys
 
     def state(self) -> dict[str, Tensor]:
         """The keys, for a checkpoint."""

@@ -122,10 +122,6 @@ def train(
             found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(found))
         keys = labels(batch.pool, kept - len(tokens.ids))
-        if negatives is not None and negatives.keys is not None and settings.stale_keys:
-            assert batch.pool is not None
-            keys = negatives.completed(batch.pool, keys)
-            batch = plan.over_all(batch)
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
@@ -373,10 +369,11 @@ def fill_in(settings: DexmlSettings, encoder: Encoder) -> DexmlSettings:
     static = encoder.row_sparse
     return dataclasses.replace(
         settings,
+        pool_positives=settings.pool_positives or (1 if settings.negatives == "mined" else None),
         device=str(encoder.device),
         precision=precision,
         max_tokens=encoder.max_tokens,
-        lr=settings.lr or (3e-3 if static else 1e-4),
+        lr=settings.lr or (3e-3 if static else 2e-4),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
     )
 
