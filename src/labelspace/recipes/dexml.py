@@ -95,6 +95,10 @@ def train(
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
     labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
+    truncated = {
+        "documents": log_cut("documents", documents, encoder.limit),
+        "labels": log_cut("labels", labels.tokens, encoder.limit),
+    }
     targets = data.train.targets
     if settings.label_documents:
         targets, rows = with_label_documents(targets, rows)
@@ -103,10 +107,6 @@ def train(
     negatives = hard_negatives(targets, settings)
     label_keys = LabelKeys(encoder, labels.tokens)
     kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
-    truncated = {
-        "documents": log_cut("documents", documents, encoder.limit),
-        "labels": log_cut("labels", labels.tokens, encoder.limit),
-    }
     places: dict[str, Any] = {}
     if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
         places = {"k": settings.k, "alpha": settings.alpha, "clamp": True}
