@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -176,8 +176,8 @@ def read_texts(
     """Read documents to predict, as (ids, texts); without ids they are numbered from 0.
 
     Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
-    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``). JSON lines without the text column may
-    have ``title`` and ``content`` instead. All may be gzip.
+    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``), and so has Parquet. Without the text
+    column they may have ``title`` and ``content`` instead. All but Parquet may be gzip.
 
     Args:
         path: the file, or "-" for standard input.
@@ -201,17 +201,17 @@ def read_texts(
         if path.is_dir():
             raise DataError("this is a folder; name a file of texts", path)
         if kind not in (*table.SUFFIXES, ".txt", ""):
-            raise DataError(f"texts come from .txt, {', '.join(table.SUFFIXES)}, plain or .gz, or from '-'", path)
+            raise DataError(f"texts come from .txt, {', '.join(table.SUFFIXES)}, text files plain or .gz, or '-'", path)
     fields = lf.choose_fields(fields, "/".join(path.resolve().parts[-2:]))
 
     def parse_lines(stream: TextIO) -> tuple[list[str], list[str]]:
         texts = list(plain_lines(stream))
         return [str(row) for row in range(len(texts))], texts
 
-    def parse_table(stream: TextIO) -> tuple[list[str], list[str]]:
+    def parse_table(rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str]]:
         ids: list[str] = []
         texts: list[str] = []
-        for line, record in table.records(stream, path):
+        for line, record in rows:
             texts.append(_text(record, path, line))
             ids.append(given_id(record, table.ID_COLUMNS, path, line) or str(len(ids)))
         return ids, texts
@@ -223,7 +223,10 @@ def read_texts(
             return lf.record_text(record, fields, path, line)
         raise DataError(f"there is no text column {text_column!r}, only {listed(record)}; set text_column", path, line)
 
-    ids, texts = files.read(path, parse_table if kind in table.SUFFIXES else parse_lines, content)
+    if kind in table.SUFFIXES:
+        ids, texts = table.read_records(files, path, parse_table, content)
+    else:
+        ids, texts = files.read(path, parse_lines, content)
     if not texts:
         raise DataError("there are no texts", path)
     return ids, texts
