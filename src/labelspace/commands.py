@@ -36,12 +36,12 @@ class DataOptions:
 
     Args:
         fields: of LF documents: title, title+content or auto.
-        label_fields: of LF labels: title, title+content or auto.
+        label_fields: of LF and BEIR labels: title, title+content or auto.
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
         encoding: of text files; UTF-8 or else latin-1 when not given.
-        format: lf, table or xc; found out when not given.
+        format: lf, beir, xc or table; found out when not given.
     """
 
     fields: str = "auto"
@@ -50,7 +50,7 @@ class DataOptions:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
-    format: Literal["lf", "table", "xc"] | None = None
+    format: Literal["lf", "beir", "xc", "table"] | None = None
 
 
 @Parameter(name="*")

@@ -32,6 +32,7 @@ def load(
     separator: str | None = None,
     encoding: str | None = None,
     format: str | None = None,
+    keep_parts: bool = False,
     seed: int = 0,
     valid_fraction: float = 0.1,
     valid_max: int = 10_000,
@@ -39,6 +40,8 @@ def load(
     """Read a data set from a folder or a file; the format is recognised by what is there.
 
     * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``.
+    * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
+      ``dev.tsv``, ``test.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
     * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
       with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
@@ -51,13 +54,14 @@ def load(
         path: the folder or file.
         fields: LF documents: "title", "title+content", or "auto" (the title alone when the data set's name contains
             "titles", else both).
-        label_fields: LF labels, likewise; "auto" takes the fields of the documents.
+        label_fields: LF labels, likewise; "auto" takes the fields of the documents. Of a BEIR corpus "auto" is both.
         text_column: the column of tables that holds the text.
         label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
-        format: "lf", "xc" or "table", or None to find it out.
+        format: "lf", "beir", "xc" or "table", or None to find it out.
+        keep_parts: keep titles and contents in ``parts`` beside the texts made of them.
         seed: draws the validation rows.
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
         valid_max: the most documents to hold out.
@@ -67,7 +71,15 @@ def load(
         SettingsError: an option out of bounds.
     """
     path = Path(path).expanduser()
-    settings = ReadSettings(fields, label_fields, text_column, label_column, separator, encoding)
+    settings = ReadSettings(
+        fields=fields,
+        label_fields=label_fields,
+        text_column=text_column,
+        label_column=label_column,
+        separator=separator,
+        encoding=encoding,
+        keep_parts=keep_parts,
+    )
     name = path.resolve().name
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import resolve
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -47,6 +48,8 @@ def train(
         from ..data import load
 
         data = load(data, seed=resolved.seed)
+    if not len(data.train):
+        raise DataError(f"{data.name} has no training documents, only ones to measure on")
     from . import dexml
 
     return dexml.train(data, resolved, None if out is None else Path(out), started)

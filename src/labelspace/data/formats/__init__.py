@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import DataError, SettingsError
-from . import lf, table, xc
+from . import beir, lf, table, xc
 from .corpus import ReadSettings, Splits
 
-FORMATS = {"lf": lf, "xc": xc, "table": table}  # in this order the first that fits is taken
+FORMATS = {"lf": lf, "beir": beir, "xc": xc, "table": table}  # in this order the first that fits is taken
 
 
 def detect(path: Path) -> str:
