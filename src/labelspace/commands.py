@@ -36,12 +36,15 @@ class DataOptions:
 
     Args:
         fields: of LF documents: title, title+content or auto.
-        label_fields: of LF and BEIR labels: title, title+content or auto.
+        label_fields: of LF and BEIR labels: title, title+content or auto; of SKOS: preferred, to which +alternative and
+            +broader may be added.
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
         encoding: of text files; UTF-8 or else latin-1 when not given.
-        format: lf, beir, xc or table; found out when not given.
+        format: lf, beir, xc, annif or table; found out when not given.
+        label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
+        language: of the labels of a vocabulary; English, or else the most frequent, when not given.
     """
 
     fields: str = "auto"
@@ -50,7 +53,9 @@ class DataOptions:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
-    format: Literal["lf", "beir", "xc", "table"] | None = None
+    format: Literal["lf", "beir", "xc", "annif", "table"] | None = None
+    label_vocabulary: Path | None = None
+    language: str | None = None
 
 
 @Parameter(name="*")
@@ -363,7 +368,13 @@ def _recorded(options: DataOptions, model: Model) -> tuple[DataOptions, int]:
     default = DataOptions()
     changes = {
         name: recorded[name]
-        for name in ("fields", "label_fields", "text_column", "label_column", "separator")
+        for name in (
+            "fields",
+            "text_column",
+            "label_column",
+            "separator",
+            "language",
+        )  # label texts come with the model
         if recorded.get(name) is not None and getattr(options, name) == getattr(default, name)
     }
     return dataclasses.replace(options, **changes), int(recorded.get("seed", 0))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import DataError, SettingsError
 from ..types import Dataset
 from . import formats
-from .formats import lf, table
+from .formats import annif, lf, table
 from .formats.corpus import ReadSettings, given_id
 from .formats.text import TextFiles, listed, plain_lines, text_value
 
@@ -32,6 +32,8 @@ def load(
     separator: str | None = None,
     encoding: str | None = None,
     format: str | None = None,
+    label_vocabulary: str | Path | None = None,
+    language: str | None = None,
     keep_parts: bool = False,
     seed: int = 0,
     valid_fraction: float = 0.1,
@@ -43,6 +45,8 @@ def load(
     * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
       ``dev.tsv``, ``test.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
+    * ``annif``: ``train.tsv``, ``.csv``, ``.jsonl`` or a folder ``train`` of documents, as Annif has them (and
+      ``test``, ``valid``), or one such file or folder; with a vocabulary beside it or named by ``label_vocabulary``.
     * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
       with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
       a labels file the labels are the sorted names of train, followed by names that only other splits have.
@@ -55,12 +59,15 @@ def load(
         fields: LF documents: "title", "title+content", or "auto" (the title alone when the data set's name contains
             "titles", else both).
         label_fields: LF labels, likewise; "auto" takes the fields of the documents. Of a BEIR corpus "auto" is both.
+            Of a SKOS vocabulary "preferred" ("auto"), to which "+alternative" and "+broader" may be added.
         text_column: the column of tables that holds the text.
         label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
-        format: "lf", "beir", "xc" or "table", or None to find it out.
+        format: "lf", "beir", "xc", "annif" or "table", or None to find it out.
+        label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
+        language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.
         keep_parts: keep titles and contents in ``parts`` beside the texts made of them.
         seed: draws the validation rows.
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
@@ -78,6 +85,8 @@ def load(
         label_column=label_column,
         separator=separator,
         encoding=encoding,
+        label_vocabulary=None if label_vocabulary is None else Path(label_vocabulary).expanduser(),
+        language=language,
         keep_parts=keep_parts,
     )
     name = path.resolve().name
@@ -189,7 +198,8 @@ def read_texts(
 
     Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
     column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``), and so has Parquet. Without the text
-    column they may have ``title`` and ``content`` instead. All but Parquet may be gzip.
+    column they may have ``title`` and ``content`` instead. Annif's TSV has no header, the text comes first. All but
+    Parquet may be gzip.
 
     Args:
         path: the file, or "-" for standard input.
@@ -220,6 +230,10 @@ def read_texts(
         texts = list(plain_lines(stream))
         return [str(row) for row in range(len(texts))], texts
 
+    def parse_short_texts(stream: TextIO) -> tuple[list[str], list[str]]:
+        texts = [text for _, _, text, _ in annif.short_texts(stream, path, {})]
+        return [str(row) for row in range(len(texts))], texts
+
     def parse_table(rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str]]:
         ids: list[str] = []
         texts: list[str] = []
@@ -235,7 +249,9 @@ def read_texts(
             return lf.record_text(record, fields, path, line)
         raise DataError(f"there is no text column {text_column!r}, only {listed(record)}; set text_column", path, line)
 
-    if kind in table.SUFFIXES:
+    if kind == ".tsv" and content is None and annif.sniff(path):
+        ids, texts = files.read(path, parse_short_texts)
+    elif kind in table.SUFFIXES:
         ids, texts = table.read_records(files, path, parse_table, content)
     else:
         ids, texts = files.read(path, parse_lines, content)

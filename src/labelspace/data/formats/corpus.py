@@ -30,6 +30,8 @@ class ReadSettings:
         label_column: the column of tables that holds the labels.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" never splits.
         encoding: the encoding of all text files, or None to find it out.
+        label_vocabulary: the file that holds the labels, for formats that have them apart.
+        language: of the labels of a vocabulary; None chooses one.
         keep_parts: keep title and content beside the text made of them.
     """
 
@@ -39,6 +41,8 @@ class ReadSettings:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
+    label_vocabulary: Path | None = None
+    language: str | None = None
     keep_parts: bool = False
 
 

@@ -311,13 +311,14 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
 # All of them
 
 
-def read(path: Path, name: str, settings: ReadSettings) -> Splits:
+def read(path: Path, name: str, settings: ReadSettings, known: LabelNames | None = None) -> Splits:
     """Read a table or a folder of tables.
 
     Args:
         path: one file, which then is the training set, or a folder.
         name: the data set's name; chooses the fields when they are "auto".
         settings: columns, fields, separator and encoding.
+        known: the labels, where they come from elsewhere than the data.
     """
     fields = choose_fields(settings.fields, name)
     label_fields = fields if settings.label_fields == "auto" else choose_fields(settings.label_fields, name)
@@ -330,6 +331,8 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
         if len(label_files) > 1:
             raise DataError("the labels are in shards; write them as one file", label_files[1])
         label_file = label_files[0] if label_files else None
+        if label_file is not None and known is not None:
+            raise DataError("the labels of this data are in this file already; leave out label_vocabulary", label_file)
     if "train" not in paths:
         raise DataError(f"a table data set needs {LOOKED_FOR}", path)
     splits: dict[str, list[_File]] = {}
@@ -340,7 +343,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
             splits[split].append(_read_file(files, part, settings, fields, before))
     every = [file for parts in splits.values() for file in parts]
     composed_labels = False
-    names = _class_names(every, settings.label_column)
+    names = known or _class_names(every, settings.label_column)
     if label_file is not None:
         names, composed_labels = _read_labels(files, label_file, label_fields, settings.keep_parts)
 
