@@ -42,7 +42,7 @@ class DataOptions:
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
         encoding: of text files; UTF-8 or else latin-1 when not given.
-        format: lf, beir, xc, annif or table; found out when not given.
+        format: lf, beir, xc, annif, table or features; found out when not given.
         label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; English, or else the most frequent, when not given.
     """
@@ -53,7 +53,7 @@ class DataOptions:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
-    format: Literal["lf", "beir", "xc", "annif", "table"] | None = None
+    format: Literal["lf", "beir", "xc", "annif", "table", "features"] | None = None
     label_vocabulary: Path | None = None
     language: str | None = None
 
@@ -232,6 +232,7 @@ def evaluate(
     device
         auto, cpu, cuda or mps.
     """
+    from .data import require_texts
     from .evaluation import longest_filter_row, render, report
 
     if k < 1:
@@ -257,6 +258,7 @@ def evaluate(
 
         given = load_scores(model, len(dataset.labels), k + longest)
     else:
+        require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
         given = opened.predict(corpus.texts, k=depth)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ..errors import DataError, SettingsError
 from ..types import Dataset
 from . import formats
-from .formats import annif, lf, table
+from .formats import annif, features, lf, table
 from .formats.corpus import ReadSettings, given_id
 from .formats.text import TextFiles, listed, plain_lines, text_value
 
-__all__ = ["fingerprint", "hold_out", "load", "read_texts"]
+__all__ = ["fingerprint", "hold_out", "load", "read_texts", "require_texts"]
 
 
 def load(
@@ -45,6 +45,7 @@ def load(
     * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
       ``dev.tsv``, ``test.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
+    * ``features``: an old ``train.txt``, or ``trn_X_Y.txt`` or ``Y.trn.npz``, without texts: only the truth.
     * ``annif``: ``train.tsv``, ``.csv``, ``.jsonl`` or a folder ``train`` of documents, as Annif has them (and
       ``test``, ``valid``), or one such file or folder; with a vocabulary beside it or named by ``label_vocabulary``.
     * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
@@ -65,7 +66,7 @@ def load(
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
-        format: "lf", "beir", "xc", "annif" or "table", or None to find it out.
+        format: "lf", "beir", "xc", "annif", "table" or "features", or None to find it out.
         label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.
         keep_parts: keep titles and contents in ``parts`` beside the texts made of them.
@@ -97,11 +98,42 @@ def load(
     rows = np.zeros(0, dtype=np.int64)
     valid = splits.valid
     if valid is None:
-        rows = hold_out(splits.train.texts, valid_fraction, valid_max, seed)
+        train = splits.train
+        alike = train.ids if lacks_texts(splits.options, "train") else train.texts
+        rows = hold_out(alike, valid_fraction, valid_max, seed)
         valid = splits.train.rows(rows)
     options: dict[str, str | int | float | None] = {"format": format, **splits.options, "seed": seed}
     options.update(valid_fraction=valid_fraction, valid_max=valid_max)
     return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
+
+
+def lacks_texts(options: Mapping[str, object], split: str) -> bool:
+    """Whether the documents of a split came without texts, as features only.
+
+    Args:
+        options: how the data set was read; ``texts`` is "none", or the only split that has them.
+        split: "train", "valid" or "test".
+    """
+    texts = options.get("texts")
+    return texts is not None and texts != ("train" if split == "valid" else split)
+
+
+def require_texts(data: Dataset, split: str = "train") -> None:
+    """Refuse documents without texts, for whoever needs them.
+
+    Args:
+        data: the data set.
+        split: "train", "valid" or "test".
+
+    Raises:
+        DataError: there are only features.
+    """
+    if lacks_texts(data.options, split):
+        name = features.TEXTS["test" if split == "test" else "train"][0]
+        raise DataError(
+            f"{data.name}: the {split} documents are features without texts, and models read texts; "
+            f"put these, one a line, into {name} beside them"
+        )
 
 
 # Validation
@@ -251,6 +283,8 @@ def read_texts(
 
     if kind == ".tsv" and content is None and annif.sniff(path):
         ids, texts = files.read(path, parse_short_texts)
+    elif kind == ".txt" and content is None and features.is_features(path):
+        raise DataError("these are features without texts; name a file of texts, one a line", path)
     elif kind in table.SUFFIXES:
         ids, texts = table.read_records(files, path, parse_table, content)
     else:

@@ -44,10 +44,11 @@ def train(
     """
     started = time.monotonic() if started is None else started
     resolved = resolve(recipe, settings)
-    if isinstance(data, str | Path):
-        from ..data import load
+    from ..data import load, require_texts
 
+    if isinstance(data, str | Path):
         data = load(data, seed=resolved.seed)
+    require_texts(data)
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
     from . import dexml

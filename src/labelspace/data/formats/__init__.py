@@ -6,18 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from ...errors import DataError, SettingsError
-from . import annif, beir, lf, table, xc
+from . import annif, beir, features, lf, table, xc
 from .corpus import ReadSettings, Splits
 from .text import TextFiles
 from .vocabulary import read_vocabulary
 
-FORMATS = {
-    "lf": lf,
-    "beir": beir,
-    "xc": xc,
-    "annif": annif,
-    "table": table,
-}  # in this order the first that fits is taken
+FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features}
+"""In this order the first that fits is taken."""
 
 
 def detect(path: Path) -> str:
