@@ -211,12 +211,12 @@ def evaluate(
     options: DataOptions = DataOptions(),
     output: Output = Output(),
 ) -> None:
-    """Measure a model, or the score.npz of any tool, on a data set.
+    """Measure a model, or the scores of any tool, on a data set.
 
     Parameters
     ----------
     model
-        Folder of a model, or a score.npz with one row a document.
+        Folder of a model, or scores: a score.npz or sparse text with one row a document, or a run file of ids.
     data
         Folder or file; fields, columns and separator are those of the model's training data unless given.
     split
@@ -233,13 +233,16 @@ def evaluate(
         auto, cpu, cuda or mps.
     """
     from .data import require_texts
+    from .data.formats.table import suffix
+    from .data.scores import SUFFIXES, load_scores
     from .evaluation import longest_filter_row, render, report
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
     opened: Model | None = None
     seed = 0
-    if not (model.is_file() and model.suffix == ".npz"):
+    scores = model.is_file() or (not model.is_dir() and suffix(model) in SUFFIXES)
+    if not scores:
         from .model import Model
 
         opened = Model.load(model, device)
@@ -254,9 +257,7 @@ def evaluate(
     targets, train_targets = corpus.targets, dataset.train.targets
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
-        from .data.writers import load_scores
-
-        given = load_scores(model, len(dataset.labels), k + longest)
+        given = load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
@@ -331,7 +332,7 @@ def predict(
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return
-    from .data.writers import save_scores
+    from .data.scores import save_scores
     from .files import atomic_file
 
     if out.suffix == ".npz":
