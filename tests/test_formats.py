@@ -248,9 +248,9 @@ def test_tsv_quotes(tmp_path):
 
 
 def test_csv_with_semicolons_and_other_columns(tmp_path):
-    path = put(tmp_path / "a.csv", "title;body;tags\nx;first;p|q\ny;second;q\n")
-    refused(path, "'text'", "'title', 'body', 'tags'", "text_column")
-    refused(path, "'labels'", "'title', 'body', 'tags'", "label_column", text_column="body")
+    path = put(tmp_path / "a.csv", "name;body;tags\nx;first;p|q\ny;second;q\n")
+    refused(path, "'text'", "'name', 'body', 'tags'", "text_column")
+    refused(path, "'labels'", "'name', 'body', 'tags'", "label_column", text_column="body")
     data = load(path, text_column="body", label_column="tags")
     assert list(data.train.texts) == ["first", "second"] and list(data.labels.ids) == ["p", "q"]
     refused(put(tmp_path / "b.jsonl", '{"body": "x"}\n'), "b.jsonl, line 1", "'body'", "text_column")
@@ -490,7 +490,7 @@ def test_missing_and_unknown_paths(tmp_path):
     refused(tmp_path / "d" / "something.xml", "no table")
     for format in ("lf", "xc", "table"):
         refused(tmp_path / "d", "needs", format=format)
-    with pytest.raises(SettingsError, match="lf, xc, table"):
+    with pytest.raises(SettingsError, match="lf, .*table"):
         load(tmp_path / "d", format="parquet")
 
 

@@ -1,20 +1,15 @@
-"""Writers, ``score.npz`` both ways, and files that are whole or absent."""
+"""Writers, and files that are whole or absent."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from labelspace.data.writers import load_scores, save_scores, write_jsonl, write_table, write_tsv
+from labelspace.data.writers import write_jsonl, write_table, write_tsv
 from labelspace.errors import DataError, LabelspaceError
 from labelspace.files import atomic_file, atomic_folder
 from labelspace.types import Predictions
@@ -81,67 +76,6 @@ def test_writers_refuse_rows_that_do_not_match():
     ):
         with pytest.raises(DataError, match="3 rows"):
             write()
-
-
-# score.npz
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_scores_survive(data):
-    n, n_labels, k = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
-    rows = []
-    for _ in range(n):
-        numbers = data.draw(st.lists(st.integers(0, n_labels - 1), unique=True, max_size=k))
-        # Few distinct values, so that ties and exact zeros are common.
-        rows.append(sorted((-data.draw(st.sampled_from([0.0, 0.5, -0.5, 1.0])), i) for i in numbers))
-    width = max(map(len, rows), default=0)
-    indices, scores = np.full((n, width), -1), np.full((n, width), -np.inf, dtype=np.float32)
-    for row, entries in enumerate(rows):
-        for place, (negated, number) in enumerate(entries):
-            indices[row, place], scores[row, place] = number, -negated
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "score.npz")
-        save_scores(Predictions(indices, scores), n_labels, path)
-        matrix = sp.load_npz(path)
-        loaded = load_scores(path)
-    assert matrix.shape == (n, n_labels) and matrix.dtype == np.float32 and matrix.format == "csr"
-    assert matrix.nnz == sum(map(len, rows)) and matrix.has_canonical_format
-    assert np.array_equal(loaded.indices, indices) and np.array_equal(loaded.scores, scores)
-
-
-def test_scores_of_other_tools(tmp_path):
-    unsorted = sp.csr_matrix((np.array([0.1, 0.9, 0.0]), np.array([3, 1, 2]), np.array([0, 3, 3])), shape=(2, 5))
-    sp.save_npz(tmp_path / "a.npz", unsorted)
-    loaded = load_scores(tmp_path / "a.npz")
-    assert loaded.indices.tolist() == [[1, 3, 2], [-1, -1, -1]]
-    assert loaded.scores[0].tolist() == pytest.approx([0.9, 0.1, 0.0]) and np.isneginf(loaded.scores[1]).all()
-
-
-def test_score_refusals(tmp_path):
-    ones = np.ones((1, 2), dtype=np.float32)
-    with pytest.raises(DataError, match="7 is not one of 0 to 4"):
-        save_scores(Predictions(np.array([[0, 7]]), ones), 5, tmp_path / "a.npz")
-    with pytest.raises(DataError, match="same label twice"):
-        save_scores(Predictions(np.array([[3, 3]]), ones), 5, tmp_path / "a.npz")
-    assert not list(tmp_path.iterdir())
-    twice = sp.csr_matrix((np.ones(2), np.array([1, 1]), np.array([0, 2])), shape=(1, 5))
-    sp.save_npz(tmp_path / "b.npz", twice)
-    with pytest.raises(DataError, match=r"b\.npz.*same label twice"):
-        load_scores(tmp_path / "b.npz")
-    sp.save_npz(tmp_path / "c.npz", sp.csr_matrix(np.array([[np.nan, 1.0]])))
-    with pytest.raises(DataError, match="NaN"):
-        load_scores(tmp_path / "c.npz")
-    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:80])
-    with pytest.raises(DataError, match=r"d\.npz"):
-        load_scores(tmp_path / "d.npz")
-    with pytest.raises(DataError, match="does not exist"):
-        load_scores(tmp_path / "e.npz")
-
-
-def test_any_file_name_is_kept(tmp_path):
-    save_scores(Predictions(np.array([[0]]), np.array([[1.0]])), 1, tmp_path / "scores")
-    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
 
 
 # Whole or absent

@@ -65,7 +65,7 @@ COMMANDS = {
     "quickstart": "Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.",
     "info": "Describe a data set: counts, lengths, label frequencies, and the memory that training would take.",
     "train": "Train a model and save it with its log and settings.",
-    "evaluate": "Measure a model, or the score.npz of any tool, on a data set.",
+    "evaluate": "Measure a model, or the scores of any tool, on a data set.",
     "predict": "Predict labels for texts.",
 }
 ALIASES = {"evaluate": ("eval",), "predict": ("suggest",)}

@@ -36,12 +36,15 @@ class DataOptions:
 
     Args:
         fields: of LF documents: title, title+content or auto.
-        label_fields: of LF labels: title, title+content or auto.
+        label_fields: of LF and BEIR labels: title, title+content or auto; of SKOS: preferred, to which +alternative and
+            +broader may be added.
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
         encoding: of text files; UTF-8 or else latin-1 when not given.
-        format: lf, table or xc; found out when not given.
+        format: lf, beir, xc, annif, table or features; found out when not given.
+        label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
+        language: of the labels of a vocabulary; English, or else the most frequent, when not given.
     """
 
     fields: str = "auto"
@@ -50,7 +53,9 @@ class DataOptions:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
-    format: Literal["lf", "table", "xc"] | None = None
+    format: Literal["lf", "beir", "xc", "annif", "table", "features"] | None = None
+    label_vocabulary: Path | None = None
+    language: str | None = None
 
 
 @Parameter(name="*")
@@ -169,8 +174,8 @@ def train(
     dry_run
         Print the settings as a configuration file (or as JSON with --json), and stop.
     """
+    from .recipes import finished, unfinished
     from .recipes import train as run
-    from .recipes import unfinished
 
     _warn_of_unknown_variables()
     if dry_run:
@@ -188,7 +193,7 @@ def train(
         plain = to_dict(resolve(recipe, {}))
         values = {name: value for name, value in values.items() if value != plain[name]}
         found = unfinished(resume, out, recipe, values)
-        if found is None and out is None:
+        if found is None and finished(resume):
             if output.json:
                 _print_json({"model": str(resume), "fit": None})
             return
@@ -223,12 +228,12 @@ def evaluate(
     options: DataOptions = DataOptions(),
     output: Output = Output(),
 ) -> None:
-    """Measure a model, or the score.npz of any tool, on a data set.
+    """Measure a model, or the scores of any tool, on a data set.
 
     Parameters
     ----------
     model
-        Folder of a model, or a score.npz with one row a document.
+        Folder of a model, or scores: a score.npz or sparse text with one row a document, or a run file of ids.
     data
         Folder or file; fields, columns and separator are those of the model's training data unless given.
     split
@@ -244,13 +249,17 @@ def evaluate(
     device
         auto, cpu, cuda or mps.
     """
+    from .data import require_texts
+    from .data.formats.table import suffix
+    from .data.scores import SUFFIXES, load_scores
     from .evaluation import longest_filter_row, render, report
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
     opened: Model | None = None
     seed = 0
-    if not (model.is_file() and model.suffix == ".npz"):
+    scores = model.is_file() or (not model.is_dir() and suffix(model) in SUFFIXES)
+    if not scores:
         from .model import Model
 
         opened = Model.load(model, device)
@@ -265,10 +274,9 @@ def evaluate(
     targets, train_targets = corpus.targets, dataset.train.targets
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
-        from .data.writers import load_scores
-
-        given = load_scores(model, len(dataset.labels), k + longest)
+        given = load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)
     else:
+        require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
         given = opened.predict(corpus.texts, k=depth)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
@@ -341,7 +349,7 @@ def predict(
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return
-    from .data.writers import save_scores
+    from .data.scores import save_scores
     from .files import atomic_file
 
     if out.suffix == ".npz":
@@ -384,7 +392,13 @@ def _as_recorded(options: DataOptions, recorded: dict[str, Any]) -> DataOptions:
     default = DataOptions()
     changes = {
         name: recorded[name]
-        for name in ("fields", "label_fields", "text_column", "label_column", "separator")
+        for name in (
+            "fields",
+            "text_column",
+            "label_column",
+            "separator",
+            "language",
+        )  # label texts come with the model
         if recorded.get(name) is not None and getattr(options, name) == getattr(default, name)
     }
     return dataclasses.replace(options, **changes)

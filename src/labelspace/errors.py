@@ -16,6 +16,15 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def unit(path: str | Path) -> str:
+    """What the records of a file are counted in: rows of a Parquet file, lines of any other.
+
+    Args:
+        path: the file.
+    """
+    return "row" if str(path).lower().endswith(".parquet") else "line"
+
+
 class LabelspaceError(Exception):
     """Base of all errors meant for a user; the command line prints them without a traceback."""
 
@@ -26,12 +35,12 @@ class DataError(LabelspaceError):
     Args:
         message: one sentence: what is wrong and what to do.
         path: the file, put in front of the message.
-        line: the line in that file, counted from 1.
+        line: the line in that file, counted from 1; in a Parquet file the row, counted from 0.
     """
 
     def __init__(self, message: str, path: str | Path | None = None, line: int | None = None):
         self.path, self.line = path, line
-        where = "" if path is None else f"{path}: " if line is None else f"{path}, line {line}: "
+        where = "" if path is None else f"{path}: " if line is None else f"{path}, {unit(path)} {line}: "
         super().__init__(where + message)
 
 

@@ -6,7 +6,7 @@ M positive pairs in a batch, K keys in a memory, D embedding dimensions, k predi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Labels:
     Args:
         ids: L distinct ids.
         texts: L label texts (names, titles, descriptions).
+        parts: what the texts were made of, by name (title, content), where that was asked for.
 
     Raises:
         DataError: as many texts as ids are needed.
@@ -31,10 +32,12 @@ class Labels:
 
     ids: Sequence[str]
     texts: Sequence[str]
+    parts: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.texts):
             raise DataError(f"labels have {len(self.ids)} ids but {len(self.texts)} texts")
+        _check_parts(self.parts, len(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,6 +55,7 @@ class Corpus:
             or None when the data set has no filter file.
         source: the file that the documents came from.
         filter_source: the file that the pairs came from.
+        parts: what the texts were made of, by name (title, content), where that was asked for.
 
     Raises:
         DataError: ids, texts and rows of truth differ in number.
@@ -63,6 +67,7 @@ class Corpus:
     filter_pairs: npt.NDArray[np.int64] | None = None
     source: Path | None = None
     filter_source: Path | None = None
+    parts: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         if not (len(self.ids) == len(self.texts) == self.targets.shape[0]):
@@ -70,6 +75,7 @@ class Corpus:
                 f"a corpus needs as many ids and texts as rows of truth, "
                 f"got {len(self.ids)}, {len(self.texts)} and {self.targets.shape[0]}"
             )
+        _check_parts(self.parts, len(self.ids))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -93,7 +99,14 @@ class Corpus:
             filter_pairs=pairs,
             source=self.source,
             filter_source=self.filter_source,
+            parts=self.parts and {name: [part[i] for i in rows] for name, part in self.parts.items()},
         )
+
+
+def _check_parts(parts: Mapping[str, Sequence[str]] | None, count: int) -> None:
+    for name, texts in (parts or {}).items():
+        if len(texts) != count:
+            raise DataError(f"there are {len(texts)} texts in the part {name!r}, but {count} are needed")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ..errors import DataError, SettingsError
 from ..types import Dataset
 from . import formats
-from .formats import lf, table
+from .formats import annif, features, lf, table
 from .formats.corpus import ReadSettings, given_id
 from .formats.text import TextFiles, listed, plain_lines, text_value
 
-__all__ = ["fingerprint", "hold_out", "load", "read_texts"]
+__all__ = ["fingerprint", "hold_out", "load", "read_texts", "require_texts"]
 
 
 def load(
@@ -32,6 +32,9 @@ def load(
     separator: str | None = None,
     encoding: str | None = None,
     format: str | None = None,
+    label_vocabulary: str | Path | None = None,
+    language: str | None = None,
+    keep_parts: bool = False,
     seed: int = 0,
     valid_fraction: float = 0.1,
     valid_max: int = 10_000,
@@ -39,7 +42,12 @@ def load(
     """Read a data set from a folder or a file; the format is recognised by what is there.
 
     * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``.
+    * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
+      ``dev.tsv``, ``test.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
+    * ``features``: an old ``train.txt``, or ``trn_X_Y.txt`` or ``Y.trn.npz``, without texts: only the truth.
+    * ``annif``: ``train.tsv``, ``.csv``, ``.jsonl`` or a folder ``train`` of documents, as Annif has them (and
+      ``test``, ``valid``), or one such file or folder; with a vocabulary beside it or named by ``label_vocabulary``.
     * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
       with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
       a labels file the labels are the sorted names of train, followed by names that only other splits have.
@@ -51,13 +59,17 @@ def load(
         path: the folder or file.
         fields: LF documents: "title", "title+content", or "auto" (the title alone when the data set's name contains
             "titles", else both).
-        label_fields: LF labels, likewise; "auto" takes the fields of the documents.
+        label_fields: LF labels, likewise; "auto" takes the fields of the documents. Of a BEIR corpus "auto" is both.
+            Of a SKOS vocabulary "preferred" ("auto"), to which "+alternative" and "+broader" may be added.
         text_column: the column of tables that holds the text.
         label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
-        format: "lf", "xc" or "table", or None to find it out.
+        format: "lf", "beir", "xc", "annif", "table" or "features", or None to find it out.
+        label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
+        language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.
+        keep_parts: keep titles and contents in ``parts`` beside the texts made of them.
         seed: draws the validation rows.
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
         valid_max: the most documents to hold out.
@@ -67,7 +79,17 @@ def load(
         SettingsError: an option out of bounds.
     """
     path = Path(path).expanduser()
-    settings = ReadSettings(fields, label_fields, text_column, label_column, separator, encoding)
+    settings = ReadSettings(
+        fields=fields,
+        label_fields=label_fields,
+        text_column=text_column,
+        label_column=label_column,
+        separator=separator,
+        encoding=encoding,
+        label_vocabulary=None if label_vocabulary is None else Path(label_vocabulary).expanduser(),
+        language=language,
+        keep_parts=keep_parts,
+    )
     name = path.resolve().name
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem
@@ -76,11 +98,42 @@ def load(
     rows = np.zeros(0, dtype=np.int64)
     valid = splits.valid
     if valid is None:
-        rows = hold_out(splits.train.texts, valid_fraction, valid_max, seed)
+        train = splits.train
+        alike = train.ids if lacks_texts(splits.options, "train") else train.texts
+        rows = hold_out(alike, valid_fraction, valid_max, seed)
         valid = splits.train.rows(rows)
     options: dict[str, str | int | float | None] = {"format": format, **splits.options, "seed": seed}
     options.update(valid_fraction=valid_fraction, valid_max=valid_max)
     return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
+
+
+def lacks_texts(options: Mapping[str, object], split: str) -> bool:
+    """Whether the documents of a split came without texts, as features only.
+
+    Args:
+        options: how the data set was read; ``texts`` is "none", or the only split that has them.
+        split: "train", "valid" or "test".
+    """
+    texts = options.get("texts")
+    return texts is not None and texts != ("train" if split == "valid" else split)
+
+
+def require_texts(data: Dataset, split: str = "train") -> None:
+    """Refuse documents without texts, for whoever needs them.
+
+    Args:
+        data: the data set.
+        split: "train", "valid" or "test".
+
+    Raises:
+        DataError: there are only features.
+    """
+    if lacks_texts(data.options, split):
+        name = features.TEXTS["test" if split == "test" else "train"][0]
+        raise DataError(
+            f"{data.name}: the {split} documents are features without texts, and models read texts; "
+            f"put these, one a line, into {name} beside them"
+        )
 
 
 # Validation
@@ -176,8 +229,9 @@ def read_texts(
     """Read documents to predict, as (ids, texts); without ids they are numbered from 0.
 
     Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
-    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``). JSON lines without the text column may
-    have ``title`` and ``content`` instead. All may be gzip.
+    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``), and so has Parquet. Without the text
+    column they may have ``title`` and ``content`` instead. Annif's TSV has no header, the text comes first. All but
+    Parquet may be gzip.
 
     Args:
         path: the file, or "-" for standard input.
@@ -201,17 +255,21 @@ def read_texts(
         if path.is_dir():
             raise DataError("this is a folder; name a file of texts", path)
         if kind not in (*table.SUFFIXES, ".txt", ""):
-            raise DataError(f"texts come from .txt, {', '.join(table.SUFFIXES)}, plain or .gz, or from '-'", path)
+            raise DataError(f"texts come from .txt, {', '.join(table.SUFFIXES)}, text files plain or .gz, or '-'", path)
     fields = lf.choose_fields(fields, "/".join(path.resolve().parts[-2:]))
 
     def parse_lines(stream: TextIO) -> tuple[list[str], list[str]]:
         texts = list(plain_lines(stream))
         return [str(row) for row in range(len(texts))], texts
 
-    def parse_table(stream: TextIO) -> tuple[list[str], list[str]]:
+    def parse_short_texts(stream: TextIO) -> tuple[list[str], list[str]]:
+        texts = [text for _, _, text, _ in annif.short_texts(stream, path, {})]
+        return [str(row) for row in range(len(texts))], texts
+
+    def parse_table(rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str]]:
         ids: list[str] = []
         texts: list[str] = []
-        for line, record in table.records(stream, path):
+        for line, record in rows:
             texts.append(_text(record, path, line))
             ids.append(given_id(record, table.ID_COLUMNS, path, line) or str(len(ids)))
         return ids, texts
@@ -223,7 +281,14 @@ def read_texts(
             return lf.record_text(record, fields, path, line)
         raise DataError(f"there is no text column {text_column!r}, only {listed(record)}; set text_column", path, line)
 
-    ids, texts = files.read(path, parse_table if kind in table.SUFFIXES else parse_lines, content)
+    if kind == ".tsv" and content is None and annif.sniff(path):
+        ids, texts = files.read(path, parse_short_texts)
+    elif kind == ".txt" and content is None and features.is_features(path):
+        raise DataError("these are features without texts; name a file of texts, one a line", path)
+    elif kind in table.SUFFIXES:
+        ids, texts = table.read_records(files, path, parse_table, content)
+    else:
+        ids, texts = files.read(path, parse_lines, content)
     if not texts:
         raise DataError("there are no texts", path)
     return ids, texts

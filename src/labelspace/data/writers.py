@@ -1,19 +1,15 @@
-"""Predictions to readable text, JSONL, TSV, and the field's ``score.npz``, which is read back as well."""
+"""Predictions to readable text, JSONL and TSV."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import scipy.sparse as sp
 
 from ..errors import DataError
-from ..files import atomic_file
 from ..types import Predictions
-from .npz import read_npz
 
 
 def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
@@ -71,68 +67,9 @@ def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> N
             stream.write(f"{names}\t{_rounded(score)}\n")
 
 
-def save_scores(predictions: Predictions, n_labels: int, path: str | Path) -> None:
-    """Write ``score.npz``: SciPy CSR (n, L) float32 with sorted columns; a score of 0 is an entry like any other.
-
-    Args:
-        predictions: n rows; their order is that of descending scores, equal ones by label number.
-        n_labels: L.
-        path: the file.
-    """
-    kept = predictions.indices >= 0
-    indices = predictions.indices[kept]
-    if indices.size and int(indices.max()) >= n_labels:
-        raise DataError(f"predicted label number {int(indices.max())} is not one of 0 to {n_labels - 1}")
-    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-    matrix = sp.csr_array((predictions.scores[kept], indices, indptr), shape=(len(predictions), n_labels))
-    matrix.sort_indices()
-    _check_distinct(matrix, None)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        sp.save_npz(file, matrix, compressed=False)
-
-
-def load_scores(path: str | Path, n_labels: int | None = None, depth: int | None = None) -> Predictions:
-    """Read ``score.npz`` of any tool: rows descending by score, equal scores by label number, padded with -1 and -inf.
-
-    Args:
-        path: a SciPy sparse matrix (n, L); stored zeros are predictions.
-        n_labels: the L that is expected; None takes any.
-        depth: keep at most this many of a row; None keeps all, padded to the longest row.
-
-    Raises:
-        DataError: a damaged file, another L than expected, scores that are not numbers, or a label twice in a row.
-    """
-    path = Path(path)
-    matrix = read_npz(path)
-    if n_labels is not None and matrix.shape[1] != n_labels:
-        raise DataError(f"it scores {matrix.shape[1]} labels, but the data has {n_labels}", path)
-    if np.isnan(matrix.data).any():
-        raise DataError("some scores are not numbers (NaN)", path)
-    _check_distinct(matrix, path)
-    counts = np.diff(matrix.indptr).astype(np.int64)
-    rows = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    order = np.lexsort((np.negative(matrix.data), rows))  # stable, so equal scores stay in label order
-    places = np.arange(matrix.nnz, dtype=np.int64) - np.repeat(matrix.indptr[:-1].astype(np.int64), counts)
-    width = int(counts.max(initial=0))
-    if depth is not None and depth < width:
-        kept = places < depth
-        rows, order, places, width = rows[kept], order[kept], places[kept], depth
-    shape = (len(counts), width)
-    indices, scores = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
-    indices[rows, places] = matrix.indices[order]
-    scores[rows, places] = matrix.data[order]
-    return Predictions(indices, scores)
-
-
 def _check_rows(predictions: Predictions, values: Sequence[str]) -> None:
     if len(predictions) != len(values):
         raise DataError(f"there are {len(predictions)} rows of predictions but {len(values)} documents")
-
-
-def _check_distinct(matrix: sp.csr_array, path: Path | None) -> None:
-    """Columns must be sorted already."""
-    if not matrix.has_canonical_format:
-        raise DataError("a row predicts the same label twice", path)
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import resolve, to_dict
-from ..errors import CheckpointError, SettingsError
+from ..errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoints, State
@@ -60,15 +60,18 @@ def train(
         run = unfinished(resume, out, recipe, settings)
         if run is not None:
             recipe, settings, out = run["recipe"], run["settings"], resume
-        elif out is None:
+        elif finished(resume):
             from ..model import Model
 
-            return Model.load(Path(resume))
+            return Model.load(Path(resume).expanduser())
     resolved = resolve(recipe, settings)
-    if isinstance(data, str | Path):
-        from ..data import load
+    from ..data import load, require_texts
 
+    if isinstance(data, str | Path):
         data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
+    require_texts(data)
+    if not len(data.train):
+        raise DataError(f"{data.name} has no training documents, only ones to measure on")
     from . import dexml
 
     if out is None:
@@ -126,6 +129,15 @@ def _keep_or_clear(checkpoints: Checkpoints) -> None:
         checkpoints.unlock()
 
 
+def finished(resume: str | Path) -> bool:
+    """Whether a folder holds the model of a run; to be asked when no run is unfinished there.
+
+    Args:
+        resume: the folder.
+    """
+    return (Path(resume).expanduser() / "manifest.json").is_file()
+
+
 def unfinished(
     resume: str | Path, out: str | Path | None, recipe: str, settings: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -148,7 +160,7 @@ def unfinished(
         raise SettingsError(f"--resume {resume} goes on in its own folder; leave out --out {out}")
     run = Checkpoints(folder).described()
     if run is None:
-        if (folder / "manifest.json").is_file():
+        if finished(resume):
             logger.info("the run in %s is finished; there is nothing to resume", resume)
             return None
         if out is None:
@@ -177,5 +189,8 @@ def _identity(data: Dataset) -> dict[str, Any]:
 
 def _reading(data: Dataset) -> dict[str, Any]:
     """Options of `labelspace.load` that read the same data again."""
-    names = ("fields", "label_fields", "text_column", "label_column", "separator", "valid_fraction", "valid_max")
+    names = (
+        *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
+        *("valid_fraction", "valid_max"),
+    )
     return {name: data.options[name] for name in names if data.options.get(name) is not None}

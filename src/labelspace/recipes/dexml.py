@@ -38,7 +38,7 @@ from ..types import Batch, Corpus, Dataset, Labels, Predictions
 logger = logging.getLogger(__name__)
 
 STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
-READING = ("fields", "label_fields", "text_column", "label_column", "separator")
+READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ...errors import DataError, SettingsError
-from . import lf, table, xc
+from . import annif, beir, features, lf, table, xc
 from .corpus import ReadSettings, Splits
+from .text import TextFiles
+from .vocabulary import read_vocabulary
 
-FORMATS = {"lf": lf, "xc": xc, "table": table}  # in this order the first that fits is taken
+FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features}
+"""In this order the first that fits is taken."""
 
 
 def detect(path: Path) -> str:
@@ -43,6 +47,21 @@ def read(path: Path, name: str, settings: ReadSettings, format: str | None = Non
         raise DataError("there is no such file or folder", path)
     try:
         format = format or detect(path)
+        if settings.label_vocabulary is not None and format == "table":
+            return _read_with_vocabulary(path, name, settings), format
+        if settings.label_vocabulary is not None and format != "annif":
+            raise SettingsError(
+                f"label_vocabulary is for tables and Annif corpora; the format {format} has its own labels"
+            )
         return FORMATS[format].read(path, name, settings), format
     except PermissionError as error:
         raise DataError(f"the folder cannot be read ({error.strerror})", path) from None
+
+
+def _read_with_vocabulary(path: Path, name: str, settings: ReadSettings) -> Splits:
+    """A table whose labels are the concepts of a vocabulary."""
+    assert settings.label_vocabulary is not None
+    vocabulary = read_vocabulary(settings.label_vocabulary, settings, TextFiles(settings.encoding))
+    own = dataclasses.replace(settings, label_fields="auto")  # those given are the vocabulary's
+    splits = table.read(path, name, own, vocabulary.concepts())
+    return vocabulary.without_withdrawn(splits, name)

@@ -11,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from ...errors import DataError
+from ...errors import DataError, unit
 from ...types import Corpus, Labels
+from .text import text_value
+
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+"""Relevances below this would be lost in float32."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,15 @@ class ReadSettings:
     """How files are to be read; each format uses what concerns it.
 
     Args:
-        fields: document fields of LF files: "title", "title+content" or "auto".
-        label_fields: label fields of LF files, likewise; "auto" takes those of the documents.
+        fields: document fields of LF files, and of tables without a text column: "title", "title+content" or "auto".
+        label_fields: label fields, likewise; "auto" takes those of the documents.
         text_column: the column of tables that holds the text.
         label_column: the column of tables that holds the labels.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" never splits.
         encoding: the encoding of all text files, or None to find it out.
+        label_vocabulary: the file that holds the labels, for formats that have them apart.
+        language: of the labels of a vocabulary; None chooses one.
+        keep_parts: keep title and content beside the text made of them.
     """
 
     fields: str = "auto"
@@ -34,6 +41,9 @@ class ReadSettings:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
+    label_vocabulary: Path | None = None
+    language: str | None = None
+    keep_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,45 @@ class Splits:
     test: Corpus | None = None
     valid: Corpus | None = None
     options: dict[str, str | int | None] = field(default_factory=dict)
+
+
+class TextParts:
+    """Titles and contents of a file's records, as they came."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[str]] = {"title": [], "content": []}
+        self._met: set[str] = set()
+
+    def add(self, record: Mapping[str, Any], path: Path, line: int) -> None:
+        """Keep those of one more record.
+
+        Args:
+            record: column to value.
+            path: the file, for messages.
+            line: the line, for messages.
+        """
+        for name, texts in self._parts.items():
+            texts.append(text_value(record.get(name), name, path, line))
+        self._met.update(record.keys() & self._parts.keys())
+
+    def extend(self, other: TextParts) -> None:
+        """Put those of another file behind these.
+
+        Args:
+            other: what was kept of it.
+        """
+        for name, texts in self._parts.items():
+            texts.extend(other._parts[name])
+        self._met |= other._met
+
+    def found(self, count: int) -> dict[str, list[str]] | None:
+        """The parts that occurred, or None where not all records had any.
+
+        Args:
+            count: how many records there are.
+        """
+        parts = {name: texts for name, texts in self._parts.items() if name in self._met and len(texts) == count}
+        return parts or None
 
 
 def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
@@ -89,14 +138,15 @@ def check_unique(ids: Sequence[str], what: str, path: Path, lines: Sequence[int]
     for row, identifier in enumerate(ids):
         line = row + 1 if lines is None else lines[row]
         if identifier in first:
-            raise DataError(f"the {what} id {identifier!r} was used in line {first[identifier]} already", path, line)
+            where = f"{unit(path)} {first[identifier]}"
+            raise DataError(f"the {what} id {identifier[:80]!r} was used in {where} already", path, line)
         first[identifier] = line
 
 
 def build_targets(
     counts: Sequence[int] | npt.NDArray[np.int64],
     columns: Sequence[int] | npt.NDArray[np.int64],
-    values: Sequence[float] | npt.NDArray[np.float32] | None,
+    values: Sequence[float] | npt.NDArray[np.floating] | None,
     n_labels: int,
     path: Path,
     first_line: int = 1,
@@ -113,21 +163,22 @@ def build_targets(
     """
     indptr = np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))]).astype(np.int64)
     indices = np.asarray(columns, dtype=np.int64)
-    data = np.ones(len(indices), dtype=np.float32) if values is None else np.asarray(values, dtype=np.float32)
+    given = np.ones(len(indices), dtype=np.float32) if values is None else np.asarray(values)
 
     wrong = np.flatnonzero((indices < 0) | (indices >= n_labels))
     if len(wrong):
         row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
         number = int(indices[wrong[0]])
         raise DataError(f"label number {number} is not one of 0 to {n_labels - 1}", path, row + first_line)
-    wrong = np.flatnonzero(~((data > 0) & (data <= 1)))
+    wrong = np.flatnonzero(~((given >= SMALLEST) & (given <= 1)))
     if len(wrong):
         row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
         raise DataError(
-            f"relevance {float(data[wrong[0]]):g} of label {int(indices[wrong[0]])} is not above 0 and at most 1",
+            f"relevance {float(given[wrong[0]]):g} of label {int(indices[wrong[0]])} is not above 0 and at most 1",
             path,
             row + first_line,
         )
+    data = given.astype(np.float32, copy=False)
     return merge_duplicates(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_labels)))
 
 

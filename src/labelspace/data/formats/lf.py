@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from ...errors import DataError, SettingsError
 from ...types import Corpus, Labels
-from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
+from .corpus import ReadSettings, Splits, TextParts, build_targets, check_unique, given_id
 from .filters import find_pairs
 from .text import TextFiles, json_lines, listed, text_value
 
@@ -85,16 +85,17 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     label_fields = fields if settings.label_fields == "auto" else choose_fields(settings.label_fields, name)
     files = TextFiles(settings.encoding)
 
-    ids, texts = files.read(labels, lambda stream: _read_labels(stream, labels, label_fields))
-    if not ids:
-        raise DataError("the file has no labels", labels)
-    check_unique(ids, "label", labels)
-    space = Labels(ids, texts)
+    space = files.read(labels, lambda stream: _read_labels(stream, labels, label_fields, settings.keep_parts))
     test = _file(folder, "tst")
+    corpora = {
+        split: _read_corpus(files, folder, path, split, fields, len(space), settings.keep_parts)
+        for split, path in (("train", train), ("test", test))
+        if path is not None
+    }
     return Splits(
         labels=space,
-        train=_read_corpus(files, folder, train, "train", fields, len(space)),
-        test=None if test is None else _read_corpus(files, folder, test, "test", fields, len(space)),
+        train=corpora["train"],
+        test=corpora.get("test"),
         options={"fields": fields, "label_fields": label_fields, "encoding": files.found},
     )
 
@@ -104,50 +105,64 @@ def _check_row(row: int, line: int, path: Path) -> None:
         raise DataError("an empty line stands between the rows, which would shift their numbers", path, row + 1)
 
 
-def _read_labels(stream: TextIO, path: Path, fields: str) -> tuple[list[str], list[str]]:
+def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> Labels:
     ids: list[str] = []
     texts: list[str] = []
+    parts = TextParts()
     for line, record in json_lines(stream, path):
         _check_row(len(ids), line, path)
         ids.append(given_id(record, ("uid",), path, line) or str(len(ids)))
         texts.append(record_text(record, fields, path, line))
-    return ids, texts
+        if keep_parts:
+            parts.add(record, path, line)
+    if not ids:
+        raise DataError("the file has no labels", path)
+    check_unique(ids, "label", path)
+    return Labels(ids, texts, parts.found(len(ids)))
 
 
-def _read_corpus(files: TextFiles, folder: Path, path: Path, split: str, fields: str, n_labels: int) -> Corpus:
-    def parse(stream: TextIO) -> tuple[list[str], list[str], sp.csr_array]:
+def _read_corpus(
+    files: TextFiles, folder: Path, path: Path, split: str, fields: str, n_labels: int, keep_parts: bool
+) -> Corpus:
+    def parse(stream: TextIO) -> tuple[list[str], list[str], sp.csr_array, dict[str, list[str]] | None]:
         ids: list[str] = []
         texts: list[str] = []
-        counts, columns, values = array("q"), array("q"), array("f")
+        parts = TextParts()
+        counts, columns, values = array("q"), array("q"), array("d")
         has_targets = False
         for line, record in json_lines(stream, path):
             _check_row(len(ids), line, path)
             ids.append(given_id(record, ("uid",), path, line) or str(len(ids)))
             texts.append(record_text(record, fields, path, line))
+            if keep_parts:
+                parts.add(record, path, line)
             has_targets = has_targets or "target_ind" in record
-            numbers = record.get("target_ind") or []
-            relevances = record.get("target_rel")
-            if relevances is None:
-                relevances = [1.0] * len(numbers) if isinstance(numbers, list) else []
+            numbers, relevances = record.get("target_ind"), record.get("target_rel")
+            if numbers is None:
+                numbers = []
+            if relevances is None and isinstance(numbers, list):
+                relevances = [1.0] * len(numbers)
             if not isinstance(numbers, list) or not isinstance(relevances, list):
                 raise DataError("'target_ind' and 'target_rel' must be lists of numbers", path, line)
             if len(numbers) != len(relevances):
                 message = f"'target_ind' has {len(numbers)} entries but 'target_rel' has {len(relevances)}"
                 raise DataError(message, path, line)
-            counts.append(len(numbers))
             try:
+                if not {int}.issuperset(map(type, numbers)) or not {int, float}.issuperset(map(type, relevances)):
+                    raise TypeError("true, false, or no number")
                 columns.extend(numbers)
                 values.extend(relevances)
             except (TypeError, OverflowError):
                 message = f"'target_ind' must hold label numbers from 0 to {n_labels - 1}, 'target_rel' numbers"
                 raise DataError(message, path, line) from None
+            counts.append(len(numbers))
         if not ids:
             raise DataError("the file has no documents", path)
         if not has_targets:
             raise DataError("no line has 'target_ind', the label numbers of a document", path)
         check_unique(ids, "document", path)
-        return ids, texts, build_targets(counts, columns, values, n_labels, path)
+        return ids, texts, build_targets(counts, columns, values, n_labels, path), parts.found(len(ids))
 
-    ids, texts, targets = files.read(path, parse)
+    ids, texts, targets, parts = files.read(path, parse)
     pairs, source = find_pairs(folder, split, (len(texts), n_labels))
-    return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source)
+    return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source, parts=parts)

@@ -1,12 +1,12 @@
-"""Tables with a text and a labels column: CSV, TSV and JSONL, plain or gzip, one file or a folder of splits.
+"""Tables with a text and a labels column: CSV, TSV, JSONL and Parquet, one file or a folder of splits.
 
 How labels are written:
 
-- JSONL: a list of ids or names, or a single one.
-- CSV and TSV: ids or names with a separator between them. Unless one is stated, it is found out from all rows:
-  cells that are all ``[...]`` are lists; with a labels file, the separator under which most parts are known labels;
-  else ";" or "|", whichever is in more cells; else "," (only in a column of several labels, so not in ``label``);
-  else a space, when the parts are all whole numbers or URIs; else a cell is one label.
+- JSONL, and a list column of Parquet: a list of ids or names, or a single one.
+- CSV, TSV, and a string column of Parquet: ids or names with a separator between them, found out as `cells` tells.
+
+A column ``relevances`` holds a number above 0 and at most 1 for each label of the row, written in the same way. Without
+a text column the text is made of ``title`` and ``content``.
 
 How CSV and TSV are read: the first line names the columns. CSV follows RFC 4180, with the one of "," ";" and tab
 that is most frequent in the header; TSV has one row a line, and only a field that is quoted as a whole is unquoted.
@@ -14,52 +14,41 @@ that is most frequent in the header; TSV has one row a line, and only a field th
 
 from __future__ import annotations
 
-import ast
 import csv
-import difflib
 import itertools
-import json
 import logging
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from ...errors import DataError
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
+from .cells import choose_separator, pair, split_labels, split_weighted
+from .corpus import ReadSettings, Splits, TextParts, build_targets, check_unique, given_id
 from .filters import find_pairs
-from .text import TextFiles, json_lines, listed, plain_lines, text_value, without_lone_surrogates
+from .labels import LabelNames, parse_list, parse_table
+from .lf import choose_fields, record_text
+from .parquet import ParquetRows
+from .text import TextFiles, json_lines, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
 
+T = TypeVar("T")
+
 ID_COLUMNS = ("id", "uid", "document_id", "_id")
-LABEL_ID_COLUMNS = ("id", "uid", "uri")
-LABEL_TEXT_COLUMNS = ("text", "label", "name", "title")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+RELEVANCES = "relevances"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLIT_STEMS = {"train": ("train",), "test": ("test",), "valid": ("valid", "validation", "dev", "val")}
-LOOKED_FOR = "train.csv, .tsv or .jsonl (and test, valid, labels), plain or .gz"
+LOOKED_FOR = "train.csv, .tsv, .jsonl or .parquet (and test, valid, labels), text files plain or .gz"
 
-_LISTS = "[]"
-_NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One split as written: cells are strings of CSV and TSV, lists of names from JSONL."""
-
-    path: Path
-    ids: list[str]
-    texts: list[str]
-    cells: list[str | list[str]]
-    lines: list[int]
-    label_columns: set[str]
-
-    def strings(self) -> Iterator[str]:
-        return (cell for cell in self.cells if isinstance(cell, str))
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet", re.ASCII)
 
 
 def suffix(path: Path) -> str:
@@ -71,12 +60,27 @@ def suffix(path: Path) -> str:
     return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
 
 
-def _find(folder: Path, stems: Iterable[str], suffixes: Sequence[str] = SUFFIXES) -> Path | None:
+def _find(folder: Path, stems: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The file of a split, or its Parquet shards in order; Parquet files may be in a folder ``data`` as well."""
     names = [f"{stem}{kind}{gz}" for stem in stems for kind in suffixes for gz in ("", ".gz")]
-    found = [folder / name for name in names if (folder / name).is_file()]
+    names += [f"data/{stem}.parquet" for stem in stems]
+    found = [[folder / name] for name in names if (folder / name).is_file()]
+    for place in (folder, folder / "data"):
+        shards: dict[tuple[str, int], dict[int, list[Path]]] = {}
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            match = _SHARD.fullmatch(path.name)
+            if match and match[1] in stems:
+                shards.setdefault((match[1], int(match[3])), {}).setdefault(int(match[2]), []).append(path)
+        for (stem, total), parts in shards.items():
+            missing = next((number for number in range(total) if number not in parts), None)
+            if missing is not None:
+                raise DataError(f"of {total} shards of {stem}, number {missing} (from 0) is missing", place)
+            doubled = next((same for same in parts.values() if len(same) > 1), None)
+            found += [[path] for path in doubled] if doubled else [[parts[number][0] for number in sorted(parts)]]
     if len(found) > 1:
-        raise DataError(f"{found[0].name} and {found[1].name} hold the same split; keep one of them", folder)
-    return found[0] if found else None
+        first, second = (files[0].relative_to(folder) for files in found[:2])
+        raise DataError(f"{first} and {second} hold the same split; keep one of them", folder)
+    return found[0] if found else []
 
 
 def sniff(path: Path) -> bool:
@@ -85,71 +89,36 @@ def sniff(path: Path) -> bool:
     Args:
         path: a folder or a file.
     """
-    return suffix(path) in SUFFIXES if path.is_file() else _find(path, SPLIT_STEMS["train"]) is not None
-
-
-def read(path: Path, name: str, settings: ReadSettings) -> Splits:
-    """Read a table or a folder of tables.
-
-    Args:
-        path: one file, which then is the training set, or a folder.
-        name: the data set's name; unused here.
-        settings: columns, separator and encoding.
-    """
-    files = TextFiles(settings.encoding)
-    paths: dict[str, Path | None] = {"train": path}
-    label_file = None
-    if path.is_dir():
-        paths = {split: _find(path, stems) for split, stems in SPLIT_STEMS.items()}
-        label_file = _find(path, ("labels",), (*SUFFIXES, ".txt"))
-    if paths["train"] is None:
-        raise DataError(f"a table data set needs {LOOKED_FOR}", path)
-    splits = {split: _read_rows(files, file, settings) for split, file in paths.items() if file is not None}
-    names = None if label_file is None else _LabelNames(*files.read(label_file, _label_parser(label_file)), label_file)
-
-    separator = settings.separator
-    if separator is None:
-        cells = [cell.strip() for rows in splits.values() for cell in rows.strings()]
-        one_label = all(columns <= {"label"} for columns in (rows.label_columns for rows in splits.values()))
-        if any(cells):
-            separator, guessed = choose_separator([cell for cell in cells if cell], one_label, names)
-            if guessed and separator:
-                logger.warning("%s: labels look separated by %r; set separator if they are not", path, separator)
-    parts = {split: _split_cells(rows, separator or "") for split, rows in splits.items()}
-    if names is None:
-        names = _collect_labels(parts, path)
-
-    corpora: dict[str, Corpus] = {}
-    for split, rows in splits.items():
-        numbers = [
-            [names.number(part, rows.path, line) for part in row]
-            for row, line in zip(parts[split], rows.lines, strict=True)
-        ]
-        flat = list(itertools.chain.from_iterable(numbers))
-        targets = build_targets([len(row) for row in numbers], flat, None, len(names.labels), rows.path)
-        pairs, source = (None, None)
-        if path.is_dir() and split != "valid":
-            pairs, source = find_pairs(path, split, (len(rows.ids), len(names.labels)))
-        corpora[split] = Corpus(rows.ids, rows.texts, targets, pairs, rows.path, source)
-    return Splits(
-        labels=names.labels,
-        train=corpora["train"],
-        test=corpora.get("test"),
-        valid=corpora.get("valid"),
-        options={
-            "text_column": settings.text_column,
-            "label_column": settings.label_column,
-            "separator": separator,
-            "encoding": files.found,
-        },
-    )
+    return suffix(path) in SUFFIXES if path.is_file() else bool(_find(path, SPLIT_STEMS["train"]))
 
 
 # Rows
 
 
+def read_records(
+    files: TextFiles,
+    path: Path,
+    parse: Callable[[Iterator[tuple[int, dict[str, Any]]]], T],
+    content: bytes | None = None,
+    wanted: Container[str] | None = None,
+) -> T:
+    """Hand the rows of a table to ``parse``, and return what that returns.
+
+    Args:
+        files: opens text files.
+        path: the file; its suffix says what it is.
+        parse: takes (line number from 1, or row of a Parquet file from 0; column to value); called anew for a second
+            encoding.
+        content: the file's bytes, where they were read already.
+        wanted: columns that are needed; a Parquet file leaves out the others.
+    """
+    if suffix(path) != ".parquet":
+        return files.read(path, lambda stream: parse(records(stream, path)), content)
+    return parse(ParquetRows(path).records(wanted))
+
+
 def records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table as (line number from 1, column to value); empty lines are no rows.
+    """The rows of a text table as (line number from 1, column to value); empty lines are no rows.
 
     Args:
         stream: the open text.
@@ -175,7 +144,7 @@ def _unquote(part: str) -> str:
 
 def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
     first = next(stream, "")
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
     reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -198,6 +167,9 @@ def _named(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[
     for line, row in rows:
         if header is None:
             header = [column.strip() for column in row]
+            for column in header:
+                if column and header.count(column) > 1:
+                    raise DataError(f"the header has the column {column[:80]!r} twice; rename one", path, line)
         elif len(row) != len(header):
             message = f"the row has {len(row)} fields, but the header has {len(header)} ({listed(header)})"
             raise DataError(message, path, line)
@@ -205,219 +177,236 @@ def _named(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[
             yield line, dict(zip(header, row, strict=True))
 
 
-def _read_rows(files: TextFiles, path: Path, settings: ReadSettings) -> _Rows:
-    text_column, label_column = settings.text_column, settings.label_column
-    if suffix(path) not in SUFFIXES:
-        raise DataError(f"a table must be a file of kind {', '.join(SUFFIXES)}, plain or .gz", path)
+# One file
 
-    def parse(stream: TextIO) -> _Rows:
-        rows = _Rows(path, [], [], [], [], set())
+
+class _Numbered(dict[str, int]):
+    """Names numbered in the order in which they come."""
+
+    def __missing__(self, name: str) -> int:
+        number = self[name] = len(self)
+        return number
+
+
+@dataclass
+class _File:
+    """The documents of one file: labels as numbers of the names met, or as cells that still are to be split."""
+
+    path: Path
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    parts: TextParts = field(default_factory=TextParts)
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    counts: array[int] = field(default_factory=lambda: array("i"))
+    numbers: array[int] = field(default_factory=lambda: array("i"))
+    names: _Numbered = field(default_factory=_Numbered)
+    values: array[float] | None = None
+    cells: list[str] = field(default_factory=list)
+    relevances: list[object] = field(default_factory=list)
+    label_columns: set[str] = field(default_factory=set)
+    composed: bool = False
+
+    def add(self, names: list[str], values: list[float] | None = None) -> None:
+        """Labels of the next document, with their relevances if it has any."""
+        if values is not None and self.values is None:
+            self.values = array("d", [1.0]) * len(self.numbers)
+        if self.values is not None:
+            self.values.extend([1.0] * len(names) if values is None else values)
+        self.counts.append(len(names))
+        self.numbers.extend(map(self.names.__getitem__, names))
+
+    def add_cell(self, cell: str, relevances: object, separator: str, line: int) -> None:
+        """Labels of the next document from text."""
+        try:
+            if relevances is None or relevances == "":
+                self.add(split_labels(cell, separator))
+            else:
+                self.add(*split_weighted(cell, relevances, separator))
+        except ValueError as error:
+            raise DataError(str(error), self.path, line) from None
+
+    def add_values(self, names: list[object], relevances: object, column: str, line: int) -> None:
+        """Labels of the next document as JSON or Parquet hold them."""
+        if not {str, int}.issuperset(map(type, names)):
+            wrong = next(name for name in names if type(name) not in (str, int))
+            message = f"{column!r} must hold names or whole numbers, not {str(wrong)[:60]!r}"
+            raise DataError(message, self.path, line)
+        labels = [str(name).strip() for name in names]
+        values = None
+        if relevances is not None:
+            try:
+                labels, values = pair(labels, relevances)
+            except ValueError as error:
+                raise DataError(str(error), self.path, line) from None
+        elif "" in labels:
+            labels = [label for label in labels if label]
+        self.add(labels, values)
+
+    def split_cells(self, separator: str) -> None:
+        """Turn cells into numbers."""
+        for row, (cell, line) in enumerate(zip(self.cells, self.lines, strict=True)):
+            self.add_cell(cell, self.relevances[row] if self.relevances else None, separator, line)
+        self.cells, self.relevances = [], []
+
+
+def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str, before: int) -> _File:
+    """Read one file; documents without an id are numbered on from those before."""
+    text_column, label_column, separator = settings.text_column, settings.label_column, settings.separator
+    kind = suffix(path)
+    if kind not in SUFFIXES:
+        raise DataError(f"a table must be a file of kind {', '.join(SUFFIXES)}, text files plain or .gz", path)
+    text_parts = ("title", "content") if text_column == "text" else ()
+    wanted = {text_column, *text_parts, label_column, "label", RELEVANCES, *ID_COLUMNS}
+
+    def chosen(columns: Container[str]) -> str:
+        return "label" if label_column == "labels" and "labels" not in columns else label_column
+
+    parquet = ParquetRows(path) if kind == ".parquet" else None
+    texts = kind in (".csv", ".tsv") or (parquet is not None and parquet.holds_text(chosen(parquet.columns)))
+
+    def missing(what: str, record: Iterable[str], line: int | None) -> DataError:
+        there = listed(record if parquet is None else parquet.columns)
+        return DataError(f"there is no {what}, only {there}; set {what.split()[0]}_column", path, line)
+
+    def parse(rows: Iterator[tuple[int, dict[str, Any]]]) -> _File:
+        file = _File(path)
         record: dict[str, Any] = {}
-        for line, record in records(stream, path):
-            if text_column not in record:
-                message = f"there is no text column {text_column!r}, only {listed(record)}; set text_column"
-                raise DataError(message, path, line)
-            column = "label" if label_column == "labels" and "labels" not in record else label_column
+        for line, record in rows:
+            if text_column in record:
+                file.texts.append(text_value(record[text_column], text_column, path, line))
+            elif any(part in record for part in text_parts):
+                file.composed = True
+                file.texts.append(record_text(record, fields, path, line))
+                if settings.keep_parts:
+                    file.parts.add(record, path, line)
+            else:
+                raise missing(f"text column {text_column!r}", record, line)
+            file.ids.append(given_id(record, ID_COLUMNS, path, line) or str(before + len(file.ids)))
+            file.lines.append(line)
+            column = chosen(record)
             if column in record:
-                rows.label_columns.add(column)
-            rows.ids.append(given_id(record, ID_COLUMNS, path, line) or str(len(rows.ids)))
-            rows.texts.append(text_value(record[text_column], text_column, path, line))
-            rows.cells.append(_cell(record.get(column), column, settings.separator, path, line))
-            rows.lines.append(line)
-        if not rows.ids:
+                file.label_columns.add(column)
+            value, relevances = record.get(column), record.get(RELEVANCES)
+            if texts and separator is None:
+                file.cells.append(value or "")
+                if RELEVANCES in record:
+                    file.relevances.append(relevances)
+            elif texts or (separator is not None and isinstance(value, str)):
+                file.add_cell(value or "", relevances, separator or "", line)
+            elif value is None or isinstance(value, list):
+                file.add_values(value or [], relevances, column, line)
+            else:
+                single = relevances is None or isinstance(relevances, list)
+                file.add_values([value], relevances if single else [relevances], column, line)
+        if not file.ids:
             raise DataError("the file has no documents", path)
-        if not rows.label_columns:
-            raise DataError(f"there is no label column {label_column!r}, only {listed(record)}; set label_column", path)
-        check_unique(rows.ids, "document", path, rows.lines)
-        return rows
+        if not file.label_columns:
+            raise missing(f"label column {label_column!r}", record, None)
+        check_unique(file.ids, "document", path, file.lines)
+        return file
 
-    return files.read(path, parse)
-
-
-def _cell(value: object, column: str, separator: str | None, path: Path, line: int) -> str | list[str]:
-    """Labels as written: a CSV or TSV cell stays whole, JSONL labels become a list of names."""
-    if suffix(path) in (".csv", ".tsv"):
-        return str(value or "")
-    if value is None:
-        return []
-    if isinstance(value, str) and separator:
-        return value
-    names = value if isinstance(value, list) else [value]
-    for name in names:
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise DataError(f"{column!r} must hold names or whole numbers, not {str(name)[:60]!r}", path, line)
-    return [str(name).strip() for name in names if name != ""]
+    return read_records(files, path, parse, wanted=wanted)
 
 
-# Labels within a cell
+# All of them
 
 
-def choose_separator(cells: Sequence[str], one_label: bool, names: _LabelNames | None) -> tuple[str, bool]:
-    """Find out what stands between the labels of a cell, by the rules at the top of this module.
+def read(path: Path, name: str, settings: ReadSettings, known: LabelNames | None = None) -> Splits:
+    """Read a table or a folder of tables.
 
     Args:
-        cells: all cells that are not empty, stripped.
-        one_label: whether the column's name speaks of a single label.
-        names: the known labels, if there is a labels file.
-
-    Returns:
-        The separator ("" for one label a cell, "[]" for lists), and whether it is a guess.
+        path: one file, which then is the training set, or a folder.
+        name: the data set's name; chooses the fields when they are "auto".
+        settings: columns, fields, separator and encoding.
+        known: the labels, where they come from elsewhere than the data.
     """
-    if cells and all(cell.startswith("[") and cell.endswith("]") for cell in cells):
-        return _LISTS, False
-    telling = [cell for cell in cells if any(mark in cell for mark in ";|, ")]
-    if names is not None:
-        sample = telling[:10_000]
-        shares = {mark: _known_share(sample, mark, names) for mark in ("", ";", "|", ",", " ")}
-        best = max(shares, key=shares.__getitem__)
-        if shares[best] > 0:
-            return best, False
-    counts = {mark: sum(mark in cell for cell in telling) for mark in (";", "|")}
-    mark = max(counts, key=counts.__getitem__)
-    if counts[mark]:
-        return mark, True
-    if not one_label and any("," in cell for cell in telling):
-        return ",", True
-    if telling and all(_NUMBER_OR_URI.fullmatch(part) for cell in cells for part in cell.split()):
-        return " ", True
-    return "", True
+    fields = choose_fields(settings.fields, name)
+    label_fields = fields if settings.label_fields == "auto" else choose_fields(settings.label_fields, name)
+    files = TextFiles(settings.encoding)
+    paths = {"train": [path]}
+    label_file = None
+    if path.is_dir():
+        paths = {split: found for split, stems in SPLIT_STEMS.items() if (found := _find(path, stems))}
+        label_files = _find(path, ("labels",), (*SUFFIXES, ".txt"))
+        if len(label_files) > 1:
+            raise DataError("the labels are in shards; write them as one file", label_files[1])
+        label_file = label_files[0] if label_files else None
+        if label_file is not None and known is not None:
+            raise DataError("the labels of this data are in this file already; leave out label_vocabulary", label_file)
+    if "train" not in paths:
+        raise DataError(f"a table data set needs {LOOKED_FOR}", path)
+    splits: dict[str, list[_File]] = {}
+    for split, parts in paths.items():
+        splits[split] = []
+        for part in parts:
+            before = sum(len(file.ids) for file in splits[split])
+            splits[split].append(_read_file(files, part, settings, fields, before))
+    every = [file for parts in splits.values() for file in parts]
+    composed_labels = False
+    names = known or _class_names(every, settings.label_column)
+    if label_file is not None:
+        names, composed_labels = _read_labels(files, label_file, label_fields, settings.keep_parts)
+
+    separator = settings.separator
+    if separator is None:
+        cells = [stripped for file in every for cell in file.cells if (stripped := cell.strip())]
+        if cells:
+            one_label = all(file.label_columns <= {"label"} for file in every)
+            knows = None if names is None else names.knows
+            separator, guessed = choose_separator(cells, one_label, knows)
+            if guessed and separator:
+                logger.warning("%s: labels look separated by %r; set separator if they are not", path, separator)
+        del cells
+    for file in every:
+        if file.cells:
+            file.split_cells(separator or "")
+    if names is None:
+        names = _collect_labels(splits, path)
+
+    corpora = {split: _corpus(path, split, splits.pop(split), names) for split in tuple(splits)}
+    options: dict[str, str | int | None] = {
+        "text_column": settings.text_column,
+        "label_column": settings.label_column,
+        "separator": separator,
+        "encoding": files.found,
+    }
+    if any(file.composed for file in every):
+        options["fields"] = fields
+        logger.info("%s: there is no text column; texts are made of %s", path, fields)
+    if composed_labels:
+        options["label_fields"] = label_fields
+    return Splits(names.labels, corpora["train"], corpora.get("test"), corpora.get("valid"), options)
 
 
-def _known_share(cells: Sequence[str], separator: str, names: _LabelNames) -> float:
-    parts = [part for cell in cells for part in split_labels(cell, separator)]
-    return sum(map(names.knows, parts)) / len(parts) if parts else 0.0
+def _read_labels(files: TextFiles, path: Path, fields: str, keep_parts: bool) -> tuple[LabelNames, bool]:
+    if suffix(path) == ".txt":
+        return files.read(path, lambda stream: parse_list(stream, path)), False
+    return read_records(files, path, lambda rows: parse_table(rows, path, fields, keep_parts))
 
 
-def split_labels(cell: str, separator: str) -> list[str]:
-    """The labels of one CSV or TSV cell, stripped, without empty ones.
-
-    Args:
-        cell: the cell.
-        separator: what stands between labels; "" for one label a cell, "[]" for a list.
-
-    Raises:
-        ValueError: when the cell is not a list of names or numbers although it should be.
-    """
-    if separator == _LISTS:
-        if not cell.strip():
-            return []
-        parts = _list_of_names(cell.strip())
-    elif separator == "":
-        parts = [cell]
-    elif separator.isspace():
-        parts = cell.split() if separator == " " else cell.split(separator)
-    else:
-        parts = cell.split(separator)
-    return [part for part in map(str.strip, parts) if part]
+def _class_names(files: Sequence[_File], label_column: str) -> LabelNames | None:
+    """The label space in the schema of Parquet files, which must agree."""
+    found: list[str] | None = None
+    source = Path()
+    for file in files:
+        if suffix(file.path) == ".parquet":
+            names = ParquetRows(file.path).class_names(next(iter(file.label_columns)))
+            if names is None:
+                continue
+            if found is None:
+                found, source = names, file.path
+            elif names != found:
+                raise DataError(f"the label names in the schema differ from those of {source}", file.path)
+    return None if found is None else LabelNames(Labels(found, found), range(len(found)), source, bare=True)
 
 
-def _list_of_names(cell: str) -> list[str]:
-    """A list as JSON or as Python writes it."""
-    try:
-        try:
-            found = json.loads(cell)
-        except json.JSONDecodeError:
-            found = ast.literal_eval(cell)
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(found, list) or any(isinstance(part, bool) or not isinstance(part, str | int) for part in found):
-        raise ValueError("not a list of names")
-    return [without_lone_surrogates(str(part)) for part in found]
-
-
-def _split_cells(rows: _Rows, separator: str) -> list[list[str]]:
-    result = []
-    for cell, line in zip(rows.cells, rows.lines, strict=True):
-        try:
-            result.append(cell if isinstance(cell, list) else split_labels(cell, separator))
-        except ValueError:
-            raise DataError(f"expected a list of labels, got {str(cell)[:60]!r}", rows.path, line) from None
-    return result
-
-
-# The label space
-
-
-class _LabelNames:
-    """Label ids and texts to label numbers.
-
-    Args:
-        labels: the label space.
-        lines: the line of each label in its file.
-        path: the labels file, or the data set where there is none.
-    """
-
-    def __init__(self, labels: Labels, lines: Sequence[int], path: Path):
-        self.labels, self._lines, self._path = labels, lines, path
-        self._by_id = {identifier: number for number, identifier in enumerate(labels.ids)}
-        self._by_text: dict[str, int] = {}
-        if labels.texts is not labels.ids:
-            for number, text in enumerate(labels.texts):
-                self._by_text[text] = number if text not in self._by_text else -1
-        # A bare list of names may be referred to by row number, unless some name is itself a number.
-        is_list = suffix(path) == ".txt"
-        self._row_numbers = is_list and not any(name.isdecimal() for name in labels.ids)
-
-    def _number(self, name: str) -> int | None:
-        number = self._by_id.get(name)
-        if number is None:
-            number = self._by_text.get(name)
-        if number is None and self._row_numbers and name.isascii() and name.isdecimal():
-            # Leading zeros and numbers of thousands of digits are no row numbers.
-            row = int(name) if len(name) < 10 else len(self.labels)
-            number = row if row < len(self.labels) and str(row) == name else None
-        return number
-
-    def knows(self, name: str) -> bool:
-        return self._number(name) is not None
-
-    def number(self, name: str, path: Path, line: int) -> int:
-        number = self._number(name)
-        if number is None:
-            raise DataError(
-                f"label {name[:80]!r} is not in {self._path}; the nearest labels there are {self._nearest(name)}",
-                path,
-                line,
-            )
-        if number < 0:
-            same = [row for row, text in enumerate(self.labels.texts) if text == name][:2]
-            raise DataError(
-                f"label name {name[:80]!r} stands for more than one label of {self._path} "
-                f"(lines {self._lines[same[0]]} and {self._lines[same[1]]}); use ids",
-                path,
-                line,
-            )
-        return number
-
-    def _nearest(self, name: str, most: int = 3) -> str:
-        """The ids nearest to a name, compared with at most 2,000 ids and texts that begin or end alike."""
-        name = name[:200]
-        known = [*self._by_id, *self._by_text]
-        if len(known) > 2000:
-            known.sort()
-            at = bisect_left(known, name)
-            candidates = known[max(at - 500, 0) : at + 500]
-            known = sorted(text[::-1] for text in known)
-            at = bisect_left(known, name[::-1])
-            candidates += [text[::-1] for text in known[max(at - 500, 0) : at + 500]]
-            known = candidates
-        short = {text[:200]: text for text in known}
-        found = difflib.get_close_matches(name, short, n=2 * most, cutoff=0.0)
-        numbers = dict.fromkeys(self._number(short[text]) for text in found)
-        shown = []
-        for number in [number for number in numbers if number is not None and number >= 0][:most]:
-            identifier, text = self.labels.ids[number], self.labels.texts[number]
-            shown.append(repr(identifier[:80]) + (f" ({text[:80]})" if text != identifier else ""))
-        return ", ".join(shown) or "none"
-
-
-def _collect_labels(parts: dict[str, list[list[str]]], path: Path) -> _LabelNames:
+def _collect_labels(splits: dict[str, list[_File]], path: Path) -> LabelNames:
     """The label space of data without a labels file: the names of train in order, then what only others have."""
-    seen = set(itertools.chain.from_iterable(parts["train"]))
-    names = sorted(seen)
-    for split, rows in parts.items():
-        new = sorted(set(itertools.chain.from_iterable(rows)) - seen)
-        if new:
+    names: list[str] = []
+    seen: set[str] = set()
+    for split, files in splits.items():
+        new = sorted(set().union(*(file.names for file in files)) - seen)
+        if new and split != "train":
             logger.warning(
                 "%s: %d labels occur in %s but not in train, such as %r; they count as labels",
                 path,
@@ -429,42 +418,52 @@ def _collect_labels(parts: dict[str, list[list[str]]], path: Path) -> _LabelName
         seen.update(new)
     if not names:
         raise DataError("no document has a label, and there is no labels file", path)
-    return _LabelNames(Labels(names, names), range(len(names)), path)
+    return LabelNames(Labels(names, names), range(len(names)), path)
 
 
-def _label_parser(path: Path) -> Callable[[TextIO], tuple[Labels, list[int]]]:
-    """The function that reads a labels file's open text into the label space and the line of each label."""
+def _corpus(path: Path, split: str, files: list[_File], names: LabelNames) -> Corpus:
+    """The documents of a split; what was read of its files is used up."""
+    first = files[0]
+    numbers = [_label_numbers(file, names) for file in files]
+    weighted = any(file.values is not None for file in files)
+    values = [np.ones(len(file.numbers)) if file.values is None else np.asarray(file.values) for file in files]
+    counts = np.concatenate([np.asarray(file.counts) for file in files])
+    for file in files[1:]:
+        first.ids += file.ids
+        first.texts += file.texts
+        first.parts.extend(file.parts)
+    if len(files) > 1:
+        _check_unique_over(files, first.ids)
+    targets = build_targets(
+        counts, np.concatenate(numbers), np.concatenate(values) if weighted else None, len(names.labels), first.path
+    )
+    pairs, source = (None, None)
+    if path.is_dir() and split != "valid":
+        pairs, source = find_pairs(path, split, (len(first.ids), len(names.labels)))
+    parts = first.parts.found(len(first.ids))
+    return Corpus(first.ids, first.texts, targets, pairs, first.path, source, parts)
 
-    def parse(stream: TextIO) -> tuple[Labels, list[int]]:
-        ids: list[str] = []
-        texts: list[str] = []
-        lines: list[int] = []
-        if suffix(path) == ".txt":
-            for number, line in enumerate(plain_lines(stream), start=1):
-                if not line.strip():
-                    raise DataError("the label name is empty", path, number)
-                ids.append(line.strip())
-                lines.append(number)
-            texts = ids
-        else:
-            for number, record in records(stream, path):
-                text_columns = [column for column in LABEL_TEXT_COLUMNS if column in record]
-                id_columns = [column for column in LABEL_ID_COLUMNS if column in record]
-                if not text_columns and not id_columns:
-                    wanted = f"{', '.join(LABEL_ID_COLUMNS)} for ids, {', '.join(LABEL_TEXT_COLUMNS)} for texts"
-                    raise DataError(f"there is no known column, only {listed(record)}; use {wanted}", path, number)
-                identifier = (given_id(record, id_columns or text_columns[:1], path, number) or "").strip()
-                if not identifier:
-                    raise DataError("the label has no id", path, number)
-                text = (
-                    text_value(record[text_columns[0]], text_columns[0], path, number) if text_columns else identifier
-                )
-                ids.append(identifier)
-                texts.append(text.strip())
-                lines.append(number)
-        if not ids:
-            raise DataError("the file has no labels", path)
-        check_unique(ids, "label", path, lines)
-        return Labels(ids, texts), lines
 
-    return parse
+def _check_unique_over(files: Sequence[_File], ids: Sequence[str]) -> None:
+    """Refuse ids that occur in two files of one split."""
+    if len(set(ids)) == len(ids):
+        return
+    seen: dict[str, tuple[Path, int]] = {}
+    places = ((file.path, line) for file in files for line in file.lines)
+    for identifier, (path, line) in zip(ids, places, strict=True):
+        other, there = seen.setdefault(identifier, (path, line))
+        if other != path:
+            message = f"the document id {identifier[:80]!r} was used in {other}, {unit(other)} {there} already"
+            raise DataError(message, path, line)
+
+
+def _label_numbers(file: _File, names: LabelNames) -> npt.NDArray[np.int64]:
+    """The label number of each label of each document."""
+    found = (names.find(name) for name in file.names)
+    lookup = np.fromiter((-1 if number is None else number for number in found), np.int64, len(file.names))
+    numbers = np.asarray(file.numbers)
+    if (lookup < 0).any():
+        at = int(np.flatnonzero(lookup[numbers] < 0)[0])
+        row = int(np.searchsorted(np.cumsum(file.counts), at, side="right"))
+        names.number(list(file.names)[numbers[at]], file.path, file.lines[row])
+    return lookup[numbers]

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
@@ -20,6 +21,19 @@ logger = logging.getLogger("labelspace.data")
 T = TypeVar("T")
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _RepeatedKey:
+    """Builds the objects of a JSON line, and notes whether the last one, which is the whole, has a key twice."""
+
+    name: str | None = None
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        self.name = None
+        if len(record) != len(pairs):
+            self.name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        return record
 
 
 class TextFiles:
@@ -108,12 +122,14 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
         stream: lines as read.
         path: the file, for messages.
     """
+    repeated = _RepeatedKey()
+    decode = json.JSONDecoder(object_pairs_hook=repeated).decode
     for number, line in enumerate(stream, start=1):
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line)
-            if isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
+            record = decode(line)
+            if "\\u" in line and isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
                 record = json.loads(without_lone_surrogates(json.dumps(record, ensure_ascii=False)))
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -122,6 +138,8 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
             ) from None
         if not isinstance(record, dict):
             raise DataError(f"expected one JSON object a line, but this is {_kind(record)}", path, number)
+        if repeated.name is not None:
+            raise DataError(f"the object has the key {repeated.name[:80]!r} twice; keep one", path, number)
         yield number, record
 
 

@@ -7,11 +7,9 @@ PECOS's names ``X.trn.txt`` and ``output-items.txt`` are understood as well. Ids
 
 from __future__ import annotations
 
-import re
-from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +19,7 @@ from ...types import Corpus, Labels
 from ..npz import read_npz
 from .corpus import ReadSettings, Splits, build_targets, merge_duplicates
 from .filters import find_pairs
+from .sparse import read_sparse_text
 from .text import TextFiles, find_file, plain_lines
 
 TEXTS = {"train": ("trn_X.txt", "X.trn.txt"), "test": ("tst_X.txt", "X.tst.txt")}
@@ -30,8 +29,6 @@ TRUTH = {
     "test": ("Y.tst.npz", "tst_X_Y.npz", "tst_X_Y.txt"),
 }
 LOOKED_FOR = "trn_X.txt and Y.txt with Y.trn.npz, trn_X_Y.npz or trn_X_Y.txt (and the same for tst), also under raw/"
-
-_ROW = re.compile(r"\s*(?:\d+:[\d.eE+-]+(?:\s+|$))*", re.ASCII)
 
 
 def sniff(path: Path) -> bool:
@@ -85,16 +82,21 @@ def _read_corpus(files: TextFiles, folder: Path, split: str, labels: Labels, lab
             raise DataError(f"the truth has {columns} columns, but {label_file} has {len(labels)} lines", truth, line)
 
     if truth.suffix == ".npz":
-        targets = _read_npz_targets(truth)
+        targets = read_npz_targets(truth)
         check_shape(*cast(tuple[int, int], targets.shape))
     else:
-        targets = _read_sparse_text(truth, files, check_shape)
+        targets = read_text_targets(truth, files, check_shape)
     pairs, source = find_pairs(folder, split, (len(texts), len(labels)))
     ids = [str(row) for row in range(len(texts))]
     return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source)
 
 
-def _read_npz_targets(path: Path) -> sp.csr_array:
+def read_npz_targets(path: Path) -> sp.csr_array:
+    """The truth that SciPy saved, checked.
+
+    Args:
+        path: the ``.npz`` file.
+    """
     matrix = read_npz(path)
     matrix.eliminate_zeros()
     wrong = np.flatnonzero(~((matrix.data > 0) & (matrix.data <= 1)))
@@ -105,32 +107,13 @@ def _read_npz_targets(path: Path) -> sp.csr_array:
     return merge_duplicates(matrix)
 
 
-def _read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, int], None]) -> sp.csr_array:
-    """The truth in text form; an empty line is a row without labels, and missing rows at the end are empty."""
+def read_text_targets(path: Path, files: TextFiles, check_shape: Callable[[int, int], None]) -> sp.csr_array:
+    """The truth in text form; an empty line is a row without labels, and missing rows at the end are empty.
 
-    def parse(stream: TextIO) -> sp.csr_array:
-        lines = plain_lines(stream)
-        header = next(lines, "").split()
-        if len(header) != 2 or not all(part.isascii() and part.isdecimal() and len(part) < 16 for part in header):
-            raise DataError(f"expected a header 'rows columns', got {' '.join(header)[:60]!r}", path, 1)
-        n_rows, n_labels = map(int, header)
-        check_shape(n_rows, n_labels)
-        counts, columns, values = array("q"), array("q"), array("f")
-        for number, line in enumerate(lines, start=2):
-            if not _ROW.fullmatch(line):
-                raise DataError(f"expected 'label:value label:value', got {line[:60]!r}", path, number)
-            parts = line.replace(":", " ").split()
-            try:
-                columns.extend(map(int, parts[::2]))
-                values.extend(map(float, parts[1::2]))
-            except (ValueError, OverflowError):
-                raise DataError(f"expected 'label:value label:value', got {line[:60]!r}", path, number) from None
-            counts.append(len(parts) // 2)
-        if len(counts) > n_rows:
-            if any(counts[n_rows:]):
-                raise DataError(f"the header says {n_rows} rows, but there are {len(counts)}", path, n_rows + 2)
-            del counts[n_rows:]
-        counts.extend([0] * (n_rows - len(counts)))
-        return build_targets(counts, columns, values, n_labels, path, first_line=2)
-
-    return files.read(path, parse)
+    Args:
+        path: the file.
+        files: opens it.
+        check_shape: takes rows and columns before the rows are read.
+    """
+    found = read_sparse_text(path, files, check_shape)
+    return build_targets(found.counts, found.columns, found.values, found.shape[1], path, first_line=2)

@@ -1,0 +1,305 @@
+"""Corpora as Annif has them, with a vocabulary apart: short texts in one file, or a folder of documents.
+
+- ``.tsv``: ``text<TAB><uri> <uri>``, no header.
+- ``.csv``: a header with ``text``, ``subject_uris`` (blanks between), perhaps ``document_id``; the rest is metadata.
+- ``.jsonl``: ``text``, ``subjects`` (objects with ``uri`` or ``label``), perhaps ``document_id`` and ``metadata``.
+- a folder: ``x.txt`` with ``x.tsv`` (``<uri><TAB>label`` lines) or ``x.key`` (a label a line), or ``x.json`` with what
+  a line of ``.jsonl`` holds.
+
+Vocabularies are those of `vocabulary`. Metadata is not read, which is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import logging
+import re
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ...errors import DataError
+from ...types import Corpus
+from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
+from .filters import find_pairs
+from .table import records, suffix
+from .text import TextFiles, json_lines, listed, plain_lines, text_value
+from .vocabulary import ConceptNames, find_vocabulary, read_vocabulary
+
+logger = logging.getLogger("labelspace.data")
+
+STEMS = {"train": ("train",), "test": ("test",), "valid": ("valid", "validate", "validation", "dev", "val")}
+SUFFIXES = (".tsv", ".csv", ".jsonl")
+LOOKED_FOR = "train.tsv, .csv, .jsonl or a folder train as Annif has them (and test, valid), with a vocabulary"
+KEYS = {"document_id", "text", "metadata", "subjects"}
+
+_URIS = re.compile(r"\s*(?:<[^<>\s]+>|[A-Za-z][\w+.-]*://[^\s<>]+)(?:\s+(?:<[^<>\s]+>|[A-Za-z][\w+.-]*:[^\s<>]+))*\s*")
+_SAMPLE = 1 << 16
+
+Document = tuple[int, str | None, str, list[str]]
+"""Line, id, text, and what names the subjects."""
+
+
+# Recognition
+
+
+def sniff(path: Path) -> bool:
+    """Whether this is a file or a folder of documents as Annif has them, or a folder with such training documents.
+
+    Args:
+        path: a folder or a file.
+    """
+    if path.is_file():
+        return suffix(path) in SUFFIXES and _is_short_text(path)
+    try:
+        train = _find(path, STEMS["train"]) or path
+    except DataError:
+        return False
+    return _is_documents(train) if train.is_dir() else _is_short_text(train)
+
+
+def _find(folder: Path, stems: Iterable[str]) -> Path | None:
+    found = []
+    for stem in stems:
+        names = [f"{stem}{kind}{gz}" for kind in SUFFIXES for gz in ("", ".gz")]
+        found += [folder / name for name in names if (folder / name).is_file()]
+        found += [folder / stem] if (folder / stem).is_dir() else []
+    if len(found) > 1:
+        raise DataError(f"{found[0].name} and {found[1].name} hold the same split; keep one of them", folder)
+    return found[0] if found else None
+
+
+def _head(path: Path) -> list[str]:
+    """The first whole lines, as far as they can be read."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            content = stream.read(_SAMPLE)
+    except (OSError, EOFError, zlib.error):
+        return []
+    lines = content.decode("utf-8-sig", "replace").split("\n")
+    return lines if len(content) < _SAMPLE else lines[:-1]
+
+
+def _is_short_text(path: Path) -> bool:
+    lines = [line.rstrip("\r") for line in _head(path) if line.strip()]
+    match suffix(path):
+        case ".tsv":
+            first = [line.split("\t", 1)[1] for line in lines[:1] if "\t" in line]
+            # A first line without subjects is no header either, since a column has a name.
+            later = lines[1:] if first and not first[0].strip() else []
+            return any(_URIS.fullmatch(line.partition("\t")[2]) for line in [*lines[:1], *later])
+        case ".csv":
+            header = {name.strip(' "') for line in lines[:1] for name in re.split("[,;\t]", line)}
+            return {"text", "subject_uris"} <= header
+        case _:
+            return any(map(_has_subjects, lines))
+
+
+def _has_subjects(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    subjects = record.get("subjects") if isinstance(record, dict) else None
+    return isinstance(subjects, list) and any(isinstance(subject, dict) for subject in subjects)
+
+
+def _is_documents(folder: Path) -> bool:
+    files = _documents(folder)
+    if any(keys is not None for _, keys in files.values()):
+        return True
+    return any(suffix(path) == ".json" and _has_subjects("\n".join(_head(path))) for path, _ in files.values())
+
+
+# Reading
+
+
+def read(path: Path, name: str, settings: ReadSettings) -> Splits:
+    """Read documents and their vocabulary.
+
+    Args:
+        path: a file or folder of documents, which then are the training set, or a folder of splits.
+        name: the data set's name, for messages.
+        settings: the vocabulary (else it is found beside the documents), language, label fields and encoding.
+    """
+    files = TextFiles(settings.encoding)
+    folder = path if path.is_dir() else path.parent
+    paths: dict[str, Path | None] = {"train": path}
+    if path.is_dir() and _find(path, STEMS["train"]) is not None:
+        paths = {split: _find(path, stems) for split, stems in STEMS.items()}
+    elif path.is_dir() and not _documents(path):
+        raise DataError(f"a corpus for Annif needs {LOOKED_FOR}", path)
+    source = settings.label_vocabulary or find_vocabulary(folder)
+    if source is None:
+        raise DataError("the vocabulary of these documents is missing; add --label-vocabulary FILE", path)
+    vocabulary = read_vocabulary(source, settings, files)
+    names = vocabulary.concepts()
+
+    unread: dict[str, None] = {}
+    corpora: dict[str, Corpus] = {}
+    for split, part in paths.items():
+        if part is None:
+            continue
+        corpus = (_read_folder if part.is_dir() else _read_file)(files, part, names, unread)
+        if path.is_dir() and split != "valid":
+            pairs, pair_file = find_pairs(folder, split, (len(corpus), len(names.labels)))
+            corpus = dataclasses.replace(corpus, filter_pairs=pairs, filter_source=pair_file)
+        corpora[split] = corpus
+    if unread:
+        logger.warning("%s: metadata is not read: %s", name, listed(unread))
+    splits = Splits(
+        labels=names.labels,
+        train=corpora["train"],
+        test=corpora.get("test"),
+        valid=corpora.get("valid"),
+        options={"encoding": files.found},
+    )
+    return vocabulary.without_withdrawn(splits, name)
+
+
+class _Gathered:
+    """Documents as they are read; ids default to row numbers."""
+
+    def __init__(self, names: ConceptNames):
+        self.names = names
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.counts, self.columns = array("q"), array("q")
+
+    def add(self, identifier: str | None, text: str) -> None:
+        self.ids.append(identifier or str(len(self.ids)))
+        self.texts.append(text)
+        self.counts.append(0)
+
+    def subject(self, name: str, path: Path, line: int) -> None:
+        self.columns.append(self.names.number(name, path, line))
+        self.counts[-1] += 1
+
+    def corpus(self, path: Path) -> Corpus:
+        if not self.ids:
+            raise DataError("there are no documents", path)
+        targets = build_targets(self.counts, self.columns, None, len(self.names.labels), path)
+        return Corpus(self.ids, self.texts, targets, source=path)
+
+
+def _read_file(files: TextFiles, path: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
+    def parse(stream: TextIO) -> Corpus:
+        gathered, lines = _Gathered(names), array("q")
+        rows = {".tsv": short_texts, ".csv": _csv, ".jsonl": _jsonl}[suffix(path)]
+        for line, identifier, text, subjects in rows(stream, path, unread):
+            gathered.add(identifier, text)
+            lines.append(line)
+            for subject in subjects:
+                gathered.subject(subject, path, line)
+        check_unique(gathered.ids, "document", path, lines)
+        return gathered.corpus(path)
+
+    if suffix(path) not in SUFFIXES:
+        raise DataError(f"short texts come from {', '.join(SUFFIXES)}, plain or .gz", path)
+    return files.read(path, parse)
+
+
+def short_texts(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
+    """The documents of a TSV file.
+
+    Args:
+        stream: the open text.
+        path: the file, for messages.
+        unread: gathers the names of metadata; there are none here.
+    """
+    for line, row in enumerate(plain_lines(stream), start=1):
+        text, tab, uris = row.partition("\t")
+        if not tab and not text.strip():
+            continue
+        if not tab:
+            raise DataError(f"expected a text, a tab and <uri> <uri>, but there is no tab in {row[:60]!r}", path, line)
+        yield line, None, text, uris.split()
+
+
+def _csv(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
+    for line, record in records(stream, path):
+        for column in ("text", "subject_uris"):
+            if column not in record:
+                raise DataError(f"there is no column {column!r}, only {listed(record)}", path, line)
+        unread.update(dict.fromkeys(name for name in record if name not in ("text", "subject_uris", "document_id")))
+        yield line, given_id(record, ("document_id",), path, line), record["text"], record["subject_uris"].split()
+
+
+def _jsonl(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
+    for line, record in json_lines(stream, path):
+        yield line, *_record(record, path, line, unread)
+
+
+def _record(
+    record: dict[str, Any], path: Path, line: int | None, unread: dict[str, None]
+) -> tuple[str | None, str, list[str]]:
+    """One document of JSON, checked as Annif does."""
+    at = line or 1
+    unknown = sorted(set(record) - KEYS)
+    if unknown:
+        raise DataError(f"a document may have {listed(sorted(KEYS))}, but has {listed(unknown)}", path, line)
+    if "text" not in record and "metadata" not in record:
+        raise DataError(f"neither 'text' nor 'metadata' is there, only {listed(record)}", path, line)
+    metadata, subjects = record.get("metadata") or {}, record.get("subjects") or []
+    if not isinstance(metadata, dict):
+        raise DataError("'metadata' must be an object of names and texts", path, line)
+    unread.update(dict.fromkeys(map(str, metadata)))
+    if not isinstance(subjects, list) or not all(isinstance(subject, dict) for subject in subjects):
+        raise DataError("'subjects' must be a list of objects with 'uri' or 'label'", path, line)
+    names = []
+    for subject in subjects:
+        if not subject or not set(subject) <= {"uri", "label"}:
+            raise DataError(f"a subject must have 'uri' or 'label', but has {listed(subject)}", path, line)
+        key = "uri" if "uri" in subject else "label"
+        names.append(text_value(subject[key], key, path, at).strip())
+    return given_id(record, ("document_id",), path, at), text_value(record.get("text"), "text", path, at), names
+
+
+def _documents(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+    """File of text and file of subjects by the documents' names, sorted."""
+    found: dict[str, tuple[Path, Path | None]] = {}
+    there = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    for name, path in there.items():
+        kind = suffix(path)
+        if kind not in (".txt", ".json"):
+            continue
+        stem = name[: name.lower().rindex(kind)]
+        if stem in found:
+            raise DataError(f"{found[stem][0].name} and {name} are the same document; keep one of them", folder)
+        keys = None
+        if kind == ".txt":
+            wanted = (f"{stem}{ending}{gz}" for ending in (".tsv", ".key") for gz in ("", ".gz"))
+            keys = next((there[key] for key in wanted if key in there), None)
+        found[stem] = path, keys
+    return found
+
+
+def _read_folder(files: TextFiles, folder: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
+    gathered = _Gathered(names)
+    for stem, (path, keys) in _documents(folder).items():
+        content = files.read(path, lambda stream: stream.read())
+        if suffix(path) == ".json":
+            identifier, text, subjects = _record(_json_object(content, path), path, None, unread)
+            gathered.add(identifier or stem, text)
+            for subject in subjects:
+                gathered.subject(subject, path, 1)
+            continue
+        gathered.add(stem, content)
+        for line, row in enumerate([] if keys is None else files.read(keys, lambda stream: list(plain_lines(stream)))):
+            cells = [cell.strip() for cell in row.split("\t") if cell.strip()]
+            if cells and keys is not None:
+                gathered.subject(cells[0], keys, line + 1)
+    check_unique(gathered.ids, "document", folder)
+    return gathered.corpus(folder)
+
+
+def _json_object(content: str, path: Path) -> dict[str, Any]:
+    try:
+        found = list(json_lines([json.dumps(json.loads(content))], path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the file is not JSON ({str(error).partition(chr(10))[0]})", path) from None
+    return found[0][1]

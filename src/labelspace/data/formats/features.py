@@ -1,0 +1,234 @@
+"""Truth that comes with sparse features instead of texts; the features are counted and checked, but not kept.
+
+- The old files of the Extreme Classification Repository, ``train.txt`` and ``test.txt``: a first line "documents
+  features labels", then ``l1,l2 f:v f:v`` for each document, from 0 on; a row that starts with a blank has no labels.
+- Its newer files: ``trn_X_Xf.txt`` with the features and ``trn_X_Y.txt`` with the truth, each with a first line "rows
+  columns"; also as ``.npz``.
+- PECOS: ``X.trn.npz`` and ``Y.trn.npz``.
+
+Texts are read where they lie beside them, one a line, perhaps in ``raw`` or ``raw_data``. Where documents have none,
+only the truth can be used: to measure scores, or to convert it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import zlib
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO, cast
+
+import numpy as np
+import scipy.sparse as sp
+
+from ...errors import DataError
+from ...machine import require_memory
+from ...types import Corpus, Labels
+from . import xc
+from .corpus import ReadSettings, Splits, build_targets
+from .filters import find_pairs
+from .sparse import header_numbers, pad
+from .text import TextFiles, plain_lines
+
+logger = logging.getLogger("labelspace.data")
+
+OLD = {"train": "train.txt", "test": "test.txt"}
+FEATURES = {
+    "train": ("trn_X_Xf.txt", "X.trn.npz", "trn_X_Xf.npz"),
+    "test": ("tst_X_Xf.txt", "X.tst.npz", "tst_X_Xf.npz"),
+}
+TEXTS = {
+    "train": ("trn_X.txt", "X.trn.txt", "train.raw.txt", "train_raw_texts.txt"),
+    "test": ("tst_X.txt", "X.tst.txt", "test.raw.txt", "test_raw_texts.txt"),
+}
+LABELS = ("Y.txt", "output-items.txt", "Z.all.txt", "label_map.txt")
+PLACES = ("", "raw", "raw_data")
+LOOKED_FOR = (
+    "train.txt with a first line 'documents features labels', trn_X_Y.txt, or Y.trn.npz (and the same for test)"
+)
+
+_PAIR = r"\d+:[-+]?[\d.]+(?:[eE][-+]?\d+)?"
+_ROW = re.compile(rf"(\d+(?:,\d+)*)?(?:(?:^|\s+)({_PAIR}(?:\s+{_PAIR})*))?\s*", re.ASCII)
+_INDEX = re.compile(r"(\d+):", re.ASCII)
+
+
+def _find(folder: Path, names: Iterable[str]) -> Path | None:
+    paths = (folder / place / f"{name}{gz}" for place in PLACES for name in names for gz in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def sniff(path: Path) -> bool:
+    """Whether this is an old file of features, or a folder with such files or with truth as a sparse matrix.
+
+    Args:
+        path: a folder or a file.
+    """
+    if path.is_file():
+        return path.name.removesuffix(".gz").endswith(".txt") and _kind_of_old(path) != ""
+    old = _find(path, [OLD["train"]])
+    return _find(path, xc.TRUTH["train"]) is not None or (old is not None and _kind_of_old(old) != "")
+
+
+def _kind_of_old(path: Path) -> str:
+    """What a text file may hold: "features", only a "header" of features, or neither ("")."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            lines = stream.read(1 << 16).decode("utf-8-sig", "replace").split("\n")
+    except (OSError, EOFError, zlib.error):
+        return ""
+    if header_numbers(lines[0], 3) is not None:
+        return "features" if any(":" in line for line in lines[1:]) else "header"
+    return "features" if ":" in lines[0] and _ROW.fullmatch(lines[0]) else ""
+
+
+def is_features(path: Path) -> bool:
+    """Whether a text file holds sparse features with labels, its first line perhaps missing.
+
+    Args:
+        path: the file.
+    """
+    return _kind_of_old(path) == "features"
+
+
+def read(path: Path, name: str, settings: ReadSettings) -> Splits:
+    """Read truth, and the texts where there are any; without, they are empty.
+
+    Args:
+        path: a folder, or one old file, which then is the training set.
+        name: the data set's name, for messages.
+        settings: the encoding.
+    """
+    files = TextFiles(settings.encoding)
+    truth: dict[str, tuple[Path, sp.csr_array]] = {}
+    if path.is_file():
+        truth["train"] = path, _read_old(files, path)
+    else:
+        for split, old in OLD.items():
+            if (file := _find(path, xc.TRUTH[split])) is not None:
+                truth[split] = file, _read_truth(files, path, split, file)
+            elif (file := _find(path, [old])) is not None:
+                truth[split] = file, _read_old(files, file)
+    if "train" not in truth:
+        raise DataError(f"features with truth need {LOOKED_FOR}", path)
+    for file, targets in truth.values():
+        if not targets.shape[0]:
+            raise DataError("there are no documents", file)
+    source, matrix = truth["train"]
+    n_labels = matrix.shape[1]
+    if "test" in truth and truth["test"][1].shape[1] != n_labels:
+        message = f"there are {truth['test'][1].shape[1]} labels, but {source} has {n_labels}"
+        raise DataError(message, truth["test"][0])
+    labels = _read_labels(files, path, source, n_labels)
+    corpora, with_texts = {}, []
+    for split, (file, targets) in truth.items():
+        texts = _read_texts(files, path, split, file, targets.shape[0])
+        if texts is None:
+            texts = [""] * targets.shape[0]
+        else:
+            with_texts.append(split)
+        pairs, pair_file = find_pairs(path, split, targets.shape) if path.is_dir() else (None, None)
+        ids = [str(row) for row in range(len(texts))]
+        corpora[split] = Corpus(ids, texts, targets, filter_pairs=pairs, source=file, filter_source=pair_file)
+    options: dict[str, str | int | None] = {"encoding": files.found}
+    if len(with_texts) < len(corpora):
+        options["texts"] = with_texts[0] if with_texts else "none"
+        missing = " and ".join(split for split in corpora if split not in with_texts)
+        logger.warning("%s: there are no texts of %s, only features; only the truth is read", name, missing)
+    return Splits(labels, corpora["train"], corpora.get("test"), options=options)
+
+
+def _read_truth(files: TextFiles, folder: Path, split: str, path: Path) -> sp.csr_array:
+    """The truth of its own file, with as many rows as the features have, if they are there."""
+    features = _find(folder, FEATURES[split])
+    rows = None if features is None else _rows_of(files, features)
+
+    def check_shape(n: int, n_labels: int) -> None:
+        if rows is not None and n != rows:
+            line = None if path.suffix == ".npz" else 1
+            raise DataError(f"the truth has {n} rows, but {features} has {rows}", path, line)
+
+    if path.suffix != ".npz":
+        return xc.read_text_targets(path, files, check_shape)
+    matrix = xc.read_npz_targets(path)
+    check_shape(*cast(tuple[int, int], matrix.shape))
+    return matrix
+
+
+def _rows_of(files: TextFiles, path: Path) -> int:
+    """How many rows a file of features says it has."""
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as arrays:  # loads no pickle
+                return int(arrays["shape"][0])
+        except Exception as error:  # zip, header and shape errors of many types: all mean an unusable file
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise DataError(f"this is not a whole SciPy sparse matrix ({reason}); fetch it again", path) from None
+    header = files.read(path, lambda stream: next(plain_lines(stream), ""))
+    shape = header_numbers(header, 2)
+    if shape is None:
+        raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
+    return shape[0]
+
+
+def _read_old(files: TextFiles, path: Path) -> sp.csr_array:
+    def parse(stream: TextIO) -> sp.csr_array:
+        lines = plain_lines(stream)
+        first = next(lines, "")
+        header = header_numbers(first, 3)
+        if header is None and ":" in first and _ROW.fullmatch(first):
+            raise DataError(
+                "the first line must be 'documents features labels', but is a document, as LibMultiLabel writes them; "
+                "put that line in front, and count labels and features from 0",
+                path,
+                1,
+            )
+        if header is None:
+            raise DataError(f"expected a first line 'documents features labels', got {first.strip()[:60]!r}", path, 1)
+        n_rows, n_features, n_labels = header
+        counts, columns = array("q"), array("q")
+        for number, line in enumerate(lines, start=2):
+            row = _ROW.fullmatch(line)
+            if row is None:
+                raise DataError(f"expected 'label,label feature:value feature:value', got {line[:60]!r}", path, number)
+            labels, features = row[1], row[2]
+            try:
+                highest = max(map(int, _INDEX.findall(features))) if features else -1
+                new = array("q", map(int, labels.split(","))) if labels else array("q")
+            except (ValueError, OverflowError):
+                raise DataError(f"a number is too large in {line[:60]!r}", path, number) from None
+            if highest >= n_features:
+                raise DataError(f"feature number {highest} is not one of 0 to {n_features - 1}", path, number)
+            columns.extend(new)
+            counts.append(len(new))
+        pad(counts, n_rows, path)
+        return build_targets(counts, columns, None, n_labels, path, first_line=2)
+
+    return files.read(path, parse)
+
+
+def _read_labels(files: TextFiles, path: Path, source: Path, n_labels: int) -> Labels:
+    if n_labels == 0:
+        raise DataError("there are no labels", source)
+    require_memory(100 * n_labels, f"the {n_labels} labels of {source}", "check its first line")
+    ids = [str(row) for row in range(n_labels)]
+    file = _find(path, LABELS) if path.is_dir() else None
+    if file is None:
+        logger.warning("%s: there are no texts of labels (Y.txt, one a line); their numbers stand for them", path)
+        return Labels(ids, ids)
+    texts = files.read(file, lambda stream: list(plain_lines(stream)))
+    if len(texts) != n_labels:
+        raise DataError(f"there are {n_labels} labels, but {file} has {len(texts)} lines", source)
+    return Labels(ids, texts)
+
+
+def _read_texts(files: TextFiles, path: Path, split: str, source: Path, rows: int) -> list[str] | None:
+    file = _find(path, TEXTS[split]) if path.is_dir() else None
+    if file is None:
+        return None
+    texts = files.read(file, lambda stream: list(plain_lines(stream)))
+    if len(texts) != rows:
+        raise DataError(f"there are {rows} documents, but {file} has {len(texts)} lines", source)
+    return texts

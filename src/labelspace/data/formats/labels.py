@@ -1,0 +1,180 @@
+"""The label space of tables: labels files, and which label a name means."""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ...errors import DataError, unit
+from ...types import Labels
+from .corpus import TextParts, check_unique, given_id
+from .lf import record_text
+from .text import listed, plain_lines, text_value
+
+ID_COLUMNS = ("id", "uid", "uri")
+TEXT_COLUMNS = ("text", "label", "name")
+
+
+class LabelNames:
+    """Label ids and texts to label numbers.
+
+    Args:
+        labels: the label space.
+        lines: the line of each label in its file.
+        path: the labels file, or what else the names came from.
+        bare: the labels are a list of names, which may be referred to by row number, unless some name is a number.
+    """
+
+    def __init__(self, labels: Labels, lines: Sequence[int], path: Path, bare: bool = False):
+        self.labels, self._lines, self._path = labels, lines, path
+        self._by_id = {identifier: number for number, identifier in enumerate(labels.ids)}
+        self._by_text: dict[str, int] = {}
+        if labels.texts is not labels.ids:
+            for number, text in enumerate(labels.texts):
+                self._by_text[text] = number if text not in self._by_text else -1
+        self._row_numbers = bare and not any(name.isdecimal() for name in labels.ids)
+
+    def find(self, name: str) -> int | None:
+        """The number of a label; -1 for a text that several labels have, None for an unknown name.
+
+        Args:
+            name: an id, a text, or a row number of a bare list.
+        """
+        number = self._by_id.get(name)
+        if number is None:
+            number = self._by_text.get(name)
+        if number is None and self._row_numbers and name.isascii() and name.isdecimal():
+            # Leading zeros and numbers of thousands of digits are no row numbers.
+            row = int(name) if len(name) < 10 else len(self.labels)
+            number = row if row < len(self.labels) and str(row) == name else None
+        return number
+
+    def knows(self, name: str) -> bool:
+        """Whether some label has this id or text.
+
+        Args:
+            name: as in `find`.
+        """
+        return self.find(name) is not None
+
+    def number(self, name: str, path: Path, line: int) -> int:
+        """The number of a label.
+
+        Args:
+            name: as in `find`.
+            path: the file that names it, for messages.
+            line: the line there.
+
+        Raises:
+            DataError: an unknown name, with the nearest known ones, or one that several labels have.
+        """
+        number = self.find(name)
+        if number is None:
+            raise DataError(
+                f"label {name[:80]!r} is not in {self._path}; the nearest labels there are {self._nearest(name)}",
+                path,
+                line,
+            )
+        if number < 0:
+            same = [row for row, text in enumerate(self.labels.texts) if text == name][:2]
+            raise DataError(
+                f"label name {name[:80]!r} stands for more than one label of {self._path} "
+                f"({unit(self._path)}s {self._lines[same[0]]} and {self._lines[same[1]]}); use ids",
+                path,
+                line,
+            )
+        return number
+
+    def _nearest(self, name: str, most: int = 3) -> str:
+        """The ids nearest to a name, compared with at most 2,000 ids and texts that begin or end alike."""
+        name = name[:200]
+        known = [*self._by_id, *self._by_text]
+        if len(known) > 2000:
+            known.sort()
+            at = bisect_left(known, name)
+            candidates = known[max(at - 500, 0) : at + 500]
+            known = sorted(text[::-1] for text in known)
+            at = bisect_left(known, name[::-1])
+            candidates += [text[::-1] for text in known[max(at - 500, 0) : at + 500]]
+            known = candidates
+        short = {text[:200]: text for text in known}
+        found = difflib.get_close_matches(name, short, n=2 * most, cutoff=0.0)
+        numbers = dict.fromkeys(self.find(short[text]) for text in found)
+        shown = []
+        for number in [number for number in numbers if number is not None and number >= 0][:most]:
+            identifier, text = self.labels.ids[number], " ".join(self.labels.texts[number].split())
+            shown.append(repr(identifier[:80]) + (f" ({text[:80]})" if text != identifier else ""))
+        return ", ".join(shown) or "none"
+
+
+def parse_list(stream: TextIO, path: Path) -> LabelNames:
+    """A bare list: one name a line, which is id and text.
+
+    Args:
+        stream: the open text.
+        path: the file, for messages.
+    """
+    names = []
+    for number, line in enumerate(plain_lines(stream), start=1):
+        names.append(line.strip())
+        if not names[-1]:
+            raise DataError("the label name is empty", path, number)
+    return _checked(Labels(names, names), range(1, len(names) + 1), path, bare=True)
+
+
+def parse_table(
+    rows: Iterable[tuple[int, dict[str, Any]]], path: Path, fields: str, keep_parts: bool
+) -> tuple[LabelNames, bool]:
+    """A table with ids and texts of labels, and whether the texts were made of title and content.
+
+    Args:
+        rows: (line, column to value) of each label.
+        path: the file, for messages.
+        fields: "title" or "title+content", of labels that have these instead of a text.
+        keep_parts: keep title and content beside the text.
+    """
+    ids: list[str] = []
+    texts: list[str] = []
+    lines: list[int] = []
+    parts = TextParts()
+    composed = with_ids = False
+    for line, record in rows:
+        id_columns = [column for column in ID_COLUMNS if column in record]
+        text_column = next((column for column in TEXT_COLUMNS if column in record), None)
+        fallback = text_column or ("title" if "title" in record else None)
+        if not ids:
+            with_ids = bool(id_columns)
+        if fallback is None and not id_columns:
+            wanted = f"{', '.join(ID_COLUMNS)} for ids, {', '.join(TEXT_COLUMNS)}, title, content for texts"
+            raise DataError(f"there is no known column, only {listed(record)}; use {wanted}", path, line)
+        if with_ids != bool(id_columns):
+            raise DataError(
+                "the label has no id, although others have" if with_ids else "only this label has an id", path, line
+            )
+        columns = id_columns if with_ids else [fallback] if fallback else []
+        identifier = (given_id(record, columns, path, line) or "").strip()
+        if not identifier:
+            raise DataError("the label has no id", path, line)
+        if text_column is not None:
+            text = text_value(record[text_column], text_column, path, line).strip()
+        elif "title" in record or "content" in record:
+            composed = True
+            text = record_text(record, fields, path, line)
+            if keep_parts:
+                parts.add(record, path, line)
+        else:
+            text = identifier
+        ids.append(identifier)
+        texts.append(text)
+        lines.append(line)
+    return _checked(Labels(ids, texts, parts.found(len(ids))), lines, path), composed
+
+
+def _checked(labels: Labels, lines: Sequence[int], path: Path, bare: bool = False) -> LabelNames:
+    if not len(labels):
+        raise DataError("the file has no labels", path)
+    check_unique(labels.ids, "label", path, lines)
+    return LabelNames(labels, lines, path, bare)

@@ -1,0 +1,387 @@
+"""Vocabularies: label spaces that come apart from the documents, as subject indexing has them.
+
+- TSV: ``<uri>``, label and perhaps a notation, without a header.
+- CSV: a header with ``uri`` and a column ``label_en``, ``label_fi``, ... for each language, perhaps ``notation``.
+- SKOS as Turtle, RDF/XML or N-Triples: each ``skos:Concept`` with its labels of one language. Read by rdflib.
+
+The label's id is the URI, its text the preferred label; of SKOS, ``label_fields`` adds alternative labels after it and
+the broader concepts in parentheses: "cats; felines (mammals)". A concept without a label in the chosen language, or
+one that is marked as deprecated, is withdrawn: no label, but documents may still name it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import logging
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import scipy.sparse as sp
+
+from ...errors import DataError, MissingExtraError, SettingsError
+from ...types import Corpus, Labels
+from .corpus import ReadSettings, Splits, check_unique
+from .labels import LabelNames
+from .table import records, suffix
+from .text import TextFiles, listed, plain_lines, text_value
+
+logger = logging.getLogger("labelspace.data")
+
+STEMS = ("vocab", "vocabulary", "subjects")
+RDF = {".ttl": "turtle", ".rdf": "xml", ".xml": "xml", ".nt": "nt", ".skos": ""}
+SUFFIXES = (".tsv", ".csv", *RDF)
+FIELDS = ("preferred", "alternative", "broader")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A label space from a vocabulary file.
+
+    Args:
+        path: the file.
+        labels: URIs and texts.
+        names: the preferred label of each, by which documents may name it.
+        withdrawn: URIs of concepts that are not labels.
+        language: the language of the labels; "" where the file does not speak of languages.
+        fields: what the texts are made of, joined by "+".
+    """
+
+    path: Path
+    labels: Labels
+    names: Sequence[str]
+    withdrawn: Sequence[str]
+    language: str
+    fields: str
+
+    @property
+    def options(self) -> dict[str, str | int | None]:
+        """How the vocabulary was read, for the record."""
+        return {"label_vocabulary": str(self.path), "language": self.language or None, "label_fields": self.fields}
+
+    def concepts(self) -> ConceptNames:
+        """Names to label numbers; the withdrawn concepts have the numbers after those of the labels."""
+        ids = [*self.labels.ids, *self.withdrawn]
+        return ConceptNames(Labels(ids, [*self.names, *self.withdrawn]), range(1, len(ids) + 1), self.path)
+
+    def without_withdrawn(self, splits: Splits, name: str) -> Splits:
+        """What was read with `concepts`, with the withdrawn ones taken out of the truth, and said.
+
+        Args:
+            splits: truth of as many columns as there are concepts.
+            name: the data set's name, for messages.
+        """
+        n_labels = len(self.labels)
+        dropped: list[int] = []
+
+        def cut(corpus: Corpus | None) -> Corpus | None:
+            if corpus is None:
+                return None
+            matrix, pairs = corpus.targets, corpus.filter_pairs
+            if pairs is not None and len(pairs) and int(pairs[:, 1].max()) >= n_labels:
+                label = int(pairs[:, 1].max())
+                raise DataError(f"label number {label} is not one of 0 to {n_labels - 1}", corpus.filter_source)
+            kept = matrix.indices < n_labels
+            dropped.extend(matrix.indices[~kept].tolist())
+            indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+            shape = (len(corpus), n_labels)
+            targets = sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=shape)
+            return dataclasses.replace(corpus, targets=targets)
+
+        train = cut(splits.train)
+        assert train is not None
+        result = dataclasses.replace(
+            splits,
+            labels=self.labels,
+            train=train,
+            test=cut(splits.test),
+            valid=cut(splits.valid),
+            options={**splits.options, **self.options},
+        )
+        if dropped:
+            logger.warning(
+                "%s: %d times a document names a concept without a label in %s, such as %s; these are dropped",
+                name,
+                len(dropped),
+                self.path,
+                self.withdrawn[dropped[0] - n_labels],
+            )
+        return result
+
+
+class ConceptNames(LabelNames):
+    """URIs, in angle brackets or not, and preferred labels to label numbers."""
+
+    def find(self, name: str) -> int | None:
+        """The number of a concept; -1 for a label that several have, None for an unknown name.
+
+        Args:
+            name: its URI or its preferred label.
+        """
+        return super().find(bare(name))
+
+    def number(self, name: str, path: Path, line: int) -> int:
+        """The number of a concept.
+
+        Args:
+            name: its URI or its preferred label.
+            path: the file that names it, for messages.
+            line: the line, for messages.
+
+        Raises:
+            DataError: it is unknown, or more than one concept has this label.
+        """
+        if self.find(name) == -1:
+            label = bare(name)
+            same = [uri for uri, text in zip(self.labels.ids, self.labels.texts, strict=True) if text == label][:2]
+            raise DataError(f"the label {name[:80]!r} is that of {same[0]} and of {same[1]}; use URIs", path, line)
+        return super().number(name, path, line)
+
+
+def bare(uri: str) -> str:
+    """A URI without its angle brackets and blanks around it.
+
+    Args:
+        uri: as written.
+    """
+    uri = uri.strip()
+    return uri[1:-1].strip() if uri.startswith("<") and uri.endswith(">") else uri
+
+
+def find_vocabulary(folder: Path) -> Path | None:
+    """The vocabulary in a folder: by its name, or the only RDF file; None where there is none.
+
+    Args:
+        folder: where to look.
+    """
+    there = sorted(path for path in folder.iterdir() if suffix(path) in SUFFIXES and path.is_file())
+    found = [path for path in there if path.name.partition(".")[0].lower() in STEMS]
+    found = found or [path for path in there if suffix(path) in (".ttl", ".rdf", ".skos", ".nt")]
+    if len(found) > 1:
+        raise DataError(
+            f"{found[0].name} and {found[1].name} may both be the vocabulary; name one with --label-vocabulary", folder
+        )
+    return found[0] if found else None
+
+
+def read_vocabulary(path: Path, settings: ReadSettings, files: TextFiles) -> Vocabulary:
+    """Read a vocabulary.
+
+    Args:
+        path: the file; its suffix says of what kind it is.
+        settings: language and label fields.
+        files: reads the text files of the data set.
+
+    Raises:
+        DataError: a file that cannot be read, or one without the language.
+        SettingsError: label fields that this vocabulary does not have.
+        MissingExtraError: a SKOS file, but rdflib is not installed.
+    """
+    kind = suffix(path)
+    if not path.is_file():
+        raise DataError("there is no such vocabulary file", path)
+    if kind not in SUFFIXES:
+        raise DataError(f"a vocabulary is a file of kind {', '.join(SUFFIXES)}, plain or .gz", path)
+    fields = _fields(settings.label_fields)
+    if kind in RDF:
+        return _read_skos(path, settings.language, fields)
+    if fields != ("preferred",):
+        raise SettingsError(f"label_fields: {path} has preferred labels only; alternative and broader ones need SKOS")
+    return files.read(path, lambda stream: _read_table(stream, path, settings.language))
+
+
+def _fields(asked: str) -> tuple[str, ...]:
+    parts = tuple(asked.split("+")) if asked != "auto" else FIELDS[:1]
+    if parts[0] != "preferred" or len(set(parts)) < len(parts) or not set(parts) <= set(FIELDS):
+        known = "preferred, preferred+alternative, preferred+broader, preferred+alternative+broader"
+        raise SettingsError(f"label_fields of a vocabulary must be one of auto, {known}, got {asked!r}")
+    return tuple(field for field in FIELDS if field in parts)
+
+
+def _choose_language(asked: str | None, found: Mapping[str, int], path: Path) -> str:
+    """The asked language, else English where there is any, else the most frequent one."""
+    order = sorted(found, key=lambda language: (-found[language], language))
+    shown = ", ".join(f"{language} ({found[language]:,} concepts)" for language in order[:12])
+    if asked is not None:
+        if found and asked.lower() not in found:
+            raise DataError(f"there is no label in the language {asked!r}, only in {shown}", path)
+        return asked.lower() if found else ""
+    chosen = "en" if "en" in found else order[0] if found else ""
+    if len(found) > 1:
+        logger.info("%s: there are labels in %s; taking %s (--language takes another)", path, shown, chosen)
+    return chosen
+
+
+def _checked(
+    path: Path, uris: Sequence[str], names: Sequence[str], texts: Sequence[str], language: str, fields: Sequence[str]
+) -> Vocabulary:
+    """Concepts with a name become labels, the others are withdrawn; counted and said."""
+    kept = [row for row, name in enumerate(names) if name]
+    if not kept:
+        raise DataError("no concept has a label", path)
+    withdrawn = [uri for uri, name in zip(uris, names, strict=True) if not name]
+    if withdrawn:
+        where = f" in {language}" if language else ""
+        logger.info("%s: %d of %d concepts have no label%s and are left out", path, len(withdrawn), len(uris), where)
+    return Vocabulary(
+        path=path,
+        labels=Labels([uris[row] for row in kept], [texts[row] for row in kept]),
+        names=[names[row] for row in kept],
+        withdrawn=withdrawn,
+        language=language,
+        fields="+".join(fields),
+    )
+
+
+# TSV and CSV
+
+
+def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
+    uris: list[str] = []
+    lines = array("q")
+    columns: dict[str, list[str]] = {}
+    rows = _tsv_rows(stream, path) if suffix(path) == ".tsv" else records(stream, path)
+    for line, record in rows:
+        if "uri" not in record:
+            raise DataError(f"there is no column 'uri', only {listed(record)}", path, line)
+        if not columns:
+            columns = {name: [] for name in record if name == "label" or name.startswith("label_")}
+        if not columns:
+            raise DataError(f"there is no column 'label_en' or of another language, only {listed(record)}", path, line)
+        uri = bare(text_value(record["uri"], "uri", path, line))
+        if not uri:
+            raise DataError("the concept has no URI", path, line)
+        uris.append(uri)
+        lines.append(line)
+        for name, values in columns.items():
+            values.append(text_value(record[name], name, path, line).strip())
+    if not uris:
+        raise DataError("the file has no concepts", path)
+    check_unique(uris, "concept", path, lines)
+    by_language = {name.removeprefix("label_").lower(): values for name, values in columns.items() if name != "label"}
+    found = {language: sum(map(bool, values)) for language, values in by_language.items()}
+    language = _choose_language(asked, found, path)
+    names = by_language.get(language, columns.get("label", []))
+    return _checked(path, uris, names, names, language, FIELDS[:1])
+
+
+def _tsv_rows(stream: TextIO, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    for line, row in enumerate(plain_lines(stream), start=1):
+        if not row.strip():
+            continue
+        cells = row.split("\t")
+        if line == 1 and cells[0].strip() == "uri":
+            continue  # a header, which some tools write
+        if len(cells) > 3:
+            message = f"expected <uri>, label and perhaps a notation, but the row has {len(cells)} fields"
+            raise DataError(message, path, line)
+        yield line, {"uri": cells[0], "label": cells[1] if len(cells) > 1 else ""}
+
+
+# SKOS
+
+
+def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabulary:
+    concepts = _parse(path)
+    if not concepts.known:
+        raise DataError("there is no skos:Concept in it", path)
+    uris = sorted(concepts.known)
+    found = Counter(language for uri in uris for language in concepts.preferred.get(uri, {}) if language)
+    language = _choose_language(asked, found, path)
+
+    def labels(by_language: Mapping[str, Sequence[str]] | None) -> list[str]:
+        """Those of the language, else those of no stated one."""
+        given = by_language or {}
+        return sorted(set(given.get(language) or given.get("") or ()))
+
+    preferred = {
+        uri: "" if uri in concepts.deprecated else next(iter(labels(concepts.preferred.get(uri))), "") for uri in uris
+    }
+
+    def text(uri: str) -> str:
+        name = result = preferred[uri]
+        if "alternative" in fields:
+            others = [label for label in labels(concepts.alternative.get(uri)) if label != name]
+            result = "; ".join([name, *others])
+        if "broader" in fields:
+            broader = sorted({preferred[other] for other in concepts.broader.get(uri, ()) if preferred.get(other)})
+            result += f" ({'; '.join(broader)})" if broader else ""
+        return result
+
+    texts = [text(uri) for uri in uris]
+    return _checked(path, uris, [preferred[uri] for uri in uris], texts, language, fields)
+
+
+class _Concepts:
+    """What is kept of the triples of a SKOS file."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.deprecated: set[str] = set()
+        self.preferred: dict[str, dict[str, list[str]]] = defaultdict(dict)
+        self.alternative: dict[str, dict[str, list[str]]] = defaultdict(dict)
+        self.broader: dict[str, list[str]] = defaultdict(list)
+
+
+def _parse(path: Path) -> _Concepts:
+    """Read the triples one by one; only those about labels and hierarchy are kept."""
+    try:
+        from rdflib import Graph
+        from rdflib.namespace import OWL, SKOS
+        from rdflib.namespace import RDF as SYNTAX
+        from rdflib.plugins.stores.memory import SimpleMemory
+        from rdflib.term import Literal, URIRef
+    except ImportError:
+        raise MissingExtraError(f"reading {path}", "rdflib", "skos") from None
+    concepts = _Concepts()
+    labels = {SKOS.prefLabel: concepts.preferred, SKOS.altLabel: concepts.alternative}
+
+    class Kept(SimpleMemory):
+        def add(self, triple: Any, context: Any, quoted: bool = False) -> None:
+            subject, predicate, value = triple
+            if not isinstance(subject, URIRef):
+                return
+            if predicate in labels:
+                if isinstance(value, Literal) and (label := " ".join(str(value).split())):
+                    labels[predicate][str(subject)].setdefault((value.language or "").lower(), []).append(label)
+            elif predicate == SYNTAX.type:
+                if value == SKOS.Concept:
+                    concepts.known.add(str(subject))
+            elif predicate == OWL.deprecated:
+                if str(value).lower() in ("true", "1"):
+                    concepts.deprecated.add(str(subject))
+            elif predicate == SKOS.broader and isinstance(value, URIRef):
+                concepts.broader[str(subject)].append(str(value))
+            elif predicate == SKOS.narrower and isinstance(value, URIRef):
+                concepts.broader[str(value)].append(str(subject))
+
+    noise = logging.getLogger("rdflib")  # it warns of every odd literal of properties that are not read
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            kind = RDF[suffix(path)]
+            if not kind:
+                head = stream.read(500).lstrip(b"\xef\xbb\xbf \t\r\n")
+                stream.seek(0)
+                kind = "xml" if head.startswith((b"<?xml", b"<rdf", b"<!DOCTYPE")) else "turtle"
+            Graph(Kept()).parse(file=stream, format=kind, publicID="vocabulary:/")  # type: ignore[arg-type]
+    except Exception as error:  # rdflib and its parsers raise errors of many types: all mean an unusable file
+        line = getattr(error, "lines", None)
+        line = line + 1 if isinstance(line, int) else getattr(error, "getLineNumber", lambda: None)()
+        reason = getattr(error, "_why", None) or str(error).partition("\n")[0]
+        if not reason or isinstance(error, AttributeError | TypeError | LookupError | AssertionError):
+            reason = f"rdflib stops with {type(error).__name__}"
+        raise DataError(f"this is not whole {_kind_name(path)} ({' '.join(str(reason).split())})", path, line) from None
+    finally:
+        noise.setLevel(level)
+    return concepts
+
+
+def _kind_name(path: Path) -> str:
+    return {"turtle": "Turtle", "xml": "RDF/XML", "nt": "N-Triples", "": "RDF"}[RDF[suffix(path)]]

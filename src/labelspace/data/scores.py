@@ -1,0 +1,188 @@
+"""Scores of any tool, as predictions: SciPy's ``score.npz``, which is written too, sparse text, and run files."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..errors import DataError
+from ..files import atomic_file
+from ..types import Labels, Predictions
+from .formats.labels import LabelNames
+from .formats.sparse import header_numbers, read_sparse_text
+from .formats.table import suffix
+from .formats.text import TextFiles, plain_lines
+from .npz import read_npz
+
+logger = logging.getLogger("labelspace.data")
+
+SUFFIXES = (".npz", ".txt", ".tsv", ".run", ".trec")
+
+
+def save_scores(predictions: Predictions, n_labels: int, path: str | Path) -> None:
+    """Write ``score.npz``: SciPy CSR (n, L) float32 with sorted columns; a score of 0 is an entry like any other.
+
+    Args:
+        predictions: n rows; their order is that of descending scores, equal ones by label number.
+        n_labels: L.
+        path: the file.
+    """
+    kept = predictions.indices >= 0
+    indices = predictions.indices[kept]
+    if indices.size and int(indices.max()) >= n_labels:
+        raise DataError(f"predicted label number {int(indices.max())} is not one of 0 to {n_labels - 1}")
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+    matrix = sp.csr_array((predictions.scores[kept], indices, indptr), shape=(len(predictions), n_labels))
+    matrix.sort_indices()
+    _check_distinct(matrix, None)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        sp.save_npz(file, matrix, compressed=False)
+
+
+def load_scores(
+    path: str | Path,
+    n_labels: int | None = None,
+    depth: int | None = None,
+    ids: Sequence[str] | None = None,
+    label_ids: Sequence[str] | None = None,
+) -> Predictions:
+    """Read the scores of any tool: rows descending by score, equal scores by label number, padded with -1 and -inf.
+
+    A matrix (n, L), whose stored zeros are predictions, is a ``.npz`` of SciPy, of any format and type of numbers, or
+    a text file with a first line "rows columns" and then ``label:score label:score``. A run file names document, label
+    and score in a line, or has the six columns of TREC, or those that ``write_tsv`` writes; any order of lines will
+    do, and documents that it does not name have no predictions. Text files may be gzip.
+
+    Args:
+        path: the file.
+        n_labels: the L that is expected; None takes any.
+        depth: keep at most this many of a row; None keeps all, padded to the longest row.
+        ids: the n ids of the documents that are expected; None takes any number, and no run files.
+        label_ids: the L ids that a run file may name.
+
+    Raises:
+        DataError: a damaged file, other documents or labels than expected, scores that are not numbers, or a label
+            twice in a row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("the file does not exist", path)
+    if suffix(path) == ".npz":
+        matrix = read_npz(path, wide=True)
+    elif header_numbers(TextFiles().read(path, lambda stream: next(plain_lines(stream), "")), 2) is not None:
+        matrix = _read_text(path)
+    elif ids is not None and label_ids is not None:
+        matrix = _read_run(path, ids, label_ids)
+    else:
+        raise DataError("expected a first line 'rows columns'", path, 1)
+    if n_labels is not None and matrix.shape[1] != n_labels:
+        raise DataError(f"it scores {matrix.shape[1]} labels, but the data has {n_labels}", path)
+    if ids is not None and matrix.shape[0] != len(ids):
+        raise DataError(f"it has scores of {matrix.shape[0]} documents, but there are {len(ids)} to measure on", path)
+    if np.isnan(matrix.data).any():
+        raise DataError("some scores are not numbers (NaN)", path)
+    _check_distinct(matrix, path)
+    counts = np.diff(matrix.indptr).astype(np.int64)
+    rows = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    order = np.lexsort((np.negative(matrix.data), rows))  # stable, so equal scores stay in label order
+    places = np.arange(matrix.nnz, dtype=np.int64) - np.repeat(matrix.indptr[:-1].astype(np.int64), counts)
+    width = int(counts.max(initial=0))
+    if depth is not None and depth < width:
+        kept = places < depth
+        rows, order, places, width = rows[kept], order[kept], places[kept], depth
+    shape = (len(counts), width)
+    indices, scores = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=matrix.dtype)
+    indices[rows, places] = matrix.indices[order]
+    scores[rows, places] = matrix.data[order]
+    return Predictions(indices, scores)
+
+
+def _check_distinct(matrix: sp.csr_array, path: Path | None) -> None:
+    """Columns must be sorted already."""
+    if not matrix.has_canonical_format:
+        raise DataError("a row predicts the same label twice", path)
+
+
+def _read_text(path: Path) -> sp.csr_array:
+    found = read_sparse_text(path, TextFiles())
+    indptr = np.concatenate([[0], np.cumsum(np.asarray(found.counts))])
+    columns = np.asarray(found.columns)
+    beyond = np.flatnonzero(columns >= found.shape[1])
+    if len(beyond):
+        line = int(np.searchsorted(indptr, beyond[0], side="right")) + 1
+        raise DataError(f"label number {columns[beyond[0]]} is not one of 0 to {found.shape[1] - 1}", path, line)
+    matrix = sp.csr_array((np.asarray(found.values), columns, indptr), shape=found.shape)
+    matrix.sort_indices()
+    return matrix
+
+
+# Run files
+
+
+def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.csr_array:
+    numbers = {identifier: row for row, identifier in enumerate(ids)}
+    names = LabelNames(Labels(label_ids, label_ids), range(len(label_ids)), Path("the data"))
+
+    def parse(stream: TextIO) -> tuple[array[int], array[int], array[float], set[str]]:
+        rows, labels, scores = array("q"), array("q"), array("d")
+        others: set[str] = set()
+        for line, row in enumerate(plain_lines(stream), start=1):
+            if not row.strip():
+                continue
+            found = _run_columns(row)
+            if found is None:
+                raise DataError(
+                    f"expected document, label and score, or TREC's six columns, got {row[:60]!r}", path, line
+                )
+            document, label, written = found
+            try:
+                score = float(written)
+            except ValueError:
+                if line == 1:
+                    continue  # a header
+                raise DataError(f"the score must be a number, got {written[:60]!r}", path, line) from None
+            if document not in numbers:
+                others.add(document)
+                continue
+            rows.append(numbers[document])
+            labels.append(names.number(label, path, line))
+            scores.append(score)
+        return rows, labels, scores, others
+
+    rows, labels, scores, others = TextFiles().read(path, parse)
+    shape = (len(ids), len(label_ids))
+    if not rows:
+        shown = ", ".join(map(repr, sorted(others)[:3])) or "none"
+        raise DataError(f"none of its documents ({shown}) is one to measure on ({ids[0]!r}, for example)", path)
+    if others:
+        logger.warning("%s: %d documents are not measured on, such as %r", path, len(others), min(others))
+    missing = len(ids) - len(np.unique(np.asarray(rows)))
+    if missing:
+        logger.warning(
+            "%s: %d of %d documents have no scores and count as without predictions", path, missing, len(ids)
+        )
+    order = np.lexsort((np.asarray(labels), np.asarray(rows)))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(np.asarray(rows), minlength=len(ids)))])
+    return sp.csr_array((np.asarray(scores)[order], np.asarray(labels)[order], indptr), shape=shape)
+
+
+def _run_columns(row: str) -> tuple[str, str, str] | None:
+    """Document, label and score of a line, or None."""
+    cells = [cell.strip() for cell in row.split("\t")]
+    if len(cells) == 1:
+        cells = row.split()
+    match len(cells):
+        case 3:
+            return cells[0], cells[1], cells[2]
+        case 5:  # id, rank, label_id, label, score
+            return cells[0], cells[2], cells[4]
+        case 6:  # document, Q0, label, rank, score, name of the run
+            return cells[0], cells[2], cells[4]
+        case _:
+            return None
