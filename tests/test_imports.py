@@ -26,6 +26,7 @@ ROWS = [
     {"data.formats.annif"},
     {"data.formats"},
     {"data", "data.scores", "encoders", "memory"},
+    {"data.conversion"},
     {"gradcache", "data.batches", "negatives", "checkpoint"},
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},

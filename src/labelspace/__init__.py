@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import losses
     from .data import load
+    from .data.conversion import convert
     from .errors import DataError, LabelspaceError, MissingExtraError, ModelError, ResourceError, SettingsError
     from .evaluation import evaluate
     from .model import Model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": ".data",
+    "convert": ".data.conversion",
     "train": ".recipes",
     "evaluate": ".evaluation",
     "Model": ".model",
@@ -50,6 +52,7 @@ __all__ = [
     "ResourceError",
     "SettingsError",
     "__version__",
+    "convert",
     "evaluate",
     "load",
     "losses",

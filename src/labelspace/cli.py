@@ -1,4 +1,4 @@
-"""The command line: ``labelspace quickstart | info | train | evaluate | predict``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | predict``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage. What the commands do is in `commands`, which is loaded when one of them runs.
@@ -64,6 +64,7 @@ app = App(
 COMMANDS = {
     "quickstart": "Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.",
     "info": "Describe a data set: counts, lengths, label frequencies, and the memory that training would take.",
+    "convert": "Write a data set in another format, so that reading it again gives the same.",
     "train": "Train a model and save it with its log and settings.",
     "evaluate": "Measure a model, or the scores of any tool, on a data set.",
     "predict": "Predict labels for texts.",

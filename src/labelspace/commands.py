@@ -36,8 +36,7 @@ class DataOptions:
 
     Args:
         fields: of LF documents: title, title+content or auto.
-        label_fields: of LF and BEIR labels: title, title+content or auto; of SKOS: preferred, to which +alternative and
-            +broader may be added.
+        label_fields: of LF and BEIR labels: title, title+content or auto; of SKOS: preferred+alternative+broader.
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
@@ -142,6 +141,39 @@ def info(data: Path, *, options: DataOptions = DataOptions(), output: Output = O
         _print_json(report)
     else:
         print(render(report))
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    to: Literal["lf", "jsonl", "csv", "parquet"],
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Write a data set in another format, so that reading it again gives the same.
+
+    Parameters
+    ----------
+    src
+        Folder or file.
+    dst
+        Folder to write, whole or not at all; it is read without any flag.
+    to
+        lf, jsonl, csv or parquet.
+    overwrite
+        Replace a folder that was written by this command before.
+    """
+    from .data.conversion import convert as write
+
+    data = write(src, dst, to=to, overwrite=overwrite, **_as_keywords(options))
+    counts = {"train": len(data.train), "valid": len(data.valid), "test": 0 if data.test is None else len(data.test)}
+    if output.json:
+        _print_json({"data": str(dst), "format": to, "documents": counts, "labels": len(data.labels)})
+    else:
+        shown = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+        print(f"wrote {dst}: {shown} documents, {len(data.labels)} labels")
 
 
 def train(
@@ -372,10 +404,14 @@ def _write(predictions: Predictions, ids: list[str], texts: list[str], style: st
             writers.write_table(predictions, ids, stream)
 
 
+def _as_keywords(options: DataOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in DataOptions.__dataclass_fields__}
+
+
 def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
     from .data import load
 
-    data = load(path, **{name: getattr(options, name) for name in DataOptions.__dataclass_fields__}, seed=seed)
+    data = load(path, **_as_keywords(options), seed=seed)
     logger.info("read %s: %d documents, %d labels", data.name, len(data.train), len(data.labels))
     return data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,8 +53,8 @@ def load(
       with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
       a labels file the labels are the sorted names of train, followed by names that only other splits have.
 
-    Every file may be gzip. ``train`` is the training set as shipped; unless validation documents are shipped,
-    ``valid`` is a seeded part of its rows.
+    Every file may be gzip. A folder that ``convert`` wrote says in ``labelspace.json`` how it is read. ``train`` is the
+    training set as shipped; unless validation documents are shipped, ``valid`` is a seeded part of its rows.
 
     Args:
         path: the folder or file.
@@ -79,9 +80,10 @@ def load(
         SettingsError: an option out of bounds.
     """
     path = Path(path).expanduser()
+    record = _read_record(path / RECORD)
     settings = ReadSettings(
-        fields=fields,
-        label_fields=label_fields,
+        fields=record.get("fields", fields) if fields == "auto" else fields,
+        label_fields=record.get("label_fields", label_fields) if label_fields == "auto" else label_fields,
         text_column=text_column,
         label_column=label_column,
         separator=separator,
@@ -90,11 +92,13 @@ def load(
         language=language,
         keep_parts=keep_parts,
     )
-    name = path.resolve().name
+    name = record.get("name", path.resolve().name)
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem
     _check_hold_out(valid_fraction, valid_max)
-    splits, format = formats.read(path, name, settings, format)
+    splits, format = formats.read(path, name, settings, format or record.get("format"))
+    if "texts" in record:
+        splits.options["texts"] = record["texts"]
     rows = np.zeros(0, dtype=np.int64)
     valid = splits.valid
     if valid is None:
@@ -105,6 +109,22 @@ def load(
     options: dict[str, str | int | float | None] = {"format": format, **splits.options, "seed": seed}
     options.update(valid_fraction=valid_fraction, valid_max=valid_max)
     return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
+
+
+RECORD = "labelspace.json"
+"""In a folder that was written by ``convert``: the data set's name, and how its files are read."""
+
+
+def _read_record(path: Path) -> dict[str, str]:
+    """Name, format, fields, label_fields and texts, as far as the folder has a record of them."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"this record cannot be read ({reason}); convert the data again, or delete it", path) from None
+    if not isinstance(record, dict) or not all(isinstance(value, str) for value in record.values()):
+        raise DataError("this record is not one of names and texts; convert the data again, or delete it", path)
+    return record
 
 
 def lacks_texts(options: Mapping[str, object], split: str) -> bool:

@@ -23,7 +23,7 @@ from ...types import Corpus, Labels
 from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
 from .filters import find_pairs
 from .labels import LabelNames
-from .lf import FIELDS
+from .lf import FIELDS, record_text
 from .text import TextFiles, json_lines, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
@@ -66,8 +66,11 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     if fields not in FIELDS:
         raise SettingsError(f"label_fields must be one of auto, {', '.join(FIELDS)}, got {settings.label_fields!r}")
 
-    labels, names = files.read(corpus, lambda stream: _read_labels(stream, corpus, fields, settings.keep_parts))
-    ids, texts = files.read(queries, lambda stream: _read_queries(stream, queries))
+    unread: dict[str, None] = {}
+    labels, names = files.read(corpus, lambda stream: _read_labels(stream, corpus, fields, settings.keep_parts, unread))
+    ids, texts = files.read(queries, lambda stream: _read_queries(stream, queries, unread))
+    if unread:
+        logger.warning("%s: metadata is not read: %s", name, listed(unread))
     numbers = {identifier: row for row, identifier in enumerate(ids)}
     judged = {
         split: files.read(path, partial(_read_qrels, path=path, numbers=numbers, queries=queries, names=names))
@@ -116,7 +119,14 @@ def _identifier(record: Mapping[str, object], path: Path, line: int) -> str:
     return identifier
 
 
-def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> tuple[Labels, LabelNames]:
+def _others(record: Mapping[str, object]) -> dict[str, None]:
+    """Keys with something in them that is not read."""
+    return dict.fromkeys(key for key, value in record.items() if key not in ("_id", "title", "text") and value)
+
+
+def _read_labels(
+    stream: TextIO, path: Path, fields: str, keep_parts: bool, unread: dict[str, None]
+) -> tuple[Labels, LabelNames]:
     ids: list[str] = []
     texts: list[str] = []
     lines = array("q")
@@ -125,8 +135,9 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> t
         title, content = (text_value(record.get(column), column, path, line) for column in ("title", "text"))
         if "title" not in record and "text" not in record:
             raise DataError(f"neither 'title' nor 'text' is there, only {listed(record)}", path, line)
+        unread.update(_others(record))
         ids.append(_identifier(record, path, line))
-        texts.append(title if fields == "title" else f"{title} {content}" if title and content else title or content)
+        texts.append(record_text({"title": title, "content": content}, fields, path, line))
         lines.append(line)
         if keep_parts:
             parts["title"].append(title)
@@ -137,13 +148,14 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> t
     return Labels(ids, texts, parts if keep_parts else None), LabelNames(Labels(ids, ids), lines, path)
 
 
-def _read_queries(stream: TextIO, path: Path) -> tuple[list[str], list[str]]:
+def _read_queries(stream: TextIO, path: Path, unread: dict[str, None]) -> tuple[list[str], list[str]]:
     ids: list[str] = []
     texts: list[str] = []
     lines = array("q")
     for line, record in json_lines(stream, path):
         if "text" not in record:
             raise DataError(f"there is no 'text', only {listed(record)}", path, line)
+        unread.update(_others(record))
         ids.append(_identifier(record, path, line))
         texts.append(text_value(record["text"], "text", path, line))
         lines.append(line)

@@ -159,7 +159,7 @@ def parse_table(
         if not identifier:
             raise DataError("the label has no id", path, line)
         if text_column is not None:
-            text = text_value(record[text_column], text_column, path, line).strip()
+            text = text_value(record[text_column], text_column, path, line)
         elif "title" in record or "content" in record:
             composed = True
             text = record_text(record, fields, path, line)

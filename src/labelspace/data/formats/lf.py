@@ -1,7 +1,8 @@
 """LF data sets of the Extreme Classification Repository: one JSON object a line, labels with text.
 
 ``trn.json``, ``tst.json`` and ``lbl.json``, plain or gzip, with ``uid``, ``title``, ``content``, ``target_ind``
-(row numbers of ``lbl.json``) and ``target_rel``. There are as many labels as lines of ``lbl.json``.
+(row numbers of ``lbl.json``) and ``target_rel``. There are as many labels as lines of ``lbl.json``. Validation
+documents may come apart, in ``val.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .filters import find_pairs
 from .text import TextFiles, json_lines, listed, text_value
 
 FIELDS = ("title", "title+content")
-LOOKED_FOR = "trn.json and lbl.json (and tst.json), plain or .gz"
+LOOKED_FOR = "trn.json and lbl.json (and tst.json, val.json), plain or .gz"
 
 
 def _file(folder: Path, stem: str) -> Path | None:
@@ -54,7 +55,7 @@ def choose_fields(asked: str, name: str) -> str:
 
 
 def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int) -> str:
-    """The text of one document or label.
+    """The text of one document or label, as written; a blank stands between title and content where both are there.
 
     Args:
         record: the JSON object.
@@ -66,15 +67,16 @@ def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int) -
         raise DataError(f"neither 'title' nor 'content' is there, only {listed(record)}", path, line)
     title = text_value(record.get("title"), "title", path, line)
     if fields == "title":
-        return title.strip()
-    return f"{title} {text_value(record.get('content'), 'content', path, line)}".strip()
+        return title
+    content = text_value(record.get("content"), "content", path, line)
+    return f"{title} {content}" if title and content else title or content
 
 
 def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     """Read an LF folder.
 
     Args:
-        folder: holds trn, lbl and perhaps tst.
+        folder: holds trn, lbl and perhaps tst and val.
         name: the data set's name, which chooses the fields when they are "auto".
         settings: fields and encoding.
     """
@@ -86,16 +88,16 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     files = TextFiles(settings.encoding)
 
     space = files.read(labels, lambda stream: _read_labels(stream, labels, label_fields, settings.keep_parts))
-    test = _file(folder, "tst")
     corpora = {
         split: _read_corpus(files, folder, path, split, fields, len(space), settings.keep_parts)
-        for split, path in (("train", train), ("test", test))
+        for split, path in (("train", train), ("test", _file(folder, "tst")), ("valid", _file(folder, "val")))
         if path is not None
     }
     return Splits(
         labels=space,
         train=corpora["train"],
         test=corpora.get("test"),
+        valid=corpora.get("valid"),
         options={"fields": fields, "label_fields": label_fields, "encoding": files.found},
     )
 
@@ -111,7 +113,7 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> L
     parts = TextParts()
     for line, record in json_lines(stream, path):
         _check_row(len(ids), line, path)
-        ids.append(given_id(record, ("uid",), path, line) or str(len(ids)))
+        ids.append((given_id(record, ("uid",), path, line) or "").strip() or str(len(ids)))
         texts.append(record_text(record, fields, path, line))
         if keep_parts:
             parts.add(record, path, line)
@@ -164,5 +166,5 @@ def _read_corpus(
         return ids, texts, build_targets(counts, columns, values, n_labels, path), parts.found(len(ids))
 
     ids, texts, targets, parts = files.read(path, parse)
-    pairs, source = find_pairs(folder, split, (len(texts), n_labels))
+    pairs, source = (None, None) if split == "valid" else find_pairs(folder, split, (len(texts), n_labels))
     return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source, parts=parts)
