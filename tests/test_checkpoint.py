@@ -92,8 +92,8 @@ def test_killed_and_resumed_equals_unbroken(
 
 def test_sigkill(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "labelspace", "train", str(toy_folder), "--quiet"]
-    options = ["--base", str(tiny_transformer), "--epochs", "30", "--batch-size", "16", "--patience", "0"]
-    options += ["--checkpoint-minutes", "0.0001", "--lr", "0.03"]
+    options = ["--base", str(tiny_transformer), "--epochs", "12", "--batch-size", "16", "--patience", "0"]
+    options += ["--checkpoint-minutes", "0.005", "--lr", "0.03"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     process = subprocess.Popen([*command, "--out", str(broken), *options], env=environment)

@@ -220,7 +220,8 @@ def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, 
     process.stderr.close()
     assert process.wait(60) == 0, rest
     assert "interrupted at step" in rest and "Traceback" not in rest
-    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert "go on with --resume" in rest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "m.checkpoint"]
     model = ls.Model.load(tmp_path / "m")
     assert model.info["fit"]["stopped"] == "interrupted" and model.info["fit"]["best_step"] > 0
     assert model.predict("a red oak").indices.shape == (1, 5)
