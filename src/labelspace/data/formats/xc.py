@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from ...errors import DataError
 from ...types import Corpus, Labels
 from ..npz import read_npz
-from .corpus import ReadSettings, Splits, build_targets, merge_duplicates
+from .corpus import ReadSettings, Splits, build_targets, merge_duplicates, wrong_relevances
 from .filters import find_pairs
 from .text import TextFiles, find_file, plain_lines
 
@@ -95,14 +95,14 @@ def _read_corpus(files: TextFiles, folder: Path, split: str, labels: Labels, lab
 
 
 def _read_npz_targets(path: Path) -> sp.csr_array:
-    matrix = read_npz(path)
+    matrix = read_npz(path, wide=True)
     matrix.eliminate_zeros()
-    wrong = np.flatnonzero(~((matrix.data > 0) & (matrix.data <= 1)))
+    wrong = wrong_relevances(matrix.data)
     if len(wrong):
         row = int(np.searchsorted(matrix.indptr, wrong[0], side="right")) - 1
         value, column = float(matrix.data[wrong[0]]), int(matrix.indices[wrong[0]])
         raise DataError(f"relevance {value:g} in row {row}, column {column} is not above 0 and at most 1", path)
-    return merge_duplicates(matrix)
+    return merge_duplicates(matrix).astype(np.float32)  # SciPy would add up what is there twice
 
 
 def _read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, int], None]) -> sp.csr_array:
@@ -115,7 +115,7 @@ def _read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, 
             raise DataError(f"expected a header 'rows columns', got {' '.join(header)[:60]!r}", path, 1)
         n_rows, n_labels = map(int, header)
         check_shape(n_rows, n_labels)
-        counts, columns, values = array("q"), array("q"), array("f")
+        counts, columns, values = array("q"), array("q"), array("d")
         for number, line in enumerate(lines, start=2):
             if not _ROW.fullmatch(line):
                 raise DataError(f"expected 'label:value label:value', got {line[:60]!r}", path, number)
