@@ -42,7 +42,12 @@ def test_jsonl_relevances(tmp_path):
         ),
         ("text;labels;relevances", ["a;x|y;0.5|1", "b;y;.75"], "|", [".5 1", ".75"]),
         ("text\tlabels\trelevances", ["a\t1 2\t0.5 1", "b\t2\t1"], " ", [".5 1", "1"]),
-        ("text\tlabels\trelevances", ['a\t["x", "y"]\t[0.5, 1]', "b\t[]\t[]", "c\t['x']\t"], "[]", [".5 1", "", "1"]),
+        (
+            "text\tlabels\trelevances",
+            ['a\t["x", "y"]\t[0.5, 1]', "b\t[]\t[]", "c\t['x']\t", 'd\t["x", ""]\t[0.1, null]'],
+            "[]",
+            [".5 1", "", "1", ".1"],
+        ),
         ("text\tlabel\trelevances", ["a\tx\t0.5", "b\ty\t1"], "", [".5", "1"]),
         ("text\tlabels\trelevances", ["a\tx;;y\t0.5;;1"], ";", [".5 1"]),
     ],
@@ -75,6 +80,7 @@ def test_text_relevances(tmp_path, header, rows, separator, expected, stated):
         (["x"], [float("nan")], ["relevance nan"]),
         (["x"], [float("inf")], ["relevance inf"]),
         (["x"], [10**400], ["relevance 1000"]),
+        (["x"], [1e-50], ["relevance 1e-50"]),
         (["x", ""], [1, 0.5], ["relevance 0.5 has no label"]),
         (["x"], {"x": 1}, ["list of numbers"]),
         (["x"], "1", ["list of numbers"]),
@@ -232,6 +238,11 @@ def test_repeated_columns_and_keys_are_refused(tmp_path):
 def test_the_separator_of_a_csv_is_not_sought_within_quotes(tmp_path):
     data = load(put(tmp_path / "a.csv", '"text";"labels";"notes, remarks, and, so, on"\na;x;\n'))
     assert list(data.train.texts) == ["a"]
+
+
+def test_a_cell_among_lists_must_be_one(tmp_path):
+    path = put(tmp_path / "a.tsv", "text\tlabels\na\t['x', 'y']\nb\tnan\nc\t['y']\n")
+    refused(path, "a.tsv, line 3", "list of labels", "'nan'")
 
 
 def test_neighbouring_strings_are_not_joined(tmp_path):

@@ -76,7 +76,8 @@ class FitSettings:
     Args:
         epochs: passes over the training documents.
         batch_size: documents in a step.
-        lr: highest learning rate; 3e-3 for ``static`` and 2e-4 for a transformer when not given.
+        lr: highest learning rate; when not given, 3e-3 for ``static``, and for a transformer 4e-4 times 384 / width,
+            4e-4 at most.
         weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
         warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.

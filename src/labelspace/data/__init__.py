@@ -159,7 +159,7 @@ def require_texts(data: Dataset, split: str = "train") -> None:
 # Validation
 
 _GAPS = re.compile(r"[\W_]+")
-_FIRST_WORDS = 60
+_FIRST_WORDS = 16
 
 
 def _check_hold_out(fraction: float, maximum: int) -> None:
@@ -188,12 +188,13 @@ def hold_out(texts: Sequence[str], fraction: float, maximum: int, seed: int) -> 
     target = max(1, min(int(fraction * len(texts)), maximum))
 
     # Groups are named by their first row. Few texts share their first words, so only those are compared in full.
-    words = np.fromiter((hash(_first_words(text)) for text in texts), dtype=np.int64, count=len(texts))
-    _, first, inverse, counts = np.unique(words, return_index=True, return_inverse=True, return_counts=True)
+    starts = np.fromiter((hash(_first_words(text)) for text in texts), dtype=np.int64, count=len(texts))
+    _, first, inverse, counts = np.unique(starts, return_index=True, return_inverse=True, return_counts=True)
     group = first[inverse]
-    seen: dict[str, int] = {}
+    seen: dict[bytes, int] = {}
     for row in np.flatnonzero(counts[inverse] > 1).tolist():
-        group[row] = seen.setdefault(" ".join(_GAPS.split(texts[row])).strip().casefold(), row)
+        words = " ".join(_GAPS.split(texts[row])).strip().casefold().encode("utf-8", "surrogatepass")
+        group[row] = seen.setdefault(hashlib.blake2b(words, digest_size=16).digest(), row)
     groups, inverse, sizes = np.unique(group, return_inverse=True, return_counts=True)
 
     order = np.random.default_rng(seed).permutation(len(groups))

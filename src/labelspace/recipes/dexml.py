@@ -373,9 +373,19 @@ def fill_in(settings: DexmlSettings, encoder: Encoder) -> DexmlSettings:
         device=str(encoder.device),
         precision=precision,
         max_tokens=encoder.max_tokens,
-        lr=settings.lr or (3e-3 if static else 2e-4),
+        lr=settings.lr or (3e-3 if static else default_rate(encoder)),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
     )
+
+
+def default_rate(encoder: Encoder) -> float:
+    """The learning rate of a transformer: 4e-4 for a width of 384, and less the wider it is.
+
+    Args:
+        encoder: what will be trained.
+    """
+    width = encoder.transformer.config.hidden_size if isinstance(encoder, TransformerEncoder) else encoder.dim
+    return float(f"{4e-4 * 384 / max(384, width):.2g}")
 
 
 def shape_of(encoder: Encoder) -> Shape:

@@ -1,6 +1,6 @@
 """Labels and relevances within one cell of a table: what stands between them, and which relevance is whose.
 
-The separator of labels, unless one is stated, is found out from all cells: cells that are all ``[...]`` are lists;
+The separator of labels, unless one is stated, is found out from all cells: cells that mostly are ``[...]`` are lists;
 with a labels file, the separator under which most parts are known labels; else ";" or "|", whichever is in more cells;
 else "," (only in a column of several labels, so not in ``label``); else a space, when the parts are all whole numbers
 or URIs; else a cell is one label. Relevances are separated like the labels of their row.
@@ -20,6 +20,7 @@ LISTS = "[]"
 
 _NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
 _DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_ZERO = 2.0**-150  # and what is below are 0 in float32
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
 _PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL)
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
@@ -36,7 +37,7 @@ def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str
     Returns:
         The separator ("" for one label a cell, "[]" for lists), and whether it is a guess.
     """
-    if cells and all(cell.startswith("[") and cell.endswith("]") for cell in cells):
+    if 2 * sum(cell.startswith("[") and cell.endswith("]") for cell in cells) > len(cells):
         return LISTS, False
     telling = [cell for cell in cells if any(mark in cell for mark in ";|, ")]
     if knows is not None:
@@ -75,10 +76,10 @@ def split_labels(cell: str, separator: str) -> list[str]:
 
 
 def _split(cell: str, separator: str) -> list[str]:
-    """The parts of a cell, stripped; empty ones keep their place, but not at the end."""
+    """The parts of a cell, stripped; empty ones keep their place, save those behind the last separator."""
     if separator == LISTS:
-        parts = _list_of_names(cell.strip()) if cell.strip() else []
-    elif separator == "":
+        return [part.strip() for part in _list_of_names(cell.strip())] if cell.strip() else []
+    if separator == "":
         parts = [cell]
     elif separator.isspace():
         parts = cell.split() if separator == " " else cell.split(separator)
@@ -161,7 +162,7 @@ def pair(names: Sequence[str], relevances: object) -> tuple[list[str], list[floa
             continue
         if not name:
             raise ValueError(f"relevance {str(value)[:60]} has no label")
-        if type(value) not in (int, float) or not 0 < value <= 1:
+        if type(value) not in (int, float) or not _ZERO < value <= 1:
             shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60]
             raise ValueError(f"relevance {shown} of label {name[:80]!r} is not a number above 0 and at most 1")
         kept.append(name)

@@ -15,9 +15,6 @@ from ...errors import DataError, unit
 from ...types import Corpus, Labels
 from .text import text_value
 
-SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
-"""Relevances below this would be lost in float32."""
-
 
 @dataclass(frozen=True)
 class ReadSettings:
@@ -170,7 +167,7 @@ def build_targets(
         row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
         number = int(indices[wrong[0]])
         raise DataError(f"label number {number} is not one of 0 to {n_labels - 1}", path, row + first_line)
-    wrong = np.flatnonzero(~((given >= SMALLEST) & (given <= 1)))
+    wrong = wrong_relevances(given)
     if len(wrong):
         row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
         raise DataError(
@@ -180,6 +177,15 @@ def build_targets(
         )
     data = given.astype(np.float32, copy=False)
     return merge_duplicates(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_labels)))
+
+
+def wrong_relevances(values: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
+    """Places of values that are not above 0, in float32 too, and at most 1.
+
+    Args:
+        values: (n,) relevances.
+    """
+    return np.flatnonzero(~((values <= 1) & (np.minimum(values, 1).astype(np.float32) > 0)))
 
 
 def merge_duplicates(matrix: sp.csr_array) -> sp.csr_array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +20,9 @@ NAMES = {
 }
 
 
+_PAIR = re.compile(r"\s*(\d{1,18})\s+(\d{1,18})\s*", re.ASCII)
+
+
 def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Read a filter file: two whole numbers a line, document row and label number; it may be empty.
 
@@ -34,15 +38,12 @@ def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64
     def parse(stream: TextIO) -> tuple[array[int], array[int]]:
         flat, lines = array("q"), array("q")
         for number, line in enumerate(plain_lines(stream), start=1):
-            parts = line.split()
-            if not parts:
+            if not line.strip():
                 continue
-            try:
-                row, label = parts
-                flat.extend((int(row), int(label)))
-            except (ValueError, OverflowError):
-                message = f"expected a document row and a label number, got {line[:60]!r}"
-                raise DataError(message, path, number) from None
+            match = _PAIR.fullmatch(line)
+            if match is None:
+                raise DataError(f"expected a document row and a label number, got {line[:60]!r}", path, number)
+            flat.extend((int(match[1]), int(match[2])))
             lines.append(number)
         return flat, lines
 

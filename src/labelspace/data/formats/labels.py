@@ -117,11 +117,13 @@ def parse_list(stream: TextIO, path: Path) -> LabelNames:
         stream: the open text.
         path: the file, for messages.
     """
-    names = []
+    names: list[str] = []
     for number, line in enumerate(plain_lines(stream), start=1):
-        names.append(line.strip())
-        if not names[-1]:
-            raise DataError("the label name is empty", path, number)
+        name = line.strip()
+        if name and number > len(names) + 1:
+            raise DataError("the label name is empty", path, len(names) + 1)
+        if name:
+            names.append(name)
     return _checked(Labels(names, names), range(1, len(names) + 1), path, bare=True)
 
 

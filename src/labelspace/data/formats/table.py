@@ -164,15 +164,18 @@ def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _named(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     header: list[str] | None = None
+    first: list[str] = []
     for line, row in rows:
         if header is None:
-            header = [column.strip() for column in row]
+            header, first = [column.strip() for column in row], row
             for column in header:
                 if column and header.count(column) > 1:
                     raise DataError(f"the header has the column {column[:80]!r} twice; rename one", path, line)
         elif len(row) != len(header):
             message = f"the row has {len(row)} fields, but the header has {len(header)} ({listed(header)})"
             raise DataError(message, path, line)
+        elif row == first:
+            raise DataError("the header is repeated here, as if two files were one; remove this line", path, line)
         else:
             yield line, dict(zip(header, row, strict=True))
 
@@ -231,7 +234,7 @@ class _File:
             wrong = next(name for name in names if type(name) not in (str, int))
             message = f"{column!r} must hold names or whole numbers, not {str(wrong)[:60]!r}"
             raise DataError(message, self.path, line)
-        labels = [str(name).strip() for name in names]
+        labels = list(map(str.strip, map(str, names)))
         values = None
         if relevances is not None:
             try:

@@ -48,6 +48,7 @@ class TextFiles:
     def __init__(self, encoding: str | None = None):
         try:
             name = None if encoding is None else codecs.lookup(encoding).name
+            b"".decode(name or "utf-8")
         except (LookupError, ValueError):
             raise SettingsError(f"encoding {encoding!r} is not known; use utf-8 or latin-1, for example") from None
         self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
@@ -85,8 +86,6 @@ class TextFiles:
                 ) from None
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise DataError(f"the gzip file is damaged or cut short ({error}); fetch it again", path) from None
-            except LookupError as error:
-                raise SettingsError(str(error)) from None
             except OSError as error:
                 raise DataError(f"the file cannot be read ({error.strerror or error})", path) from None
             if encoding == "latin-1" and self._stated is None:

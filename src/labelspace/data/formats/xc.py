@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from ...errors import DataError
 from ...types import Corpus, Labels
 from ..npz import read_npz
-from .corpus import ReadSettings, Splits, build_targets, merge_duplicates
+from .corpus import ReadSettings, Splits, build_targets, merge_duplicates, wrong_relevances
 from .filters import find_pairs
 from .sparse import read_sparse_text
 from .text import TextFiles, find_file, plain_lines
@@ -97,14 +97,14 @@ def read_npz_targets(path: Path) -> sp.csr_array:
     Args:
         path: the ``.npz`` file.
     """
-    matrix = read_npz(path)
+    matrix = read_npz(path, wide=True)
     matrix.eliminate_zeros()
-    wrong = np.flatnonzero(~((matrix.data > 0) & (matrix.data <= 1)))
+    wrong = wrong_relevances(matrix.data)
     if len(wrong):
         row = int(np.searchsorted(matrix.indptr, wrong[0], side="right")) - 1
         value, column = float(matrix.data[wrong[0]]), int(matrix.indices[wrong[0]])
         raise DataError(f"relevance {value:g} in row {row}, column {column} is not above 0 and at most 1", path)
-    return merge_duplicates(matrix)
+    return merge_duplicates(matrix).astype(np.float32)  # SciPy would add up what is there twice
 
 
 def read_text_targets(path: Path, files: TextFiles, check_shape: Callable[[int, int], None]) -> sp.csr_array:
