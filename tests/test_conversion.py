@@ -117,7 +117,7 @@ def reread(folder: Path) -> Dataset:
     return load(folder, keep_parts=True, valid_fraction=0.0)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(datasets(), st.lists(st.sampled_from(FORMATS), min_size=2, max_size=2))
 def test_every_format_gives_the_same_back(data, chain):
     with tempfile.TemporaryDirectory() as name:
@@ -307,6 +307,9 @@ def test_a_set_without_training_documents_is_refused(tmp_path):
 def test_options_are_checked(tmp_path):
     with pytest.raises(SettingsError, match="lf, jsonl, csv, parquet, got 'xml'"):
         convert(tmp_path, tmp_path / "out", to="xml")
+    data = load(write_lf(tmp_path / "lf"))
+    with pytest.raises(SettingsError, match="fields say how files are read"):
+        convert(data, tmp_path / "out", to="csv", fields="title")
 
 
 def test_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):

@@ -134,7 +134,9 @@ def test_scores_are_measured_but_nothing_is_trained_or_predicted(tmp_path, capsy
 
 
 def test_read_texts_still_takes_plain_texts(tmp_path):
-    for content in ("4 5 3\nfour five three\n", "note: one\n", "see 1:2\n", "12 15\n", "4 5 3\n", ""):
+    with pytest.raises(DataError, match="features without texts"):
+        read_texts(put(tmp_path / "trn_X_Xf.txt", "2 9\n0:1 8:2\n\n"))
+    for content in ("2 9\n0:1 and\n", "4 5 3\nfour five three\n", "note: one\n", "see 1:2\n", "12 15\n", "4 5 3\n", ""):
         path = put(tmp_path / "a.txt", content)
         if content:
             assert read_texts(path)[1] == content.splitlines()

@@ -50,7 +50,7 @@ def convert(src: str | Path | Dataset, dst: str | Path, *, to: str, overwrite: b
 
     Raises:
         DataError: ``src`` cannot be read, or ``dst`` is there already.
-        SettingsError: an unknown format or option.
+        SettingsError: an unknown format, or an option out of bounds.
         MissingExtraError: Parquet, but pyarrow is not installed.
     """
     if to not in WRITERS:
@@ -60,6 +60,8 @@ def convert(src: str | Path | Dataset, dst: str | Path, *, to: str, overwrite: b
     if to == "parquet":
         _pyarrow()
     if isinstance(src, Dataset):
+        if options:
+            raise SettingsError(f"{', '.join(options)} say how files are read, but a data set in memory was given")
         data = src
     else:
         data = load(src, keep_parts=True, valid_fraction=0.0, **options)

@@ -67,12 +67,12 @@ def sniff(path: Path) -> bool:
         path: a folder or a file.
     """
     if path.is_file():
-        return path.name.removesuffix(".gz").endswith(".txt") and _kind_of_old(path) != ""
+        return path.name.removesuffix(".gz").endswith(".txt") and _kind(path) != ""
     old = _find(path, [OLD["train"]])
-    return _find(path, xc.TRUTH["train"]) is not None or (old is not None and _kind_of_old(old) != "")
+    return _find(path, xc.TRUTH["train"]) is not None or (old is not None and _kind(old) != "")
 
 
-def _kind_of_old(path: Path) -> str:
+def _kind(path: Path) -> str:
     """What a text file may hold: "features", only a "header" of features, or neither ("")."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
@@ -81,6 +81,9 @@ def _kind_of_old(path: Path) -> str:
         return ""
     if header_numbers(lines[0], 3) is not None:
         return "features" if any(":" in line for line in lines[1:]) else "header"
+    if header_numbers(lines[0], 2) is not None:
+        rows = [line for line in lines[1:-1] if line.strip()]
+        return "features" if rows and all(":" in line and _ROW.fullmatch(line) for line in rows) else ""
     return "features" if ":" in lines[0] and _ROW.fullmatch(lines[0]) else ""
 
 
@@ -90,7 +93,7 @@ def is_features(path: Path) -> bool:
     Args:
         path: the file.
     """
-    return _kind_of_old(path) == "features"
+    return _kind(path) == "features"
 
 
 def read(path: Path, name: str, settings: ReadSettings) -> Splits:
