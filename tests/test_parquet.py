@@ -13,7 +13,7 @@ from test_formats import jsonl, put, refused, truth
 
 from labelspace.data import load, read_texts
 from labelspace.data.formats.parquet import BATCH
-from labelspace.errors import MissingExtraError
+from labelspace.errors import DataError, MissingExtraError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -239,6 +239,20 @@ def test_damage_is_one_sentence(tmp_path):
             assert type(error).__name__ == "DataError" and str(path) in str(error) and "\n" not in str(error)
         else:
             assert len(found.train) == len(found.train.ids) == found.train.targets.shape[0]
+
+
+def test_rows_that_arrow_leaves_out_are_missed(tmp_path):
+    columns = {"text": ["a", "b", "c"] * 3, "labels": [["x", "y"], [], ["z"]] * 3}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=4)
+    whole, missed = path.read_bytes(), 0
+    for at in range(4, len(whole) - 8):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+        try:
+            assert len(load(path).train) == 9
+        except DataError as error:
+            missed += "lacks 4 of its 4 rows" in str(error)
+    assert missed
 
 
 def test_reading_needs_the_extra(tmp_path, monkeypatch):

@@ -216,13 +216,13 @@ def test_csv_comes_back(folder, data, made, write, weighted):
     dialect = {
         "delimiter": data.draw(st.sampled_from(",;\t")),
         "quoting": data.draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])),
-        "lineterminator": "\0\0end",
+        "lineterminator": "\r\n\0\0end",  # all of whose characters are quoted
     }
     for stem, rows in zip(("train", "test"), parts, strict=True):
         if rows:
             stream = io.StringIO(newline="")
             csv.writer(stream, **dialect).writerows(table_rows(rows, separator, weighted))
-            write(folder / f"{stem}.csv", stream.getvalue().removesuffix("\0\0end").split("\0\0end"))
+            write(folder / f"{stem}.csv", stream.getvalue().removesuffix("\r\n\0\0end").split("\r\n\0\0end"))
     read = load(folder, separator=separator)
     assert read.options["separator"] == separator
     check_without_labels_file(read, parts)
@@ -530,7 +530,7 @@ def json_rows(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in decoded(path).split("\n") if line.strip()]
     for line in decoded(path).split("\n"):
         objects: list = []
-        json.loads(line or "0", object_pairs_hook=objects.append)
+        json.loads(line if line.strip() else "0", object_pairs_hook=objects.append)
         keys = [key for key, _ in objects[-1]] if objects else []
         assert len(set(keys)) == len(keys), "a key that is there twice"
     return json.loads(
@@ -744,7 +744,8 @@ def test_damaged_raw_text(folder, seed, which):
 
     assert list(data.train.texts) == lines("trn_X.txt") and list(data.labels.texts) == lines("Y.txt")
     header, *rows = lines("trn_X_Y.txt")
-    assert [int(part) for part in header.split()] == list(data.train.targets.shape) and header.isascii()
+    assert [int(part) for part in header.split()] == list(data.train.targets.shape)
+    assert all(part.isascii() for part in header.split())
     rows += [""] * (len(data.train) - len(rows))
     for mine, row in zip(named(data.train, list(range(len(data.labels)))), rows[: len(data.train)], strict=True):
         pairs = [part.split(":") for part in row.split()]

@@ -240,6 +240,16 @@ def test_the_separator_of_a_csv_is_not_sought_within_quotes(tmp_path):
     assert list(data.train.texts) == ["a"]
 
 
+def test_a_carriage_return_within_a_line(tmp_path):
+    refused(put(tmp_path / "a.csv", "text,labels\na\rb,x\n"), "a.csv, line 2", "carriage return")
+    refused(put(tmp_path / "b.csv", "text,labels\ra,x\rb,y\r"), "b.csv, line 1", "carriage return")
+    assert list(load(put(tmp_path / "c.csv", 'text,labels\n"a\rb",x\n')).train.texts) == ["a\rb"]
+
+
+def test_the_header_comes_once(tmp_path):
+    refused(put(tmp_path / "a.csv", "text,labels\na,x\ntext,labels\nb,y\n"), "a.csv, line 3", "header is repeated")
+
+
 def test_a_cell_among_lists_must_be_one(tmp_path):
     path = put(tmp_path / "a.tsv", "text\tlabels\na\t['x', 'y']\nb\tnan\nc\t['y']\n")
     refused(path, "a.tsv, line 3", "list of labels", "'nan'")

@@ -22,7 +22,7 @@ _NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
 _DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _ZERO = 2.0**-150  # and what is below are 0 in float32
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
-_PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL)
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL | re.ASCII)
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
 
 

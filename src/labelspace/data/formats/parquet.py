@@ -120,10 +120,17 @@ class ParquetRows:
 
     def _batches(self, columns: list[str]) -> Iterator[list[list[Any]]]:
         """Values of the columns; no batch spans row groups, which Arrow cannot do for lists of dictionary values."""
+        metadata = self._file.metadata
         try:
-            for group in range(self._file.num_row_groups if columns else 0):
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if sum(sizes) != metadata.num_rows:
+                raise ValueError(f"its row groups have {sum(sizes)} rows, but it says {metadata.num_rows}")
+            for group, left in enumerate(sizes if columns else ()):
                 for batch in self._file.iter_batches(BATCH, [group], columns, use_threads=False):
                     yield [batch.column(column).to_pylist() for column in columns]
+                    left -= batch.num_rows
+                if left:  # Arrow skips over some damage without a word
+                    raise ValueError(f"row group {group} lacks {left} of its {sizes[group]} rows")
         except Exception as error:
             raise self._damaged(error) from None
 

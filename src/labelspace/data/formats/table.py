@@ -153,6 +153,10 @@ def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
             row = next(reader, None)
         except csv.Error as error:
             message = f"this is not well-formed CSV ({error}); quotes inside a quoted field must be doubled"
+            if "new-line character" in str(error):
+                message = (
+                    "a carriage return stands within a line; end lines with newlines, and quote fields that hold one"
+                )
             raise DataError(message, path, line) from None
         finally:
             csv.field_size_limit(limit)
