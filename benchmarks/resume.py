@@ -40,7 +40,7 @@ def broken_run(data: Path, out: Path, options: list[str], kills: int, seconds: f
     while True:
         process = subprocess.Popen(command(data, out, resume, options), stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=rng.uniform(0.3, 0.9) * seconds if len(seen) < kills else None)
+            process.wait(timeout=rng.uniform(0.1, 0.6) * seconds if len(seen) < kills else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
