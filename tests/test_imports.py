@@ -30,6 +30,7 @@ ROWS = [
     {"gradcache", "data.batches", "negatives", "checkpoint"},
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},
+    {"recipes.preparation"},
     {"recipes.dexml"},
     {"recipes"},
     {"commands"},

@@ -16,6 +16,7 @@ import torch
 
 from labelspace.config import FitSettings
 from labelspace.errors import LabelspaceError
+from labelspace.optim import make_optimizers
 from labelspace.trainer import FitReport, Log, Schedule, device_of, fit, stop_signals
 from labelspace.types import Batch
 
@@ -53,7 +54,8 @@ class Toy:
         try:
             with stop_signals() as signals:
                 return fit(
-                    self.step, self.batches, 10, self.module, self.settings, lr=0.1, weight_decay=0.0, row_sparse=False,
+                    self.step, self.batches, 10, self.module, make_optimizers(self.module, False, 0.1, 0.0),
+                    self.settings,
                     evaluate=None if self.scores is None else self.evaluate, choose=self.choose, log=log,
                     started=time.monotonic() if started is None else started, signals=signals,
                 )  # fmt: skip

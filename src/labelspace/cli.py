@@ -45,20 +45,8 @@ def _refuse_unknown(values: dict[str, Any], path: str) -> None:
     from .config import resolve
 
     others = {*DataOptions.__dataclass_fields__, "recipe", "out"}
-    recipe = str(values.get("recipe", "dexml"))
-    resolve(recipe, {k: v for k, v in values.items() if k not in others and v is not None}, path)
-
-
-app = App(
-    name="labelspace",
-    help="Pick a handful of labels out of very many, by their texts.",
-    version=__version__,
-    version_flags=["--version"],
-    config=[Env("LABELSPACE_", command=False, show=False), _config_file],
-    default_parameter=Parameter(negative_none=()),
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,
-)
+    recipe = values.get("recipe") or "dexml"
+    resolve(str(recipe), {k: v for k, v in values.items() if k not in others and v is not None}, path)
 
 
 COMMANDS = {
@@ -70,8 +58,24 @@ COMMANDS = {
     "predict": "Predict labels for texts.",
 }
 ALIASES = {"evaluate": ("eval",), "predict": ("suggest",)}
-for _name, _help in COMMANDS.items():
-    app.command(f"labelspace.commands:{_name}", name=(_name, *ALIASES.get(_name, ())), help=_help)
+
+
+def _app(recipe: str) -> App:
+    """The commands; the flags of ``train`` are the settings of a recipe. What they do is loaded when one runs."""
+    app = App(
+        name="labelspace",
+        help="Pick a handful of labels out of very many, by their texts.",
+        version=__version__,
+        version_flags=["--version"],
+        config=[Env("LABELSPACE_", command=False, show=False), _config_file],
+        default_parameter=Parameter(negative_none=()),
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, text in COMMANDS.items():
+        function = f"train_{recipe}" if name == "train" else name
+        app.command(f"labelspace.commands:{function}", name=(name, *ALIASES.get(name, ())), help=text)
+    return app
 
 
 @contextlib.contextmanager
@@ -89,6 +93,28 @@ def _logging(quiet: bool) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+def _recipe(tokens: list[str]) -> str:
+    """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
+    from .config import RECIPES, read_config
+    from .recipes import recipe_of
+
+    def flag(name: str) -> str | None:
+        for i, token in enumerate(tokens):
+            if token == name:
+                return tokens[i + 1] if i + 1 < len(tokens) else None
+            if token.startswith(name + "="):
+                return token.removeprefix(name + "=")
+        return None
+
+    asked = flag("--recipe") or os.environ.get("LABELSPACE_RECIPE")
+    config, resume = flag("--config"), flag("--resume")
+    if asked is None and config is not None:
+        asked = str(read_config(config).get("recipe") or "") or None
+    if asked is None and resume is not None:
+        asked = recipe_of(resume)
+    return asked if asked in RECIPES else "dexml"
+
+
 def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     """Run a command and return its exit code.
 
@@ -101,6 +127,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     debug, quiet = "--debug" in tokens, "--quiet" in tokens
     try:
         with _logging(quiet):
+            app = _app(_recipe(tokens) if tokens[:1] == ["train"] else "dexml")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except CycloptsError as error:

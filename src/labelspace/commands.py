@@ -5,17 +5,19 @@ Heavy libraries are loaded inside the functions.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from .config import DexmlSettings, resolve, to_dict, to_toml
+from .config import RECIPES, DexmlSettings, RunSettings, resolve, to_dict, to_toml
 from .errors import SettingsError
 from .machine import command_began
 
@@ -88,7 +90,7 @@ def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Ou
     from .model import Model, require_writable
     from .quickstart import icd10cm
     from .recipes import train as run
-    from .recipes.dexml import make_encoder
+    from .recipes.preparation import make_encoder
 
     require_writable(out)
     data = icd10cm(seed)
@@ -181,8 +183,8 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: Literal["dexml"] = "dexml",
-    settings: Annotated[DexmlSettings, Parameter(name="*")] = DexmlSettings(),
+    recipe: Literal["dexml"] | None = None,
+    settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
@@ -200,7 +202,7 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        How to train.
+        How to train: dexml when not given, or as the run to resume. The settings are those of the recipe.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -212,9 +214,9 @@ def train(
     _warn_of_unknown_variables()
     if dry_run:
         if output.json:
-            _print_json({"recipe": recipe, **to_dict(settings)})
+            _print_json({"recipe": recipe or "dexml", **to_dict(settings)})
         else:
-            print(to_toml(settings, recipe), end="")
+            print(to_toml(settings, recipe or "dexml"), end="")
         return
     if out is None and resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
@@ -222,7 +224,7 @@ def train(
 
     values, seed = to_dict(settings), settings.seed
     if resume is not None:
-        plain = to_dict(resolve(recipe, {}))
+        plain = to_dict(type(settings)())
         values = {name: value for name, value in values.items() if value != plain[name]}
         found = unfinished(resume, out, recipe, values)
         if found is None and finished(resume):
@@ -245,6 +247,24 @@ def train(
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+def _train_by(recipe: str) -> Callable[..., None]:
+    """The command `train` with the settings of a recipe as its flags."""
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        train(*args, **kwargs)
+
+    kind = RECIPES[recipe]
+    signature = inspect.signature(train, eval_str=True)
+    own = signature.parameters["settings"].replace(annotation=Annotated[kind, Parameter(name="*")], default=kind())
+    parameters = [own if p.name == "settings" else p for p in signature.parameters.values()]
+    command.__doc__ = train.__doc__
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+train_dexml = _train_by("dexml")
 
 
 def evaluate(
@@ -481,7 +501,8 @@ def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[
 
 def _warn_of_unknown_variables() -> None:
     """Say when an environment variable looks like a setting and is none."""
-    known = {*DexmlSettings.__dataclass_fields__, *DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
+    known = {name for kind in RECIPES.values() for name in kind.__dataclass_fields__}
+    known |= {*DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
     known |= {"cache", "data", "out", "resume", "recipe", "config", "dry_run"}
     for name in sorted(os.environ):
         if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:

@@ -104,7 +104,42 @@ class FitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DexmlSettings(EncoderSettings, FitSettings):
+class RunSettings(EncoderSettings, FitSettings):
+    """What every recipe has: an encoder, and how it is fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """How hard negatives are found.
+
+    Args:
+        num_negatives: hard negatives drawn for a document in a step.
+        mine_from: share of the run after which the first shortlists are made.
+        mine_every: share of the run after which they are made anew.
+        range_min: best labels of a shortlist that are passed over.
+        range_max: length of a shortlist.
+        max_score: highest similarity of a hard negative; no limit when not given.
+        absolute_margin: a hard negative is less similar than the document's best label by this much; no
+            limit when not given.
+        relative_margin: the same as a share of the similarity of that label; no limit when not given.
+    """
+
+    num_negatives: Count = 2
+    mine_from: Probability = 0.1
+    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15
+    range_min: Annotated[int, Field(ge=0)] = 0
+    range_max: Count = 100
+    max_score: float | None = None
+    absolute_margin: Annotated[float, Field(ge=0)] | None = None
+    relative_margin: Annotated[float, Field(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.range_min >= self.range_max:
+            raise ValueError(f"range_min: {self.range_min} passes over the whole shortlist of {self.range_max}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DexmlSettings(MiningSettings, RunSettings):
     """DEXML: one encoder for documents and labels, trained against the labels of a pool.
 
     Args:
@@ -117,15 +152,6 @@ class DexmlSettings(EncoderSettings, FitSettings):
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
         pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; when not
             given, all for ``in-batch`` and 1 for ``mined``.
-        num_negatives: of ``mined``: hard negatives drawn for a document in a step.
-        mine_from: of ``mined``: share of the run after which the first shortlists are made.
-        mine_every: of ``mined``: share of the run after which they are made anew.
-        range_min: of ``mined``: best labels of a shortlist that are passed over.
-        range_max: of ``mined``: length of a shortlist.
-        max_score: of ``mined``: highest similarity of a hard negative; no limit when not given.
-        absolute_margin: of ``mined``: a hard negative is less similar than the document's best label by this much; no
-            limit when not given.
-        relative_margin: of ``mined``: the same as a share of the similarity of that label; no limit when not given.
         label_documents: the text of every label is a training document too, with that label alone.
         weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
             draw in proportion to it.
@@ -138,28 +164,19 @@ class DexmlSettings(EncoderSettings, FitSettings):
     negatives: Literal["all", "in-batch", "mined"] = "all"
     positives: Literal["all", "sample"] = "all"
     pool_positives: Count | None = None
-    num_negatives: Count = 2
-    mine_from: Probability = 0.1
-    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15
-    range_min: Annotated[int, Field(ge=0)] = 0
-    range_max: Count = 100
-    max_score: float | None = None
-    absolute_margin: Annotated[float, Field(ge=0)] | None = None
-    relative_margin: Annotated[float, Field(ge=0)] | None = None
     label_documents: bool = False
     weighted: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss == "bce" and self.positives == "sample":
             raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
-        if self.range_min >= self.range_max:
-            raise ValueError(f"range_min: {self.range_min} passes over the whole shortlist of {self.range_max}")
 
 
-RECIPES: dict[str, type[DexmlSettings]] = {"dexml": DexmlSettings}
+RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings}
 
 
-def resolve(recipe: str, given: dict[str, Any], source: str = "") -> DexmlSettings:
+def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings:
     """The settings of a recipe with the given values put over its defaults.
 
     Args:
@@ -201,7 +218,7 @@ def in_one_sentence(error: ValidationError) -> str:
     return f"{names[0]}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
-def to_dict(settings: DexmlSettings) -> dict[str, Any]:
+def to_dict(settings: RunSettings) -> dict[str, Any]:
     """All settings by name, as plain values.
 
     Args:
@@ -210,7 +227,7 @@ def to_dict(settings: DexmlSettings) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def to_toml(settings: DexmlSettings, recipe: str, data: dict[str, Any] | None = None) -> str:
+def to_toml(settings: RunSettings, recipe: str, data: dict[str, Any] | None = None) -> str:
     """A configuration file that gives these settings back; unset ones are left out.
 
     Args:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import DexmlSettings
+from .config import RunSettings
 
+POOL_A_DOCUMENT = 32
+"""Labels that a document adds to a pool at the most, for the estimate."""
 LOGITS_BLOCK_BYTES = 48 << 20
 """Memory of one block of float32 logits; small enough to stay near the processor, large enough for full speed."""
 
@@ -31,7 +33,7 @@ class Shape:
     max_tokens: int = 0
 
 
-def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> int:
+def training_bytes(settings: RunSettings, encoder: Shape, pool: int, kept_keys: int = 0) -> int:
     """Bytes that training takes beside the data.
 
     Weights, their two moments, gradients and the best copy; vectors and gradients of the pool; blocks of logits;
@@ -40,13 +42,13 @@ def training_bytes(settings: DexmlSettings, encoder: Shape, n_labels: int) -> in
     Args:
         settings: of the run.
         encoder: what will be trained.
-        n_labels: L.
+        pool: P, labels in a step.
+        kept_keys: label keys kept between steps, for hard negatives.
     """
-    pool = n_labels if settings.negatives == "all" else min(n_labels, 32 * settings.batch_size)
     vectors = 4 * encoder.dim * (pool + settings.batch_size) * 5
     block = max(LOGITS_BLOCK_BYTES, 4 * pool)
     tokens = settings.chunk_size * encoder.max_tokens
     layer = tokens * encoder.hidden * 4 * 20 + tokens * encoder.max_tokens * encoder.heads * 4 * 3
     kept = int(1e9 * settings.activations_gb) if encoder.layers else 0
-    mined = 4 * encoder.dim * n_labels if settings.negatives == "mined" else 0
+    mined = 4 * encoder.dim * kept_keys
     return 5 * encoder.weight_bytes + vectors + mined + 4 * block + encoder.layers * layer + kept

@@ -22,7 +22,7 @@ from .checkpoint import Checkpoints, State
 from .config import FitSettings
 from .errors import CheckpointError, LabelspaceError
 from .machine import peak_memory
-from .optim import clip_gradients, make_optimizers
+from .optim import clip_gradients
 from .types import Batch
 
 logger = logging.getLogger(__name__)
@@ -196,11 +196,9 @@ def fit(
     epoch_batches: Callable[[int, int], Iterable[Batch]],
     steps_per_epoch: int,
     module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
     settings: FitSettings,
     *,
-    lr: float,
-    weight_decay: float,
-    row_sparse: bool,
     evaluate: Callable[[], dict[str, float]] | None,
     choose: bool = True,
     log: Log,
@@ -219,10 +217,8 @@ def fit(
         epoch_batches: number of an epoch, and of the batch to begin with -> its batches.
         steps_per_epoch: how many those are.
         module: what is trained.
+        optimizers: of all its parameters; the rate of a group is its highest.
         settings: of the run.
-        lr: highest learning rate.
-        weight_decay: of matrices.
-        row_sparse: the module's gradients are sparse in rows.
         evaluate: validation metrics of the present weights; None keeps the last weights.
         choose: keep the weights of the best evaluation, and stop when none is better for long; otherwise evaluations
             are only reported and the last weights are kept.
@@ -237,7 +233,8 @@ def fit(
         LabelspaceError: the loss is no longer a finite number.
         CheckpointError: a state that does not fit the module.
     """
-    optimizers = make_optimizers(module, row_sparse, lr, weight_decay)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    highest = [group["lr"] for group in groups]
     total = settings.epochs * steps_per_epoch
     run = _Run(module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints)
     if state is not None:
@@ -253,21 +250,21 @@ def fit(
                 for batch in epoch_batches(epoch, report.steps % steps_per_epoch):
                     if run.between_steps():
                         last_log, texts = time.monotonic(), 0
-                    rate, begun = lr * schedule.factor(run.progress), time.monotonic()
+                    factor, begun = schedule.factor(run.progress), time.monotonic()
+                    for group, rate in zip(groups, highest, strict=True):
+                        group["lr"] = rate * factor
                     module.train()
                     loss = step(batch)
                     loss.backward()
                     value = float(loss.detach())
                     if not math.isfinite(value):
                         raise LabelspaceError(
-                            f"the loss is {value} at step {report.steps + 1}; lower --lr (now {lr:g}), "
+                            f"the loss is {value} at step {report.steps + 1}; lower --lr (now {highest[0]:g}), "
                             "raise --temperature, or train with --precision float32"
                         )
                     norm = clip_gradients(parameters, settings.max_grad_norm)
                     with signals.deferred():
                         for optimizer in optimizers:
-                            for group in optimizer.param_groups:
-                                group["lr"] = rate
                             optimizer.step()
                             optimizer.zero_grad(set_to_none=True)
                         report.steps += 1
@@ -279,7 +276,8 @@ def fit(
                     if now - last_log >= LOG_SECONDS or report.steps == total:
                         bar.set_postfix(loss=f"{loss_sum / loss_count:.3f}")
                         log.write(
-                            event="step", step=report.steps, epoch=epoch, loss=loss_sum / loss_count, lr=rate,
+                            event="step", step=report.steps, epoch=epoch, loss=loss_sum / loss_count,
+                            lr=groups[0]["lr"],
                             grad_norm=norm, texts_per_second=texts / max(now - last_log, 1e-9),
                             peak_memory_gb=(peak_memory() or 0) / 1e9, seconds=now - run.started,
                         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoints, State
-    from ..config import DexmlSettings
+    from ..config import RunSettings
     from ..model import Model
     from ..types import Dataset
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     data: Dataset | str | Path,
-    recipe: str = "dexml",
+    recipe: str | None = None,
     out: str | Path | None = None,
     *,
     resume: str | Path | None = None,
@@ -33,7 +34,7 @@ def train(
 
     Args:
         data: a data set, or a path that `labelspace.load` reads.
-        recipe: ``dexml``.
+        recipe: ``dexml``, which is taken when none is given.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
             A model that is there is replaced, anything else is refused. While the run lasts, ``OUT.checkpoint`` beside
             it holds its log and its state.
@@ -64,6 +65,7 @@ def train(
             from ..model import Model
 
             return Model.load(Path(resume).expanduser())
+    recipe = recipe or "dexml"
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
 
@@ -72,10 +74,9 @@ def train(
     require_texts(data)
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
-    from . import dexml
-
+    learn = importlib.import_module(f".{recipe}", __name__).train
     if out is None:
-        return dexml.train(data, resolved, None, started)
+        return learn(data, resolved, None, started)
 
     from ..checkpoint import Checkpoints
     from ..model import require_writable
@@ -90,7 +91,7 @@ def train(
             _begin(checkpoints, recipe, resolved, data)
         else:
             state = _go_on(checkpoints, run, data)
-        model = dexml.train(data, resolved, out, started, checkpoints, state)
+        model: Model = learn(data, resolved, out, started, checkpoints, state)
     except BaseException:
         _keep_or_clear(checkpoints)
         raise
@@ -101,7 +102,7 @@ def train(
     return model
 
 
-def _begin(checkpoints: Checkpoints, recipe: str, settings: DexmlSettings, data: Dataset) -> None:
+def _begin(checkpoints: Checkpoints, recipe: str, settings: RunSettings, data: Dataset) -> None:
     if checkpoints.step:
         logger.warning("an unfinished run (%s, step %d) is dropped", checkpoints.folder, checkpoints.step)
     checkpoints.begin(
@@ -129,6 +130,18 @@ def _keep_or_clear(checkpoints: Checkpoints) -> None:
         checkpoints.unlock()
 
 
+def recipe_of(resume: str | Path) -> str | None:
+    """The recipe of an unfinished run; None where there is none.
+
+    Args:
+        resume: folder that the run writes its model to.
+    """
+    from ..checkpoint import Checkpoints
+
+    run = Checkpoints(Path(resume).expanduser().resolve()).described()
+    return None if run is None else str(run["recipe"])
+
+
 def finished(resume: str | Path) -> bool:
     """Whether a folder holds the model of a run; to be asked when no run is unfinished there.
 
@@ -139,14 +152,14 @@ def finished(resume: str | Path) -> bool:
 
 
 def unfinished(
-    resume: str | Path, out: str | Path | None, recipe: str, settings: dict[str, Any]
+    resume: str | Path, out: str | Path | None, recipe: str | None, settings: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The description of a run to resume; None where it is finished, or where ``out`` allows it to begin.
 
     Args:
         resume: folder that the run writes its model to.
         out: the same folder, or None.
-        recipe: as given; a recipe other than the run's is refused.
+        recipe: as given; one other than the run's is refused.
         settings: those that were given; they must be those of the run.
 
     Raises:
@@ -170,7 +183,7 @@ def unfinished(
             )
         logger.info("there is no unfinished run in %s yet; starting from the beginning", resume)
         return None
-    if recipe != run["recipe"]:
+    if recipe is not None and recipe != run["recipe"]:
         raise SettingsError(f"the run to resume has the recipe {run['recipe']}, not {recipe}")
     for name, value in settings.items():
         if name in run["settings"] and value != run["settings"][name]:

@@ -1,0 +1,293 @@
+"""What the recipes have in common before and after their loop: encoder, settings, label order, validation, saving."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoints
+from ..config import MiningSettings, RunSettings, to_dict, to_toml
+from ..data import fingerprint
+from ..data.tokens import Tokens
+from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
+from ..errors import SettingsError
+from ..estimate import Shape
+from ..evaluation import evaluate
+from ..machine import bf16_pays, cache_folder
+from ..memory import Memory
+from ..model import Model
+from ..negatives import Filter, HardNegatives
+from ..trainer import FitReport, device_of
+from ..types import Corpus, Dataset, Labels, Predictions
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
+READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
+"""How data files are read, as far as the settings file repeats it."""
+MIN_VALID = 20
+"""Fewer validation documents than this are measured on, but nothing is chosen by them."""
+
+
+def by_text(labels: Labels) -> npt.NDArray[np.int64]:
+    """Label numbers in the order of texts and ids, in which training has them, so that the given order is no matter.
+
+    Args:
+        labels: the label space.
+    """
+    return np.array(sorted(range(len(labels)), key=lambda i: (labels.texts[i], labels.ids[i])), dtype=np.int64)
+
+
+def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
+    """The encoder that the settings name, on its device.
+
+    Args:
+        data: texts from which ``static`` takes its vocabulary and token weights.
+        settings: of the run.
+
+    Raises:
+        SettingsError: an option that this encoder does not have.
+    """
+    device = device_of(settings.device)
+    options: dict[str, Any] = {
+        "pooling": settings.pooling,
+        "projection": settings.projection,
+        "dropout": settings.dropout,
+        "attention": settings.attention,
+        "long_documents": settings.long_documents,
+        "max_chunks": settings.max_chunks,
+        "device": str(device),
+    }
+    if settings.encoder != "static":
+        options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
+        encoder = open_encoder(settings.encoder, **options)
+        if settings.max_tokens is None and isinstance(encoder, TransformerEncoder):
+            encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
+        return encoder
+    if settings.pooling is not None or settings.projection is not None:
+        raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
+    if settings.dropout or settings.attention != "auto":
+        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
+    base = open_encoder(settings.base, device=str(device))
+    if not isinstance(base, TransformerEncoder):
+        raise SettingsError(f"base: {settings.base!r} is not a transformer, so no static encoder can be made from it")
+    base.precision = "bf16" if bf16_pays(device) else "float32"
+    fit_texts = [data.train.texts[i] for i in data.fit_rows]
+    encoder = build_static(
+        base,
+        fit_texts,
+        data.labels.texts,
+        vocabulary=settings.vocabulary,
+        max_words=settings.max_words,
+        frequency_weight=settings.frequency_weight,
+        max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
+        long_documents=settings.long_documents,
+        max_chunks=settings.max_chunks,
+        cache=cache_folder(),
+    ).to(device)
+    encoder.normalize = settings.normalize
+    return encoder
+
+
+def fill_in(settings: Settings, encoder: Encoder) -> Settings:
+    """The settings with every automatic value decided, and the encoder set to the chosen precision.
+
+    Args:
+        settings: of the run.
+        encoder: what will be trained.
+    """
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_pays(encoder.device) else "float32"
+    encoder.precision = precision
+    static = encoder.row_sparse
+    return dataclasses.replace(
+        settings,
+        device=str(encoder.device),
+        precision=precision,
+        max_tokens=encoder.max_tokens,
+        lr=settings.lr or (3e-3 if static else default_rate(encoder)),
+        weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
+    )
+
+
+def default_rate(encoder: Encoder) -> float:
+    """The learning rate of a transformer: 4e-4 for a width of 384, and less the wider it is.
+
+    Args:
+        encoder: what will be trained.
+    """
+    width = encoder.transformer.config.hidden_size if isinstance(encoder, TransformerEncoder) else encoder.dim
+    return float(f"{4e-4 * 384 / max(384, width):.2g}")
+
+
+def shape_of(encoder: Encoder) -> Shape:
+    """What an encoder weighs, for the memory estimate.
+
+    Args:
+        encoder: what will be trained.
+    """
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    if not isinstance(encoder, TransformerEncoder):
+        return Shape(weights, encoder.dim)
+    config = encoder.transformer.config
+    return Shape(
+        weights,
+        encoder.dim,
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        encoder.max_tokens,
+    )
+
+
+def with_label_documents(
+    targets: sp.csr_array, rows: npt.NDArray[np.int64]
+) -> tuple[sp.csr_array, npt.NDArray[np.int64]]:
+    """The truth with one more document for each label, and the rows to train on with those documents (Renee).
+
+    Args:
+        targets: the training truth, (N, L).
+        rows: (n,) documents to train on.
+
+    Returns:
+        (N + L, L) CSR, and (n + L,) rows.
+    """
+    n_documents, n_labels = targets.shape
+    wider = sp.vstack([targets, sp.eye_array(n_labels, dtype=np.float32)], format="csr")
+    return sp.csr_array(wider), np.concatenate([rows, np.arange(n_documents, n_documents + n_labels)])
+
+
+def hard_negatives(targets: sp.csr_array, settings: MiningSettings) -> HardNegatives:
+    """Shortlists as the settings want them.
+
+    Args:
+        targets: the truth of all documents, (N, L).
+        settings: of the run.
+    """
+    chosen = Filter(
+        settings.range_min,
+        settings.range_max,
+        settings.max_score,
+        settings.absolute_margin,
+        settings.relative_margin,
+    )
+    return HardNegatives(targets, chosen, settings.num_negatives)
+
+
+class LabelKeys:
+    """The present vectors of all labels, computed once between two steps.
+
+    Args:
+        encoder: the encoder in training.
+        tokens: texts of all labels.
+    """
+
+    def __init__(self, encoder: Encoder, tokens: Tokens):
+        self.encoder, self.tokens = encoder, tokens
+        self._keys: Tensor | None = None
+
+    def now(self) -> Tensor:
+        """(L, D) without a graph; bf16 where training multiplies in it."""
+        if self._keys is None:
+            keys = torch.from_numpy(self.encoder.encode(self.tokens)).to(self.encoder.device)
+            self._keys = keys.bfloat16() if self.encoder.precision == "bf16" else keys
+        return self._keys
+
+    def forget(self) -> None:
+        """The weights are about to change."""
+        self._keys = None
+
+
+def validation(
+    data: Dataset, encoder: Encoder, label_keys: LabelKeys, settings: RunSettings, cache: Path
+) -> Callable[[], dict[str, float]] | None:
+    """A function that evaluates the present weights on validation documents; None where there are none.
+
+    Args:
+        data: its ``valid`` part is used, and propensities from all of ``train``.
+        encoder: the encoder in training.
+        label_keys: vectors of all labels.
+        settings: of the run.
+        cache: folder of token arrays.
+    """
+    corpus: Corpus = data.valid
+    if not len(corpus) or not corpus.targets.nnz or settings.evaluations == 0:
+        return None
+    if len(corpus) > settings.valid_documents:
+        chosen = np.random.default_rng(settings.seed).choice(len(corpus), settings.valid_documents, replace=False)
+        corpus = corpus.rows(np.sort(chosen))
+    documents = encoder.tokenize(corpus.texts, cache)
+    depth = min(100, len(data.labels))
+
+    def run() -> dict[str, float]:
+        queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
+        indices, scores = Memory.of_labels(label_keys.now()).predict(queries, depth)
+        predictions = Predictions(indices, scores)
+        return evaluate(
+            predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name
+        )
+
+    return run
+
+
+def describe_run(
+    recipe: str, settings: RunSettings, data: Dataset, truncated: dict[str, Any], report: FitReport
+) -> dict[str, Any]:
+    """What made a model, for its manifest.
+
+    Args:
+        recipe: its name.
+        settings: of the run, every value decided.
+        data: as it was given.
+        truncated: what `log_cut` found, by kind of text.
+        report: of the loop.
+    """
+    return {
+        "recipe": recipe,
+        "config": to_dict(settings),
+        "data": {
+            "name": data.name,
+            "fingerprint": fingerprint(data),
+            "documents": len(data.train),
+            "labels": len(data.labels),
+            "truncated": truncated,
+            "options": data.options,
+        },
+        "metrics": {"validation": report.metrics},
+        "fit": {
+            "steps": report.steps,
+            "best_step": report.best_step,
+            "stopped": report.stopped,
+            "seconds": round(report.seconds, 1),
+            "curve": report.curve,
+        },
+    }
+
+
+def save_run(model: Model, out: Path | None, checkpoints: Checkpoints | None, settings: RunSettings) -> None:
+    """Write a trained model with the settings and the log of its run.
+
+    Args:
+        model: what was trained, its ``info`` as `describe_run` gave it.
+        out: the folder; None writes nothing.
+        checkpoints: of the run, with its log.
+        settings: of the run, every value decided.
+    """
+    if out is None or checkpoints is None:
+        return
+    options = model.info["data"]["options"]
+    how = {k: v for k, v in options.items() if k in READING and isinstance(v, str) and v != "[]"}
+    records = {
+        "settings.toml": to_toml(settings, model.info["recipe"], how),
+        "log.jsonl": checkpoints.log.read_text(encoding="utf-8"),
+    }
+    model.save(out, records)
