@@ -105,7 +105,7 @@ def test_sigkill(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> No
     torch.set_num_threads(1)
     ls.train(toy_folder, resume=broken)
     subprocess.run([*command, "--out", str(whole), *options], env=environment, check=True)
-    for name in ("memory/keys.safetensors", "encoder/model.safetensors"):
+    for name in ("memory/labels-1.safetensors", "encoder/model.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 

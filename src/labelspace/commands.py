@@ -357,6 +357,7 @@ def predict(
     fields: str = "auto",
     encoding: str | None = None,
     device: str = "auto",
+    why: Annotated[bool, Parameter(negative=())] = False,
     output: Output = Output(),
 ) -> None:
     """Predict labels for texts.
@@ -383,10 +384,16 @@ def predict(
         Of the file; UTF-8 or else latin-1 when not given.
     device
         auto, cpu, cuda or mps.
+    why
+        Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
+        jsonl.
     """
     from .data import read_texts
     from .model import Model
 
+    kind = ("jsonl" if output.json else style) if out is None else out.suffix[1:]
+    if why and kind in ("tsv", "npz"):
+        raise SettingsError(f"--why cannot be written as {kind}; take table or jsonl")
     if out is not None and out.suffix not in (".jsonl", ".tsv", ".txt", ".npz"):
         raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
     if k < 1:
@@ -397,7 +404,7 @@ def predict(
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
     ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
-    predictions = opened.predict(lines, k=k, labels=chosen)
+    predictions = opened.predict(lines, k=k, labels=chosen, why=why)
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return

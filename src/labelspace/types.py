@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -198,6 +199,25 @@ class Batch:
     key: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reason:
+    """A key that voted for a predicted label.
+
+    Args:
+        kind: ``label`` for the label's own key, ``document`` for a document that has the label.
+        id: id of the label or document.
+        text: its text.
+        similarity: inner product of query and key.
+        share: what the vote adds to the score; the shares of a label sum to its score.
+    """
+
+    kind: Literal["label", "document"]
+    id: str
+    text: str
+    similarity: float
+    share: float
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The best labels of each document, best first.
@@ -207,6 +227,8 @@ class Predictions:
         scores: (n, k) float32 (or float64, if given so) scores, descending; -inf where ``indices`` is -1.
         label_ids: ids of all L labels, if known.
         label_texts: texts of all L labels, if known.
+        reasons: for each document and each of its labels, padding apart, the keys that voted for it, the largest share
+            first; None if not asked for.
 
     Raises:
         DataError: indices and scores of different shapes, or indices that are not whole numbers.
@@ -216,6 +238,7 @@ class Predictions:
     scores: npt.NDArray[np.float32]
     label_ids: Sequence[str] | None = None
     label_texts: Sequence[str] | None = None
+    reasons: Sequence[Sequence[Sequence[Reason]]] | None = None
 
     def __post_init__(self) -> None:
         indices = np.asarray(self.indices)
