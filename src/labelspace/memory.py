@@ -307,7 +307,8 @@ class Memory:
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
-            -inf. Equal scores are ordered by label number; which of several equals falls off at the cut is left open.
+            -inf. Equal scores are ordered by label number; which of several equally similar keys is found last is left
+            open.
         """
         if self.voting.scoring == "similarity":
             found = self.search(queries, k, 0, labels)
@@ -601,16 +602,19 @@ def _best(sums: sp.csr_array, k: int) -> tuple[IntArray, npt.NDArray[np.float32]
     """The k largest entries of each row, falling, ties by column; entries are distinct within a row."""
     counts = np.diff(sums.indptr)
     n, widest = len(counts), int(counts.max(initial=0))
-    if widest == 0:
-        return _padded(np.zeros((n, 0), dtype=np.int64), np.zeros((n, 0), dtype=np.float32), k)
     there = np.arange(widest) < counts[:, None]
-    scores = np.full((n, widest), -np.inf)
+    scores = np.full((n, widest), -np.inf, dtype=np.float32)
     numbers = np.full((n, widest), -1, dtype=np.int64)
     scores[there], numbers[there] = sums.data, sums.indices
     if widest > k:
         top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        last = np.take_along_axis(scores, top, axis=1).min(axis=1, keepdims=True)
+        tied = np.flatnonzero(((scores >= last) & there).sum(axis=1) > k)  # labels of one document, say
+        for row in tied.tolist():
+            at = np.flatnonzero(scores[row] >= last[row])
+            top[row] = at[np.lexsort((numbers[row, at], -scores[row, at]))[:k]]
         scores, numbers = np.take_along_axis(scores, top, axis=1), np.take_along_axis(numbers, top, axis=1)
-    return _padded(numbers, scores.astype(np.float32), k)
+    return _padded(numbers, scores, k)
 
 
 def _padded(numbers: IntArray, scores: npt.NDArray[np.float32], k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:

@@ -5,6 +5,7 @@ Every change is written whole or not at all. Heavy libraries are loaded inside t
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,10 +122,10 @@ def documents_add(
     require_texts(data)
     corpus = data.train
     names = data.labels.ids
-    rows = [corpus.targets.indices[a:b].tolist() for a, b in zip(corpus.targets.indptr, corpus.targets.indptr[1:])]
-    added = opened.add_documents(
-        corpus.texts, [[names[j] for j in row] for row in rows], _real(corpus.ids), replace=replace
-    )
+    bounds = corpus.targets.indptr.tolist()
+    found = corpus.targets.indices.tolist()
+    rows = [[names[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
+    added = opened.add_documents(corpus.texts, rows, _real(corpus.ids), replace=replace)
     opened.save()
     _report(opened, model, "added", added, "documents", output)
 
