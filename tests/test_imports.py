@@ -31,7 +31,7 @@ ROWS = [
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},
     {"recipes.preparation"},
-    {"recipes.dexml"},
+    {"recipes.dexml", "recipes.raexmc"},
     {"recipes"},
     {"commands"},
     {"memory_commands"},

@@ -183,7 +183,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: Literal["dexml"] | None = None,
+    recipe: Literal["dexml", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
@@ -202,7 +202,7 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        How to train: dexml when not given, or as the run to resume. The settings are those of the recipe.
+        How to train: dexml or raexmc; dexml when not given, or as the run to resume. The settings are the recipe's.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -244,6 +244,11 @@ def train(
         return
     metrics = model.info["metrics"]["validation"]
     seconds = time.monotonic() - command_began()
+    tuned = model.info.get("tuning")
+    if tuned is not None:
+        from .tuning import render
+
+        print(render(tuned))
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
@@ -265,6 +270,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
 
 
 train_dexml = _train_by("dexml")
+train_raexmc = _train_by("raexmc")
 
 
 def evaluate(

@@ -88,7 +88,7 @@ def tune(
     if output.json:
         _print_json({"model": str(out or model), "tuning": None if found is None else found.as_dict()})
     elif found is not None:
-        print(render(found))
+        print(render(found.as_dict()))
 
 
 def documents_add(

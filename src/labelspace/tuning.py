@@ -32,6 +32,8 @@ DOCUMENTS = 5000
 """Validation documents that are looked at, at most."""
 SHOWN = 12
 """Settings of the front that are shown, at most."""
+TILT = 1e-12
+"""Share by which votes count less from label to label, so that of equal scores the first label wins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +274,7 @@ class _Candidates:
         has_a, has_q = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
         has_a[self.entry_pair], has_q[self.key_pair] = True, True
         rows = pairs // n_labels
+        self.tilt = np.append(1 - TILT * _rank_in_row(rows), 0.0)
 
         own_q = has_q[self.key_pair] & ~has_a[self.key_pair]  # in falling order within a row
         kept = self.key_pair[own_q][_rank_in_row(key_rows[own_q]) < max(KS)]
@@ -309,6 +312,7 @@ class _Candidates:
         q[self.key_pair] = label_weights.ravel()[self.key_places]
         cast = document_weights.ravel()[self.entry_key] * self.values[way.votes]
         a[: self.size] = np.bincount(self.entry_pair, weights=cast, minlength=self.size)
+        a, q = a * self.tilt, q * self.tilt
         only = a[self.documents_only]
         if only.shape[1] > max(KS):
             only = torch.from_numpy(only).topk(max(KS), dim=1, sorted=False).values.numpy()
@@ -377,22 +381,22 @@ def _discounts(counts: IntArray) -> FloatArray:
     return np.asarray(running[counts])
 
 
-def render(tuned: Tuned) -> str:
+def render(tuned: dict[str, Any]) -> str:
     """What was chosen and the front, for reading.
 
     Args:
-        tuned: the result.
+        tuned: the result, as `Tuned.as_dict` gives it.
     """
     return "\n".join(_lines(tuned))
 
 
-def _lines(tuned: Tuned) -> Iterator[str]:
-    yield f"tried {tuned.tried} settings on {tuned.documents} validation documents, in percent"
-    yield "settings that none beats in both P and PSP, the most precise first; * is the best for " + tuned.objective
+def _lines(tuned: dict[str, Any]) -> Iterator[str]:
+    yield f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent"
+    yield f"settings that none beats in both P and PSP, the most precise first; * is the best for {tuned['objective']}"
     names = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5", "R@100")
     yield "  " + "".join(f"{name:>7}" for name in names) + "  settings"
-    chosen = {"settings": _relevant(tuned.voting), **tuned.metrics}
-    rows = tuned.front if chosen in tuned.front else [chosen, *tuned.front]
+    chosen = {"settings": _relevant(Voting(**tuned["voting"])), **tuned["metrics"]}
+    rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
     for row in rows:
         shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["settings"].items())
         figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
