@@ -74,7 +74,7 @@ class ExactIndex:
             else:
                 found = _scan(queries[block], keys, k)
             exact = scan or keys.dtype != torch.float32
-            best, where = _in_order(queries[block], keys, *found, k, exact)
+            best, where = in_order(queries[block], keys, *found, k, exact)
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
@@ -222,7 +222,7 @@ class _Top:
         self.waiting = 0
 
 
-def _in_order(
+def in_order(
     queries: Tensor, keys: Tensor, values: Tensor, where: Tensor, k: int, exact: bool
 ) -> tuple[Tensor, Tensor]:
     """The best k of a shortlist, falling, ties by key number; scored again in float32 where the scan was coarser."""
