@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Attention = Literal["auto", "packed", "eager", "sdpa"]
-KEPT_BYTES = 25
-"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision (measured)."""
+KEPT_BYTES = 50
+"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision.
+
+Half of it is what the layers keep; the rest is what the process grew by beside it, measured over a run.
+"""
 
 
 class TransformerEncoder(Encoder):
@@ -77,6 +82,7 @@ class TransformerEncoder(Encoder):
                 modules.append(Normalize())
         self.stages = nn.ModuleList(modules)
         self.attention: Attention = attention
+        self._low = False
         kind = str(transformer.auto_model.config.model_type)
         self._own_attention = str(transformer.auto_model.config._attn_implementation)
         mode = modules[1].pooling_mode if len(modules) > 1 and isinstance(modules[1], Pooling) else "none"
@@ -118,6 +124,12 @@ class TransformerEncoder(Encoder):
         """The transformers model itself."""
         return self.stages[0].auto_model
 
+    @property
+    def token_table(self) -> nn.Parameter:
+        """The vectors of the tokens, (V, H)."""
+        weight: nn.Parameter = self.transformer.get_input_embeddings().weight
+        return weight
+
     def forward(self, tokens: Tokens) -> Tensor:
         """Vectors of the texts, packed or padded to the longest of them.
 
@@ -139,10 +151,32 @@ class TransformerEncoder(Encoder):
         ids[mask] = torch.from_numpy(tokens.ids.astype("int64"))
         self._choose_attention(longest)
         features = {"input_ids": ids.to(device), "attention_mask": mask.to(device, torch.int64)}
-        with autocast(device, self.precision):
-            for stage in self.stages:
+        with self._autocast():
+            features = self.stages[0](features)
+            features["token_embeddings"] = features["token_embeddings"].float()
+            for stage in self.stages[1:]:
                 features = stage(features)
         return features["sentence_embedding"].float()
+
+    @contextlib.contextmanager
+    def for_inference(self) -> Iterator[None]:
+        """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999)."""
+        if self.precision != "bf16" or self._low:
+            yield
+            return
+        kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
+        try:
+            for parameter, data in kept:
+                parameter.data = data.to(torch.bfloat16)
+            self._low = True
+            yield
+        finally:
+            self._low = False
+            for parameter, data in kept:
+                parameter.data = data
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.device, "float32" if self._low else self.precision)
 
     @property
     def activation_bytes(self) -> int:
@@ -162,7 +196,7 @@ class TransformerEncoder(Encoder):
         self._set_attention(packed.NAME)
         given = packed.inputs(tokens, self._first_position)
         place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
-        with autocast(device, self.precision):
+        with self._autocast():
             hidden = self.transformer(**place).last_hidden_state[0]
             pooled = packed.pool(hidden, given["text_runs"], self._pooling_mode)
             features = {"sentence_embedding": pooled}

@@ -32,7 +32,6 @@ from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
-from ..optim import make_optimizers
 from ..pools import InBatch
 from ..trainer import FitReport, Log, Refresh, fit, readable, stop_signals
 from ..tuning import parse_objective
@@ -45,6 +44,7 @@ from .preparation import (
     fill_in,
     hard_negatives,
     make_encoder,
+    optimizers_of,
     save_run,
     shape_of,
     validation,
@@ -130,7 +130,7 @@ def train(
                     run.plan.epoch,
                     run.plan.per_epoch,
                     encoder,
-                    make_optimizers(encoder, encoder.row_sparse, settings.lr or 0.0, settings.weight_decay or 0.0),
+                    optimizers_of(encoder, settings),
                     settings,
                     evaluate=validation(data, encoder, run.label_keys, settings, cache),
                     choose=len(data.valid) >= MIN_VALID,
