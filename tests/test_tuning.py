@@ -14,7 +14,7 @@ import torch
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.keys import Keys, Segment
-from labelspace.memory import Memory
+from labelspace.memory import Memory, Voting
 from labelspace.metrics import propensity_weights
 from labelspace.strings import Strings
 from labelspace.tuning import METRICS, Grid, render, tune
@@ -171,3 +171,24 @@ def test_a_trained_model_is_tuned_from_the_command_line(
     assert printed["tuning"]["voting"]["weight"] == 0.06 and printed["tuning"]["objective"] == "PSP@5"
     assert ls.Model.load(tmp_path / "b").memory.n_documents == 300  # none is there twice
     assert main(["tune", str(out), str(toy_folder), "--objective", "R@1"]) == 2
+
+
+def test_validation_documents_do_not_vote_when_they_are_measured(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ls.load(toy_folder)
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu")
+    model.memory.voting = Voting(weight=1.0, document_depth=1)
+    model.save(tmp_path / "m")
+    assert main(["evaluate", str(tmp_path / "m"), str(toy_folder), "--split", "valid", "--json"]) == 0
+    captured = capsys.readouterr()
+    told = int(captured.err.split(" documents that are measured on do not vote")[0].split()[-1])
+    assert told == int(model.held_out(data).sum()) >= len(data.valid)
+    rows = data.valid_rows
+    mine = model.predict(data.valid.texts, 3, why=True)
+    assert mine.reasons is not None
+    own = [row[0][0].id == data.train.ids[i] for row, i in zip(mine.reasons, rows.tolist(), strict=True)]
+    honest = model.predict(data.valid.texts, 3, why=True, left_out=model.held_out(data))
+    assert honest.reasons is not None and np.mean(own) > 0.8
+    voters = {key.id for row in honest.reasons for label in row for key in label}
+    assert not voters & {data.train.ids[i] for i in rows.tolist()}

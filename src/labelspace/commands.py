@@ -336,7 +336,13 @@ def evaluate(
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
-        given = opened.predict(corpus.texts, k=depth)
+        left_out = None
+        if opened.memory.n_documents and corpus is dataset.valid:
+            left_out = opened.held_out(dataset)
+            logger.info("%d documents that are measured on do not vote", int(left_out.sum()))
+        elif opened.memory.n_documents and corpus is dataset.train:
+            logger.warning("the model's documents vote for themselves here, so these figures say little")
+        given = opened.predict(corpus.texts, k=depth, left_out=left_out)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
     if len(dataset.train) < 2:
         logger.warning("propensities need at least two training documents; PSP is left out")

@@ -202,6 +202,7 @@ class Model:
         batch_size: int = 256,
         *,
         why: bool = False,
+        left_out: npt.NDArray[np.bool_] | None = None,
     ) -> Predictions:
         """The best k labels of each text.
 
@@ -211,6 +212,7 @@ class Model:
             labels: ids, names or numbers of the labels to choose from; None for all.
             batch_size: texts encoded at a time.
             why: whether the predictions hold reasons: for every label the keys that voted for it.
+            left_out: (places,) mask of document keys that do not vote, as `held_out` gives it.
 
         Returns:
             Predictions (n, k) with label ids and texts; where fewer than k labels can be given, -1 pads.
@@ -235,9 +237,9 @@ class Model:
         for start in range(0, len(checked), block):
             part = slice(start, min(start + block, len(checked)))
             queries = torch.from_numpy(self.encode(checked[part], batch_size)).to(self.memory.device)
-            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen)
+            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen, left_out)
             if reasons is not None:
-                reasons += self.memory.explain(queries, indices[part, :depth], chosen)
+                reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
 
     def label_numbers(self, labels: Iterable[str | int]) -> npt.NDArray[np.int64]:
