@@ -167,10 +167,11 @@ def _features(scores: FloatArray, ranking: FloatArray, names: tuple[str, ...]) -
     """One array a feature, (n, d) or (n, 1)."""
     ranking = ranking[:, :DEPTH]
     there = np.isfinite(ranking)
+    scores = np.where(np.isfinite(scores), scores, 0.0)
     found = []
     for name in names:
         if name == "score":
-            found.append(np.where(np.isfinite(scores), scores, 0.0))
+            found.append(scores)
         elif name == "best":
             found.append(np.where(there, ranking, 0.0)[:, :1] if ranking.shape[1] else np.zeros((len(ranking), 1)))
         elif name == "level":
