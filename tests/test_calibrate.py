@@ -30,6 +30,9 @@ def sample(n: int, seed: int, shape: str = "sigmoid") -> tuple[npt.NDArray, npt.
     scores = -np.sort(-rng.uniform(0.2, 0.9, size=(n, 20)) - level, axis=1)
     if shape == "sigmoid":
         truth = 1 / (1 + np.exp(-(9 * scores - 7)))
+    elif shape == "shares":  # of votes
+        scores = np.exp(12 * (scores - 1))
+        truth = scores**0.8 / (scores**0.8 + 0.1)
     elif shape == "steps":
         truth = np.where(scores > 0.8, 0.7, np.where(scores > 0.5, 0.25, 0.02))
     else:  # the score counts by what is best in the document
@@ -42,10 +45,15 @@ def sample(n: int, seed: int, shape: str = "sigmoid") -> tuple[npt.NDArray, npt.
 
 @pytest.mark.parametrize(
     ("shape", "wanted"),
-    [("sigmoid", "logistic: score"), ("steps", "isotonic: score"), ("relative", "logistic: score, best")],
+    [
+        ("sigmoid", "logistic: score"),
+        ("steps", "isotonic: score"),
+        ("relative", "logistic: score, best"),
+        ("shares", "logistic: log score"),
+    ],
 )
 def test_the_chosen_one_has_the_shape_of_the_truth(shape: str, wanted: str) -> None:
-    scores, _, found = sample(2000, 0, shape)
+    scores, _, found = sample(1000, 0, shape)
     made = calibrate.fit(scores, found)
     assert made.name.startswith(wanted)
     assert min(made.fitted["log_loss"], key=made.fitted["log_loss"].get) == made.name
@@ -54,7 +62,7 @@ def test_the_chosen_one_has_the_shape_of_the_truth(shape: str, wanted: str) -> N
     assert np.abs(predicted - truth).mean() < 0.02
     assert calibrate.calibration_error(predicted[:, :5].ravel(), happened[:, :5].ravel()) < 0.02
     assert made.fitted["ece"] < 0.02
-    assert made.fitted["documents"] == 2000 and made.fitted["pairs"] == 40000 and made.fitted["hits"] == found.sum()
+    assert made.fitted["documents"] == 1000 and made.fitted["pairs"] == 20000 and made.fitted["hits"] == found.sum()
 
 
 def test_held_out_loss_equals_a_loop_over_folds_of_documents() -> None:
@@ -66,7 +74,7 @@ def test_held_out_loss_equals_a_loop_over_folds_of_documents() -> None:
         part = calibrate.fit(scores[fold != number], found[fold != number])
         if part.name != "logistic: score":  # refit the candidate itself
             values = scores[fold != number].ravel()[:, None]
-            part = next(iter(calibrate._fit(values.repeat(4, axis=1), found[fold != number].ravel())))
+            part = next(iter(calibrate._fit(values.repeat(4, axis=1), found[fold != number].ravel(), "linear")))
         assert part.name == "logistic: score"
         for row in np.flatnonzero(fold == number):
             z = part.coefficients[0] * scores[row] + part.intercept
@@ -77,16 +85,16 @@ def test_held_out_loss_equals_a_loop_over_folds_of_documents() -> None:
     assert made.fitted["log_loss"]["logistic: score"] == pytest.approx(np.mean(losses), abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", ["sigmoid", "steps", "relative"])
+@pytest.mark.parametrize("shape", ["sigmoid", "steps", "relative", "shares"])
 def test_probabilities_fall_where_scores_do(shape: str) -> None:
     scores, _, found = sample(400, 3, shape)
     values = np.stack([np.broadcast_to(f, scores.shape).ravel() for f in _features(scores)], axis=1)
-    made = list(calibrate._fit(values, found.ravel()))
+    made = list(calibrate._fit(values, found.ravel(), "linear"))
     assert {c.name for c in made} >= {"logistic: score", "isotonic: score", "isotonic: score, best"}
     fresh = sample(400, 4, shape)[0]
     for calibration in made:
         predicted = calibration(fresh)
-        assert (np.diff(predicted, axis=1) <= 0).all() and ((predicted > 0) & (predicted < 1)).all()
+        assert (np.diff(predicted, axis=1) <= 0).all() and ((predicted > 0) & (predicted <= 1)).all()
 
 
 def _features(scores: npt.NDArray) -> list[npt.NDArray]:
@@ -98,11 +106,18 @@ def _features(scores: npt.NDArray) -> list[npt.NDArray]:
 
 def test_features_equal_plain_loops() -> None:
     scores = sample(30, 5)[0]
-    for got, expected in zip(calibrate._features(scores, scores, calibrate.FEATURES), _features(scores), strict=True):
+    for got, expected in zip(
+        calibrate._features(scores, scores, calibrate.FEATURES, "linear"), _features(scores), strict=True
+    ):
         np.testing.assert_allclose(got, expected, atol=1e-12)
-    made = Calibration("logistic", calibrate.FEATURES, np.array([3.0, -1.0, 0.5, -0.2]), -1.0, np.zeros((2, 0)))
+    made = Calibration(
+        "logistic", "linear", calibrate.FEATURES, np.array([3.0, -1.0, 0.5, -0.2]), -1.0, np.zeros((2, 0))
+    )
     sums = sum(c * f for c, f in zip([3.0, -1.0, 0.5, -0.2], _features(scores), strict=True)) - 1.0
     np.testing.assert_allclose(made(scores), 1 / (1 + np.exp(-sums)), atol=1e-12)
+    shares = Calibration("logistic", "log", ("score", "best"), np.array([2.0, -1.0]), 0.5, np.zeros((2, 0)))
+    sums = [[2 * math.log(s) - math.log(max(row)) + 0.5 for s in row] for row in np.maximum(scores, 1e-12)]
+    np.testing.assert_allclose(shares(scores), 1 / (1 + np.exp(-np.array(sums))), atol=1e-12)
     some = scores[:, [3, 17]]  # only these labels are asked for; the document is judged by all
     np.testing.assert_allclose(made(some, scores), made(scores)[:, [3, 17]], atol=1e-12)
 
@@ -227,6 +242,7 @@ def test_a_calibration_survives_json_and_damage_is_named() -> None:
     assert np.array_equal(again(scores), made(scores)) and again.as_dict() == made.as_dict()
     for name, value in [
         ("kind", "magic"),
+        ("scale", "cubic"),
         ("features", ["best"]),
         ("coefficients", [-1.0]),
         ("coefficients", "x"),
@@ -344,6 +360,7 @@ def test_probabilities_of_some_labels_are_those_among_all(trained: Path, folder:
     model, data = ls.Model.load(trained), ls.load(folder)
     made = Calibration(
         "logistic",
+        "linear",
         calibrate.FEATURES,
         np.array([9.0, -2.0, 1.0, -0.3]),
         -1.0,

@@ -9,13 +9,15 @@ is low, or many labels near it, make each of them less likely.
     isotonic   a rising function of z, in pieces       Zadrozny and Elkan (2002)
 
 *best* is the highest score of the document, *level* the mean of its ten highest, *rank* the logarithm of the place.
-Which of them count, and which function, is chosen by the log-loss on held-out folds of documents.
+Where all scores are positive, as sums of votes are, their logarithms may stand for them. Which of them count, and which
+function, is chosen by the log-loss on held-out folds of documents.
 
 Letters: n documents, d ranked places per document.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,10 +41,8 @@ MIN_DOCUMENTS, MIN_MIXED = 100, 10
 FOLDS = 5
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEATURES = ("score", "best", "level", "rank")
-CANDIDATES: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
-    (kind, FEATURES[:count]) for count in (1, 2, 3, 4) for kind in ("logistic", "isotonic")
-)
-"""What is tried, from simple to rich; of equals the first is taken."""
+LEAST_SCORE = 1e-12
+"""With logarithms, what is lower counts as this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class Calibration:
 
     Args:
         kind: ``logistic`` or ``isotonic``.
+        scale: of scores: ``linear`` or ``log``.
         features: a beginning of ``score, best, level, rank``.
         coefficients: (f,) float64, one a feature; that of the score is positive, that of the rank not.
         intercept: added to their sum.
@@ -64,6 +65,7 @@ class Calibration:
     """
 
     kind: Literal["logistic", "isotonic"]
+    scale: Literal["linear", "log"]
     features: tuple[str, ...]
     coefficients: FloatArray
     intercept: float
@@ -72,8 +74,8 @@ class Calibration:
     scoring: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("logistic", "isotonic") or not self.features:
-            raise ValueError(f"unknown calibration {self.kind!r}")
+        if self.kind not in ("logistic", "isotonic") or self.scale not in ("linear", "log") or not self.features:
+            raise ValueError(f"unknown calibration {self.kind!r}, {self.scale!r}")
         if self.features != FEATURES[: len(self.features)] or self.coefficients.shape != (len(self.features),):
             raise ValueError(f"a calibration looks at {', '.join(FEATURES)} in this order, got {self.features}")
         if not (np.isfinite(self.coefficients).all() and np.isfinite(self.intercept)):
@@ -91,7 +93,8 @@ class Calibration:
     @property
     def name(self) -> str:
         """Kind and features in words."""
-        return f"{self.kind}: {', '.join(self.features)}"
+        log = "log " if self.scale == "log" else ""
+        return f"{self.kind}: {', '.join(name if name == 'rank' else log + name for name in self.features)}"
 
     @property
     def looks_around(self) -> bool:
@@ -112,7 +115,8 @@ class Calibration:
         scores = np.asarray(scores, dtype=np.float64)
         ranking = scores if ranking is None else np.asarray(ranking, dtype=np.float64)
         sums = np.full(scores.shape, self.intercept)
-        for value, coefficient in zip(_features(scores, ranking, self.features), self.coefficients, strict=True):
+        values = _features(scores, ranking, self.features, self.scale)
+        for value, coefficient in zip(values, self.coefficients, strict=True):
             sums += coefficient * value
         there = np.isfinite(scores)
         sums[~there] = 0.0
@@ -126,6 +130,7 @@ class Calibration:
         """The calibration as plain dicts, strings and numbers."""
         return {
             "kind": self.kind,
+            "scale": self.scale,
             "features": list(self.features),
             "coefficients": self.coefficients.tolist(),
             "intercept": self.intercept,
@@ -147,6 +152,7 @@ class Calibration:
         try:
             return cls(
                 kind=record["kind"],
+                scale=record["scale"],
                 features=tuple(record["features"]),
                 coefficients=np.array(record["coefficients"], dtype=np.float64),
                 intercept=float(record["intercept"]),
@@ -163,19 +169,23 @@ def _sigmoid(sums: FloatArray) -> FloatArray:
     return np.where(sums >= 0, 1.0, small) / (1.0 + small)
 
 
-def _features(scores: FloatArray, ranking: FloatArray, names: tuple[str, ...]) -> list[FloatArray]:
+def _features(scores: FloatArray, ranking: FloatArray, names: tuple[str, ...], scale: str) -> list[FloatArray]:
     """One array a feature, (n, d) or (n, 1)."""
     ranking = ranking[:, :DEPTH]
     there = np.isfinite(ranking)
     scores = np.where(np.isfinite(scores), scores, 0.0)
+    scaled, others = scores, np.where(there, ranking, 0.0)
+    if scale == "log":
+        scaled = np.log(np.maximum(scores, LEAST_SCORE))
+        others = np.where(there, np.log(np.maximum(others, LEAST_SCORE)), 0.0)
     found = []
     for name in names:
         if name == "score":
-            found.append(scores)
+            found.append(scaled)
         elif name == "best":
-            found.append(np.where(there, ranking, 0.0)[:, :1] if ranking.shape[1] else np.zeros((len(ranking), 1)))
+            found.append(others[:, :1] if others.shape[1] else np.zeros((len(others), 1)))
         elif name == "level":
-            total = np.where(there, ranking, 0.0)[:, :LEVEL].sum(axis=1, keepdims=True)
+            total = others[:, :LEVEL].sum(axis=1, keepdims=True)
             found.append(total / np.maximum(1, there[:, :LEVEL].sum(axis=1, keepdims=True)))
         else:
             above = np.zeros(scores.shape)
@@ -225,19 +235,29 @@ def fit(
             f"calibration needs at least {MIN_DOCUMENTS} documents with predictions, {MIN_MIXED} of them with a right "
             f"and {MIN_MIXED} with a wrong one; there are {used}, {hit} and {missed}"
         )
-    values = np.stack([np.broadcast_to(f, scores.shape)[there] for f in _features(scores, scores, FEATURES)], axis=1)
+    scales: list[Literal["linear", "log"]] = (
+        ["linear", "log"] if (scores[np.isfinite(scores)] > 0).all() else ["linear"]
+    )
+    values = {
+        scale: np.stack(
+            [np.broadcast_to(f, scores.shape)[there] for f in _features(scores, scores, FEATURES, scale)], 1
+        )
+        for scale in scales
+    }
     outcomes = found[there]
-    rows = np.nonzero(there)[0]
-    fold = np.random.default_rng(seed).permutation(len(scores))[rows] % folds
-    held_out = {candidate: np.full(len(outcomes), np.nan) for candidate in CANDIDATES}
+    fold = np.random.default_rng(seed).permutation(len(scores))[np.nonzero(there)[0]] % folds
+    held_out: dict[str, FloatArray] = {}
     for number in range(folds):
         inside = fold != number
-        for made in _fit(values[inside], outcomes[inside]):
-            held_out[made.kind, made.features][~inside] = _apply(made, values[~inside])
+        for scale in scales:
+            for made in _fit(values[scale][inside], outcomes[inside], scale):
+                guesses = held_out.setdefault(made.name, np.full(len(outcomes), np.nan))
+                guesses[~inside] = _apply(made, values[scale][~inside])
     losses = {name: log_loss(guesses, outcomes) for name, guesses in held_out.items() if not np.isnan(guesses).any()}
-    chosen = min((made for made in _fit(values, outcomes)), key=lambda c: losses.get((c.kind, c.features), np.inf))
+    fits = (made for scale in scales for made in _fit(values[scale], outcomes, scale))
+    chosen = min(fits, key=lambda made: losses.get(made.name, np.inf))  # of equals the first and simplest
     probabilities = np.zeros(scores.shape)
-    probabilities[there] = held_out[chosen.kind, chosen.features]
+    probabilities[there] = held_out[chosen.name]
     top = there & (np.cumsum(there, axis=1) <= TOP)
     total = int(outcomes.sum()) if positives is None else positives
     table = at_thresholds(probabilities, found & there, total, THRESHOLDS)
@@ -247,17 +267,15 @@ def fit(
         "pairs": len(outcomes),
         "hits": int(outcomes.sum()),
         "folds": folds,
-        "log_loss": {f"{kind}: {', '.join(features)}": loss for (kind, features), loss in losses.items()},
+        "log_loss": losses,
         "ece": calibration_error(probabilities[top], found[top]),
         "thresholds": table,
         "best_f1": at_thresholds(probabilities, found & there, total, (best,))[0],
     }
-    return Calibration(
-        chosen.kind, chosen.features, chosen.coefficients, chosen.intercept, chosen.knots, fitted, scoring or {}
-    )
+    return dataclasses.replace(chosen, fitted=fitted, scoring=scoring or {})
 
 
-def _fit(values: FloatArray, outcomes: BoolArray) -> Iterator[Calibration]:
+def _fit(values: FloatArray, outcomes: BoolArray, scale: Literal["linear", "log"]) -> Iterator[Calibration]:
     """Every candidate fitted on pairs, but for those that would not rise with the score."""
     for count in range(1, len(FEATURES) + 1):
         part, features = values[:, :count], FEATURES[:count]
@@ -265,11 +283,11 @@ def _fit(values: FloatArray, outcomes: BoolArray) -> Iterator[Calibration]:
         if found is not None and (found[0][0] <= 0 or (found[0][FEATURES.index("rank") :] > 0).any()):
             found = None
         if found is not None:
-            yield Calibration("logistic", features, *found, np.zeros((2, 0)))
+            yield Calibration("logistic", scale, features, *found, np.zeros((2, 0)))
         elif count == 1:
             found = np.ones(1), 0.0
         if found is not None:
-            yield Calibration("isotonic", features, *found, _isotonic(found[1] + part @ found[0], outcomes))
+            yield Calibration("isotonic", scale, features, *found, _isotonic(found[1] + part @ found[0], outcomes))
 
 
 def _isotonic(sums: FloatArray, outcomes: BoolArray) -> FloatArray:
