@@ -451,6 +451,17 @@ def test_the_command_replaces_the_calibration_and_nothing_else(
     assert len(json.loads((copied / "manifest.json").read_text())["calibration"]["knots"]) == 2
 
 
+def test_a_model_with_a_damaged_calibration_opens_without_it_and_is_calibrated_again(
+    copied: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["calibration"]["knots"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, out, err = run(capsys, "calibrate", copied, folder, "--json")
+    assert code == 0 and "the model's calibration is damaged" in err
+    assert ls.Model.load(copied).calibration is not None
+
+
 def test_other_validation_documents_than_the_run_held_out_are_warned_of(
     trained: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -477,7 +477,10 @@ class Model:
         memory = Memory.load(folder / "memory", manifest["memory"], str(place))
         calibration = None
         if "calibration" in manifest:
-            calibration = Calibration.from_dict(manifest["calibration"])
+            try:
+                calibration = Calibration.from_dict(manifest["calibration"])
+            except ModelError as error:  # all else can be used, and the calibration be made again
+                logger.warning("%s: %s", folder / "manifest.json", error)
         try:
             return cls(encoder, memory, labels, manifest["info"], calibration)
         except ValueError as error:
@@ -543,8 +546,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
     if "encoder" in manifest:  # absent in the first folders of this version
         kinds["encoder"] = dict
-    if "calibration" in manifest:
-        kinds["calibration"] = dict
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
