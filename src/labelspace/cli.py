@@ -1,5 +1,5 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | predict``, and what changes a model:
-``labelspace tune | documents | labels | compact``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``, and
+what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage. What the commands do is in `commands` and `memory_commands`, which are loaded when one of
@@ -57,7 +57,9 @@ COMMANDS = {
     "convert": "Write a data set in another format, so that reading it again gives the same.",
     "train": "Train a model and save it with its log and settings.",
     "evaluate": "Measure a model, or the scores of any tool, on a data set.",
+    "calibrate": "Fit probabilities to the scores of a model on held-out documents, and write them into its folder.",
     "predict": "Predict labels for texts.",
+    "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",

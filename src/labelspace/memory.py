@@ -253,7 +253,7 @@ class Memory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How labels are scored, by name."""
+        """How labels are scored, by name. A calibration holds for these settings alone."""
         return dataclasses.asdict(self.voting)
 
     # Answering

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -21,6 +21,8 @@ SHOWN_WIDTH = 70
 
 def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
     """Write names and scores for reading: a document's id, then a line per label, and below it its main reasons.
+
+    Where there are probabilities they are shown instead of the scores.
 
     Args:
         predictions: n rows.
@@ -51,7 +53,8 @@ def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
 def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None, stream: TextIO) -> None:
     """Write one object a line: id, text (if given), and labels with id, text and score, best first.
 
-    Where there are reasons, ``why`` holds those of each label: kind, id, text, similarity and share of every key.
+    Where there are probabilities, each label has its ``probability`` too. Where there are reasons, ``why`` holds those
+    of each label: kind, id, text, similarity and share of every key.
 
     Args:
         predictions: n rows.
@@ -66,9 +69,8 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
         record: dict[str, object] = {"id": identifier}
         if texts is not None:
             record["text"] = texts[row]
-        labels: list[dict[str, object]] = [
-            {"id": label_id, "text": text, "score": _rounded(score)} for label_id, text, score in predictions.named(row)
-        ]
+        names = ("id", "text", "score", "probability")
+        labels = [dict(zip(names, entry, strict=False)) for entry in _entries(predictions, row)]
         if predictions.reasons is not None:
             for label, reasons in zip(labels, predictions.reasons[row], strict=True):
                 label["why"] = [dataclasses.asdict(reason) for reason in reasons]
@@ -79,17 +81,29 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
 def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
     """Write a line per label with the columns id, rank, label_id, label, score; tabs in names become spaces.
 
+    Where there are probabilities they are one more column, ``probability``.
+
     Args:
         predictions: n rows.
         ids: n document ids.
         stream: open text.
     """
     _check_rows(predictions, ids)
-    stream.write("id\trank\tlabel_id\tlabel\tscore\n")
+    more = "" if predictions.probabilities is None else "\tprobability"
+    stream.write(f"id\trank\tlabel_id\tlabel\tscore{more}\n")
     for row, identifier in enumerate(ids):
-        for rank, (label_id, text, score) in enumerate(predictions.named(row), start=1):
-            names = "\t".join(map(_one_line, (identifier, str(rank), label_id, text)))
-            stream.write(f"{names}\t{_rounded(score)}\n")
+        for rank, (label_id, text, *numbers) in enumerate(_entries(predictions, row), start=1):
+            names = map(_one_line, (identifier, str(rank), label_id, text))
+            stream.write("\t".join([*names, *map(str, numbers)]) + "\n")
+
+
+def _entries(predictions: Predictions, row: int) -> Iterator[tuple[Any, ...]]:
+    """Id, text and score of each label of a row, and its probability if there is one."""
+    there = predictions.indices[row] >= 0
+    arrays = [predictions.scores] + ([] if predictions.probabilities is None else [predictions.probabilities])
+    numbers = zip(*(array[row][there].tolist() for array in arrays), strict=True)
+    for (label_id, text, _), values in zip(predictions.named(row), numbers, strict=True):
+        yield label_id, text, *map(_rounded, values)
 
 
 def _check_rows(predictions: Predictions, values: Sequence[str]) -> None:
