@@ -472,8 +472,7 @@ def predict(
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
     ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
-    options = {"threshold": threshold, "probabilities": probabilities, "why": why}
-    predictions = opened.predict(lines, k=k, labels=chosen, **options)
+    predictions = opened.predict(lines, k=k, labels=chosen, threshold=threshold, probabilities=probabilities, why=why)
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return

@@ -28,7 +28,7 @@ METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in KS)
 DEFAULT_OBJECTIVE = "P@1,P@3,P@5"
 BLOCK = 500
 """Validation documents whose candidates are held at a time."""
-DOCUMENTS = 5000
+DOCUMENTS = 4000
 """Validation documents that are looked at, at most."""
 SHOWN = 12
 """Settings of the front that are shown, at most."""
@@ -54,7 +54,7 @@ class Grid:
     depths: Sequence[int] = (20, 50, 100, 200)
     label_depths: Sequence[int] = (20, 50, 100, 200)
     document_depths: Sequence[int] = (20, 50, 100, 200)
-    temperatures: Sequence[float] = (0.02, 0.04, 0.05, 0.07, 0.1)
+    temperatures: Sequence[float] = (0.02, 0.04, 0.05, 0.07, 0.1, 0.15)
     votes: Sequence[str] = ("raw", "normalized")
     weights: Sequence[float] = tuple(i / 50 for i in range(51))
 
