@@ -1,4 +1,5 @@
-"""Losses over a pool of labels, as functions of logits and positive pairs (DEXML, Gupta et al., ICLR 2024).
+"""Losses over a pool of labels, as functions of logits and positive pairs (DEXML, Gupta et al., ICLR 2024; UniDEC,
+Kharbanda et al., 2024).
 
 Every loss has one signature::
 
@@ -102,6 +103,47 @@ def decoupled_softmax(
     return apply(decoupled_softmax_closed_form, logits, positives, weights, reduce)
 
 
+def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
+    """Supervised contrastive loss: softmax over all columns, averaged over the positives of a row (UniDEC).
+
+    It is `softmax` with each positive weighted by 1/m_i, so that a document with many labels counts as one.
+
+    Args:
+        logits: (B, P) scores divided by the temperature.
+        positives: (2, M) int64 pairs (row, column).
+        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
+        reduce: combines a (B,) tensor over label shards; None for one shard.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    """
+    return apply(supcon_closed_form, logits, positives, weights, reduce)
+
+
+def balanced(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
+    """Balanced softmax: the negatives and the mean of the positives stand in the denominator (UniDEC).
+
+    ``logD_i = logsumexp_j(s_ij - y_ij log m_i)``, and the loss of a row is logD_i minus the mean of its positives;
+    nothing is exponentiated on its own, so logits of any size are safe.
+
+    Args:
+        logits: (B, P) scores divided by the temperature.
+        positives: (2, M) int64 pairs (row, column).
+        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
+        reduce: combines a (B,) tensor over label shards; None for one shard.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    """
+    return apply(balanced_closed_form, logits, positives, weights, reduce)
+
+
 def bce(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
     """One-vs-all binary cross-entropy, averaged over all B P entries.
 
@@ -156,7 +198,7 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     """The value-and-gradient form of a loss, by name, as ``losses_fused`` needs it.
 
     Args:
-        name: one of ``softmax``, ``decoupled_softmax``, ``bce``, ``soft_top_k``.
+        name: one of ``softmax``, ``decoupled_softmax``, ``supcon``, ``balanced``, ``bce``, ``soft_top_k``.
         options: ``k``, ``alpha`` and ``clamp`` of ``soft_top_k``.
 
     Raises:
@@ -165,6 +207,8 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     forms: dict[str, ValueAndGradientOf] = {
         "softmax": softmax_closed_form,
         "decoupled_softmax": decoupled_softmax_closed_form,
+        "supcon": supcon_closed_form,
+        "balanced": balanced_closed_form,
         "bce": bce_closed_form,
         "soft_top_k": soft_top_k_closed_form,
     }
@@ -275,6 +319,41 @@ def softmax_closed_form(
 ) -> ValueAndGradient:
     """Value and gradient of `softmax`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / R."""
     rows, columns, s, r, _, divisor, reduce = _prepare(logits, positives, weights, reduce)
+    return _softmax(logits, rows, columns, s, r, divisor, reduce, gradient)
+
+
+def supcon_closed_form(
+    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
+) -> ValueAndGradient:
+    """Value and gradient of `supcon`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / (m_i R)."""
+    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
+    return _softmax(logits, rows, columns, s, r / m[rows], divisor, reduce, gradient)
+
+
+def balanced_closed_form(
+    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
+) -> ValueAndGradient:
+    """Value and gradient of `balanced`.
+
+    d/ds_ij = ((sum_p r_ip) exp(s_ij - y_ij log m_i - logD_i) - r_ij y_ij) / (m_i R): plain softmax of logits whose
+    positives were lowered by log m_i, but the numerator keeps them as they are.
+    """
+    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
+    logits[rows, columns] = s - m[rows].log()
+    return _softmax(logits, rows, columns, s, r / m[rows], divisor, reduce, gradient)
+
+
+def _softmax(
+    logits: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    s: Tensor,
+    r: Tensor,
+    divisor: Tensor,
+    reduce: Reduce,
+    gradient: bool,
+) -> ValueAndGradient:
+    """Sum over the positives of r (logsumexp of the row - s), over the divisor."""
     n = len(logits)
     e, top, log_z = _exp_rows(logits)
     log_z = reduce(log_z, "logsumexp")
