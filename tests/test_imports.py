@@ -17,7 +17,7 @@ ROWS = [
     {"types", "config", "files", "machine", "data.npz"},
     {"losses", "metrics", "estimate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
-    | {"data.tokens", "losses_fused", "optim"},
+    | {"data.tokens", "losses_fused", "optim", "clusters"},
     {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.exact"},
     {"data.formats.lf", "data.formats.xc", "encoders.transformer", "indexes", "evaluation"},
     {"data.formats.labels"},
@@ -31,7 +31,7 @@ ROWS = [
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},
     {"recipes.preparation"},
-    {"recipes.dexml"},
+    {"recipes.dexml", "recipes.unidec"},
     {"recipes"},
     {"commands"},
     {"cli"},

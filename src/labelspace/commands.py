@@ -183,7 +183,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: Literal["dexml"] | None = None,
+    recipe: Literal["dexml", "unidec"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
@@ -265,6 +265,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
 
 
 train_dexml = _train_by("dexml")
+train_unidec = _train_by("unidec")
 
 
 def evaluate(

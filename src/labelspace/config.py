@@ -173,7 +173,79 @@ class DexmlSettings(MiningSettings, RunSettings):
             raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
 
 
-RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings}
+Loss = Literal["decoupled_softmax", "softmax", "supcon", "balanced", "soft_top_k", "bce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnidecSettings(MiningSettings, RunSettings):
+    """UniDEC: a dual encoder and a classifier behind one encoder, trained together on a picked pool of labels.
+
+    Args:
+        encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k`` or
+            ``bce``.
+        classifier_loss: of the classifier, one of the same.
+        add_bce: weight of one-vs-all BCE added to the classifier's loss.
+        directions: which heads also learn from labels to documents, with half the weight of their loss.
+        encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
+        k: places of ``soft_top_k``.
+        alpha: steepness of ``soft_top_k``.
+        temperature: divides the scores of both heads; the paper multiplies by 18.
+        num_positives: labels of a document drawn into the pool; 0 for all.
+        num_negatives: hard negatives drawn for a document.
+        cap: most labels in a pool; 8 times the batch size when not given.
+        gap: no more is added to a pool once so few places are left.
+        pool: ``some`` picks labels as described; ``all`` scores every label in every step.
+        clusters: make each batch of documents that are alike, once hard negatives are made.
+        encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
+            transformer when not given.
+        classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
+        identity: heads begin as the identity, instead of at random.
+        table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random.
+        head_dropout: of the heads' vectors of texts.
+        table_dropout: of the rows of the label table.
+        classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
+            search and training, or ``never``.
+        head_lr: learning rate of the heads; twice that of the encoder when not given.
+        table_lr: learning rate of the label table.
+        table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
+        table_dtype: ``float32``, or ``bf16`` rounded stochastically.
+        label_documents: the text of every label is a training document too, with that label alone.
+    """
+
+    encoder_loss: Loss = "decoupled_softmax"
+    classifier_loss: Loss = "decoupled_softmax"
+    add_bce: Annotated[float, Field(ge=0)] = 0.0
+    directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
+    encoder_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    k: Count = 5
+    alpha: Positive = 2.0
+    temperature: Positive = 0.0556
+    num_positives: Annotated[int, Field(ge=0)] = 3
+    num_negatives: Count = 6
+    range_max: Count = 30
+    cap: Count | None = None
+    gap: Annotated[int, Field(ge=0)] = 10
+    pool: Literal["some", "all"] = "some"
+    clusters: bool = True
+    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.2
+    encoder_dim: Annotated[int, Field(ge=0)] | None = None
+    classifier_dim: Annotated[int, Field(ge=0)] | None = None
+    identity: bool = True
+    table_init: Literal["labels", "random"] = "labels"
+    head_dropout: Probability = 0.1
+    table_dropout: Probability = 0.1
+    classifier_norm: Literal["search", "both", "never"] = "search"
+    head_lr: Positive | None = None
+    table_lr: Positive = 1e-3
+    table_optimizer: Literal["adamw", "adagrad"] = "adamw"
+    table_dtype: Literal["float32", "bf16"] = "float32"
+    label_documents: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+
+
+RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings}
 
 
 def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings:

@@ -1,14 +1,27 @@
-"""Heads: label numbers -> label vectors (P, D)."""
+"""Heads: label numbers -> label vectors (P, D), and what stands between the encoder and the scores (UniDEC)."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout, normalize
 
 from .data.tokens import Tokens
 from .encoders.interface import Encoder
+from .errors import ModelError
 from .gradcache import encode_cached
+
+ClassifierNorm = Literal["search", "both", "never"]
+Ranking = Literal["combined", "encoder", "classifier"]
+RANKINGS: tuple[Ranking, ...] = ("combined", "encoder", "classifier")
 
 
 class LabelEncoder:
@@ -35,3 +48,229 @@ class LabelEncoder:
         """
         tokens = self.tokens if pool is None else self.tokens.take(pool)
         return encode_cached(self.encoder, tokens, self.chunk_size, kept_tokens)
+
+
+class LabelTable(nn.Module):
+    """The classifier's head: a label's vector is a row of its own (UniDEC, Renee).
+
+    Only the rows of a pool get a gradient, which is sparse; nothing of the table's size is made in a step.
+
+    Args:
+        rows: (L, D) first vectors, float32 or bf16; they become the weights without a copy.
+        dropout: share of the entries of the rows used that are set to 0 in training.
+    """
+
+    def __init__(self, rows: Tensor, dropout: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(rows)
+        self.dropout = dropout
+
+    def forward(self, pool: npt.NDArray[np.int64]) -> Tensor:
+        """Vectors of the labels of a pool, with a graph.
+
+        Args:
+            pool: (P,) distinct label numbers, rising.
+
+        Returns:
+            (P, D) float32.
+        """
+        rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
+        return dropout(rows, self.dropout, self.training)
+
+
+def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A table's first vectors, Xavier-uniform.
+
+    Args:
+        count: L, rows.
+        dim: D, columns.
+        dtype: float32 or bf16.
+        device: where to put them.
+    """
+    bound = (6 / (count + dim)) ** 0.5
+    return torch.empty(count, dim, dtype=dtype, device=device).uniform_(-bound, bound)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table as float32; the gradient is a coalesced sparse tensor of them."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.dtype = table.shape, table.dtype
+        return table.index_select(0, rows).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        gradient = torch.sparse_coo_tensor(
+            rows[None], grad.to(ctx.dtype), ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None
+
+
+class TwoHeads(nn.Module):
+    """The dual encoder's and the classifier's head behind one encoder (UniDEC).
+
+    With e the encoder's vector of a text, documents and labels have ``g_D = unit(dropout(tanh(linear(e))))``, and
+    documents also ``g_C = dropout(linear(e))``, to be multiplied with the rows W of a label table.
+
+    Args:
+        dim: D, dimensions of e.
+        encoder_dim: dimensions of g_D; 0 leaves linear layer and tanh out, so that g_D is e, unit length.
+        classifier_dim: dimensions of g_C; 0 leaves the linear layer out, so that g_C is e.
+        dropout: of both heads.
+        identity: linear layers begin as the identity (as rows of an orthogonal matrix where they change the
+            dimensions), so that training starts from the encoder's own geometry; otherwise Xavier-uniform.
+        classifier_norm: g_C and W are scaled to unit length in ``search`` only, in ``both`` search and training, or
+            ``never``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        encoder_dim: int = 0,
+        classifier_dim: int = 0,
+        *,
+        dropout: float = 0.0,
+        identity: bool = True,
+        classifier_norm: ClassifierNorm = "search",
+    ):
+        super().__init__()
+        self.dim, self.encoder_dim, self.classifier_dim = dim, encoder_dim, classifier_dim
+        self.dropout, self.classifier_norm = dropout, classifier_norm
+        self.encoder = _linear(dim, encoder_dim, identity) if encoder_dim else None
+        self.classifier = _linear(dim, classifier_dim, identity) if classifier_dim else None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Dimensions of g_D and of g_C."""
+        return self.encoder_dim or self.dim, self.classifier_dim or self.dim
+
+    def dual(self, vectors: Tensor) -> Tensor:
+        """g_D of documents or labels, for training and search.
+
+        Args:
+            vectors: (n, D) of the encoder.
+        """
+        if self.encoder is not None:
+            vectors = torch.tanh(self.encoder(vectors))
+        return normalize(dropout(vectors, self.dropout, self.training), dim=1)
+
+    def document(self, vectors: Tensor) -> Tensor:
+        """g_C of documents, for training.
+
+        Args:
+            vectors: (n, D) of the encoder.
+        """
+        if self.classifier is not None:
+            vectors = self.classifier(vectors)
+        vectors = dropout(vectors, self.dropout, self.training)
+        return normalize(vectors, dim=1) if self.classifier_norm == "both" else vectors
+
+    def label(self, rows: Tensor) -> Tensor:
+        """Rows of the label table, for training.
+
+        Args:
+            rows: (P, d_C).
+        """
+        return normalize(rows, dim=1) if self.classifier_norm == "both" else rows
+
+    @torch.no_grad()
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What documents ask a memory with: [g_D; g_C], g_C unit length unless it is ``never`` scaled.
+
+        Args:
+            vectors: (n, D) of the encoder.
+
+        Returns:
+            (n, d_D + d_C) float32.
+        """
+        training = self.training
+        self.eval()
+        dual, classifier = self.dual(vectors), self.document(vectors)
+        self.train(training)
+        return torch.cat([dual, classifier if self.classifier_norm == "never" else normalize(classifier, dim=1)], dim=1)
+
+    @torch.no_grad()
+    def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
+        """What labels answer with: [g_D; W], W unit length unless it is ``never`` scaled.
+
+        Args:
+            vectors: (n, D) of the encoder, from the label texts.
+            rows: (n, d_C) of the table; None for labels without a row, whose W is 0: they rank by their texts alone.
+
+        Returns:
+            (n, d_D + d_C) float32.
+        """
+        training = self.training
+        self.eval()
+        dual = self.dual(vectors)
+        self.train(training)
+        if rows is None:
+            rows = dual.new_zeros(len(dual), self.widths[1])
+        rows = rows.float()
+        return torch.cat([dual, rows if self.classifier_norm == "never" else normalize(rows, dim=1)], dim=1)
+
+    def columns(self, ranking: Ranking) -> slice:
+        """Columns of queries and keys that a ranking multiplies.
+
+        Args:
+            ranking: ``combined``, ``encoder`` or ``classifier``.
+        """
+        first = self.widths[0]
+        return {"combined": slice(None), "encoder": slice(first), "classifier": slice(first, None)}[ranking]
+
+    def save(self, file: Path) -> dict[str, Any]:
+        """Write the weights and return the settings that `load` needs.
+
+        Args:
+            file: a safetensors file to be.
+        """
+        save_file({name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}, file)
+        return {
+            "kind": "two heads",
+            "dim": self.dim,
+            "encoder_dim": self.encoder_dim,
+            "classifier_dim": self.classifier_dim,
+            "classifier_norm": self.classifier_norm,
+        }
+
+    @classmethod
+    def load(cls, file: Path, settings: dict[str, Any], device: str = "cpu") -> TwoHeads:
+        """Read what `save` wrote.
+
+        Args:
+            file: the file.
+            settings: what `save` returned.
+            device: where to put the weights.
+
+        Raises:
+            ModelError: a file that is damaged, or heads of another kind.
+        """
+        if settings.get("kind") != "two heads":
+            raise ModelError(f"{file} holds heads of the unknown kind {settings.get('kind')!r}")
+        try:
+            heads = cls(
+                int(settings["dim"]),
+                int(settings["encoder_dim"]),
+                int(settings["classifier_dim"]),
+                classifier_norm=settings["classifier_norm"],
+            )
+            heads.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:300]}") from error
+        return heads.to(device).eval()
+
+
+def _linear(dim: int, out: int, identity: bool) -> nn.Linear:
+    layer = nn.Linear(dim, out)
+    nn.init.zeros_(layer.bias)
+    if not identity:
+        nn.init.xavier_uniform_(layer.weight)
+    elif out == dim:
+        nn.init.eye_(layer.weight)
+    else:
+        nn.init.orthogonal_(layer.weight)
+    return layer

@@ -22,6 +22,7 @@ from .encoders import Encoder, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError
 from .files import atomic_folder
+from .heads import RANKINGS, TwoHeads
 from .machine import cache_folder, require_memory
 from .memory import Memory
 from .trainer import device_of
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 FORMAT, FORMAT_VERSION = "labelspace model", 1
 PARTS = ("labels.jsonl", "memory/keys.safetensors", "memory/votes.npz", "encoder/modules.json")
 """Files without which a folder is no model."""
+HEADS = "head.safetensors"
+"""Weights between the encoder and the memory, of models that have such."""
 HASH_UP_TO = 1 << 29
 """Files up to this size are compared by content when a model is opened, larger ones by size."""
 
@@ -44,17 +47,27 @@ class Model:
         memory: keys made by the same encoder, and their votes.
         labels: the L labels that are voted for.
         info: what made the model: recipe, config, data, metrics; all of it JSON.
+        heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
 
     Raises:
         ValueError: encoder, memory and labels that do not fit together.
     """
 
-    def __init__(self, encoder: Encoder, memory: Memory, labels: Labels, info: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        memory: Memory,
+        labels: Labels,
+        info: dict[str, Any] | None = None,
+        heads: TwoHeads | None = None,
+    ):
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
-        if memory.keys.shape[1] != encoder.dim:
-            raise ValueError(f"keys have {memory.keys.shape[1]} dimensions, the encoder {encoder.dim}")
+        dim = encoder.dim if heads is None else sum(heads.widths)
+        if memory.keys.shape[1] != dim:
+            raise ValueError(f"keys have {memory.keys.shape[1]} dimensions, the encoder {dim}")
         self.encoder = encoder.eval()
+        self.heads = None if heads is None else heads.eval()
         self.encoder.precision = "float32"
         self.memory = memory
         self.labels = labels
@@ -129,7 +142,38 @@ class Model:
             DataError: something that is not a text, by its place.
         """
         checked = _checked_texts(texts, "text")
-        return self.encoder.encode(self.encoder.tokenize(checked), batch_size)
+        vectors = self.encoder.encode(self.encoder.tokenize(checked), batch_size)
+        if self.heads is None:
+            return vectors
+        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
+
+    def rankings(
+        self, texts: Sequence[str] | str, k: int = 5, batch_size: int = 256
+    ) -> dict[str, Predictions]:
+        """The best k labels of each text by each ranking of the model, the model's own first.
+
+        A model with two heads ranks by both together (``combined``), by its dual encoder (``encoder``) and by its
+        classifier; any other has one ranking, ``combined``.
+
+        Args:
+            texts: n texts; a single string counts as one.
+            k: labels a text.
+            batch_size: texts encoded at a time.
+
+        Raises:
+            DataError: something that is not a text, or k below 1.
+            ResourceError: n times k predictions would not fit into memory.
+        """
+        found = {"combined": self.predict(texts, k, batch_size=batch_size)}
+        if self.heads is None:
+            return found
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(self.memory.keys.device)
+        depth = min(k, len(self.labels))
+        for ranking in RANKINGS[1:]:
+            part = self.heads.columns(ranking)
+            indices, scores = Memory(self.memory.keys[:, part], self.memory.votes).predict(queries[:, part], depth)
+            found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
+        return found
 
     def predict(
         self,
@@ -222,6 +266,7 @@ class Model:
         with atomic_folder(path) as folder:
             (folder / "encoder").mkdir()
             self.encoder.save(folder / "encoder")
+            heads = None if self.heads is None else self.heads.save(folder / HEADS)
             (folder / "memory").mkdir()
             memory = self.memory.save(folder / "memory")
             with (folder / "labels.jsonl").open("w", encoding="utf-8") as file:
@@ -241,6 +286,7 @@ class Model:
                     "long_documents": self.encoder.long_documents,
                     "max_chunks": self.encoder.max_chunks,
                 },
+                **({} if heads is None else {"heads": heads}),
                 "memory": memory,
                 "info": self.info,
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
@@ -274,9 +320,10 @@ class Model:
         place = device_of(device)
         labels = _read_labels(folder / "labels.jsonl", int(manifest["labels"]))
         encoder = open_encoder(str(folder / "encoder"), device=str(place))
+        heads = TwoHeads.load(folder / HEADS, manifest["heads"], str(place)) if "heads" in manifest else None
         memory = Memory.load(folder / "memory", manifest["memory"], str(place))
         try:
-            return cls(encoder, memory, labels, manifest["info"])
+            return cls(encoder, memory, labels, manifest["info"], heads)
         except ValueError as error:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
 
@@ -338,12 +385,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
         )
     kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
-    if "encoder" in manifest:  # absent in the first folders of this version
-        kinds["encoder"] = dict
+    # the first folders of this version have no "encoder", and only models with heads have those
+    kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
-    lost = [name for name in PARTS if name not in manifest["files"]]
+    lost = [name for name in (*PARTS, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
