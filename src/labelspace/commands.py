@@ -202,7 +202,7 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        How to train: dexml when not given, or as the run to resume. The settings are those of the recipe.
+        dexml or unidec; dexml when not given, or as the run to resume. The settings are those of the recipe.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -305,7 +305,7 @@ def evaluate(
     from .data import require_texts
     from .data.formats.table import suffix
     from .data.scores import SUFFIXES, load_scores
-    from .evaluation import longest_filter_row, render, report
+    from .evaluation import longest_filter_row, render, render_rankings, report
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
@@ -327,23 +327,30 @@ def evaluate(
     targets, train_targets = corpus.targets, dataset.train.targets
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
-        given = load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)
+        given = {"combined": load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)}
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
-        given = opened.predict(corpus.texts, k=depth)
+        given = opened.rankings(corpus.texts, k=depth)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
     if len(dataset.train) < 2:
         logger.warning("propensities need at least two training documents; PSP is left out")
         train_targets = None
-    result = report(
-        given, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
-        name=dataset.name, filter_source=None if source is None else str(source),
-    )  # fmt: skip
+    results = {
+        name: report(
+            predictions, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
+            name=dataset.name, filter_source=None if source is None else str(source),
+        )
+        for name, predictions in given.items()
+    }  # fmt: skip
+    result = results["combined"]
+    rankings = {name: of.metrics for name, of in results.items()} if len(results) > 1 else {}
     if output.json:
-        _print_json(result.as_dict())
+        _print_json({**result.as_dict(), **({"rankings": rankings} if rankings else {})})
     else:
         print(render(result))
+        if rankings:
+            print("\n" + render_rankings(rankings))
 
 
 def predict(
@@ -471,10 +478,12 @@ def _choose_split(data: Dataset, split: str) -> Corpus:
     return corpus
 
 
-def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[Any]) -> tuple[Predictions, list[Any]]:
+def _align(
+    given: dict[str, Predictions], mine: Labels, theirs: Labels, truths: list[Any]
+) -> tuple[dict[str, Predictions], list[Any]]:
     """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
     if list(mine.ids) == list(theirs.ids):
-        return predictions, truths
+        return given, truths
     import numpy as np
     import scipy.sparse as sp
 
@@ -497,7 +506,7 @@ def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[
             "the model and the data have no label id in common; is this the data that the model is for?"
         )
     wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
-    return Predictions(place[predictions.indices], predictions.scores), wide
+    return {name: Predictions(place[found.indices], found.scores) for name, found in given.items()}, wide
 
 
 def _warn_of_unknown_variables() -> None:

@@ -181,8 +181,8 @@ class UnidecSettings(MiningSettings, RunSettings):
     """UniDEC: a dual encoder and a classifier behind one encoder, trained together on a picked pool of labels.
 
     Args:
-        encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k`` or
-            ``bce``.
+        encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k``
+            or ``bce``.
         classifier_loss: of the classifier, one of the same.
         add_bce: weight of one-vs-all BCE added to the classifier's loss.
         directions: which heads also learn from labels to documents, with half the weight of their loss.
@@ -252,7 +252,7 @@ def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings
     """The settings of a recipe with the given values put over its defaults.
 
     Args:
-        recipe: ``dexml``.
+        recipe: ``dexml`` or ``unidec``.
         given: values by name.
         source: where they came from, for error messages.
 

@@ -147,9 +147,7 @@ class Model:
             return vectors
         return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
 
-    def rankings(
-        self, texts: Sequence[str] | str, k: int = 5, batch_size: int = 256
-    ) -> dict[str, Predictions]:
+    def rankings(self, texts: Sequence[str] | str, k: int = 5, batch_size: int = 256) -> dict[str, Predictions]:
         """The best k labels of each text by each ranking of the model, the model's own first.
 
         A model with two heads ranks by both together (``combined``), by its dual encoder (``encoder``) and by its

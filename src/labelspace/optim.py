@@ -17,7 +17,7 @@ class RowOptimizer(torch.optim.Optimizer):
     """What optimisers of sparse gradients share: the rows touched, in blocks, and bf16 weights.
 
     Weights in bf16 are updated in float32 and rounded up or down at random, so that the mean of many small updates is
-    right (`round_stochastically`). The random numbers follow from the seed and the step, so a resumed run draws the same.
+    right (`round_stochastically`). The random numbers follow from seed and step, so a resumed run draws the same.
     """
 
     @torch.no_grad()
@@ -31,7 +31,8 @@ class RowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        for place, (group, table) in enumerate((group, p) for group in self.param_groups for p in group["params"]):
+        tables = [(group, table) for group in self.param_groups for table in group["params"]]
+        for place, (group, table) in enumerate(tables):
             if table.grad is None:
                 continue
             gradient = table.grad.coalesce()

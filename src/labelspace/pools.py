@@ -118,9 +118,7 @@ def _most_drawn(counts: npt.NDArray[np.int64], most: int, rng: np.random.Generat
     return np.lexsort((rng.random(len(counts)), -counts))[:most]
 
 
-def draw_from(
-    shortlists: npt.NDArray[np.integer], count: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
+def draw_from(shortlists: npt.NDArray[np.integer], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw from each row of shortlists: without replacement, with it where a row is too short, none where it is empty.
 
     Args:

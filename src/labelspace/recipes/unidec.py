@@ -22,7 +22,7 @@ from ..encoders import Encoder
 from ..errors import DataError
 from ..estimate import training_bytes
 from ..gradcache import encode_cached
-from ..heads import LabelEncoder, LabelTable, TwoHeads, xavier_rows
+from ..heads import RANKINGS, LabelEncoder, LabelTable, TwoHeads, xavier_rows
 from ..losses import ClosedForm, closed_form
 from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
@@ -189,6 +189,7 @@ def train(
             search.forget()
             back = torch.from_numpy(np.argsort(order))
             info = describe_run("unidec", settings, given, truncated, report)
+            info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
@@ -197,6 +198,22 @@ def train(
             return model
     finally:
         log.close()
+
+
+def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
+    """Validation metrics with those of each ranking apart.
+
+    Args:
+        metrics: as `preparation.validation` gives them.
+    """
+    combined = {name: value for name, value in metrics.items() if " " not in name}
+    if not combined:
+        return {"validation": {}}
+    others = {
+        ranking: {name.removeprefix(f"{ranking} "): v for name, v in metrics.items() if name.startswith(f"{ranking} ")}
+        for ranking in RANKINGS[1:]
+    }
+    return {"validation": combined, "rankings": {"combined": combined, **others}}
 
 
 def decided(settings: UnidecSettings, encoder: Encoder) -> UnidecSettings:
@@ -221,7 +238,7 @@ def decided(settings: UnidecSettings, encoder: Encoder) -> UnidecSettings:
 
 
 def _needed(settings: UnidecSettings, encoder: Encoder, size: int, documents: int) -> int:
-    """Bytes that training takes beside the data: as for one head, the table, its optimiser and best copy, shortlists."""
+    """Bytes that training takes beside the data: of one head, the table and its optimiser, vectors, shortlists."""
     pool = size if settings.pool == "all" else min(size, settings.cap or size)
     width = settings.classifier_dim or encoder.dim
     row = width * (2 if settings.table_dtype == "bf16" else 4)
@@ -442,9 +459,7 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
     if list(module.heads.parameters()):
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
     if settings.table_optimizer == "adagrad":
-        found.append(
-            RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed)
-        )
+        found.append(RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed))
     else:
         found.append(
             RowAdamW(
