@@ -44,6 +44,39 @@ def test_bf16_keys_are_scored_again_in_float32() -> None:
     assert (np.diff(values, axis=1) <= 0).all()
 
 
+@pytest.mark.parametrize(
+    "n, k, d, count", [(1, 10, 20, 9000), (37, 10, 20, 9001), (37, 300, 6, 9000), (700, 3, 33, 17_000)]
+)
+def test_the_int8_scan_finds_what_the_plain_one_finds(n: int, k: int, d: int, count: int) -> None:
+    keys, queries = keys_and_queries(count, n, d)
+    keys[::3] *= 0.5  # raw vectors of unlike length
+    values, places = ExactIndex(keys, int8=True).search(queries, k)
+    plain_values, plain_places = ExactIndex(keys, int8=False).search(queries, k)
+    found = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(places, plain_places, strict=True)])
+    assert found > 0.999
+    np.testing.assert_allclose(values, plain_values, atol=2e-3)
+    exact = (queries.double() @ keys.double().T).numpy()
+    np.testing.assert_allclose(values, np.take_along_axis(exact, places, 1), atol=1e-6)
+    assert (np.diff(values, axis=1) <= 0).all()
+
+
+def test_the_int8_scan_of_keys_in_rising_order() -> None:
+    """Every block beats the bar of the one before."""
+    keys, queries = keys_and_queries(30_000, 5, 16)
+    keys = keys[(keys @ queries[0]).argsort()]
+    values, places = ExactIndex(keys, int8=True).search(queries, 20)
+    plain = ExactIndex(keys, int8=False).search(queries, 20)
+    np.testing.assert_allclose(values, plain[0], atol=2e-3)
+    assert np.mean(places == plain[1]) > 0.95
+
+
+def test_equal_keys_are_ordered_by_number_in_the_int8_scan() -> None:
+    keys = torch.ones(9000, 8)
+    keys[[5, 700, 8999]] = 2.0
+    values, places = ExactIndex(keys, int8=True).search(torch.ones(2, 8), 3)
+    assert places.tolist() == [[5, 700, 8999]] * 2 and (values == 16).all()
+
+
 def dense(memory: Memory, queries: torch.Tensor, allowed: list[int] | None) -> np.ndarray:
     """Scores (n, L) by the formula, -inf where no retrieved key votes."""
     similarities = (queries @ memory.keys.float().T).double().numpy()

@@ -183,3 +183,12 @@ def test_every_parameter_is_in_one_group_with_its_decay() -> None:
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.2 if parameter.ndim > 1 else 0.0)
         assert group["lr"] == 0.3
+
+
+def test_the_token_table_has_a_rate_of_its_own() -> None:
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+    table = module[0].weight
+    (optimizer,) = make_optimizers(module, False, 0.3, 0.2, table, 10.0)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == 3 and rates[id(table)] == (3.0, 0.0)
+    assert rates[id(module[1].weight)] == (0.3, 0.2) and rates[id(module[1].bias)] == (0.3, 0.0)

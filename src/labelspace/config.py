@@ -64,7 +64,7 @@ class EncoderSettings:
     long_documents: Literal["head", "head+tail", "chunks"] = "head"
     max_chunks: Count = 8
     chunk_size: Count = 16
-    activations_gb: Annotated[float, Field(ge=0)] = 2.0
+    activations_gb: Annotated[float, Field(ge=0)] = 4.0
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
 
@@ -78,6 +78,8 @@ class FitSettings:
         batch_size: documents in a step.
         lr: highest learning rate; when not given, 3e-3 for ``static``, and for a transformer 4e-4 times 384 / width,
             4e-4 at most.
+        token_lr_factor: of a transformer: the rate of its token table, as a multiple of ``lr``; rare words are met
+            seldom in a short run.
         weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
         warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
@@ -92,6 +94,7 @@ class FitSettings:
     epochs: Count = 5
     batch_size: Count = 512
     lr: Positive | None = None
+    token_lr_factor: Positive = 5.0
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     warmup: Probability = 0.1
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0

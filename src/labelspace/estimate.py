@@ -8,7 +8,7 @@ from .config import RunSettings
 
 POOL_A_DOCUMENT = 32
 """Labels that a document adds to a pool at the most, for the estimate."""
-LOGITS_BLOCK_BYTES = 48 << 20
+LOGITS_BLOCK_BYTES = 8 << 20
 """Memory of one block of float32 logits; small enough to stay near the processor, large enough for full speed."""
 
 

@@ -11,14 +11,17 @@ bf16 and float16 logits are raised to float32, float64 stays. The softmax family
 with a positive, and a row without one adds nothing; ``bce`` divides by B P. The label to document direction is
 ``loss(logits.T, positives.flip(0))``.
 
-Each gradient is the closed form, found in the same pass as the value; a second derivative is refused.
-``reduce(x, op)`` combines a (B,) tensor over the shards of a pool that is split by label, with op one of
+A loss is written once, as a form: what it needs of all logits it asks of a scan, block of columns by block, and it
+answers with its value, the gradient of a block and the gradient at the positives. So the same arithmetic runs over
+logits that are there and over logits that `losses_fused` makes block by block. A second derivative is refused.
+``reduce(x, op)`` combines a tensor (B,) or (B, n) over the shards of a pool that is split by label, with op one of
 ``sum``, ``max``, ``min``, ``logsumexp``; a shard passes its own columns and its own positives and gets the
 global loss and its own part of the gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,32 +31,83 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Reduce = Callable[[Tensor, Literal["sum", "max", "min", "logsumexp"]], Tensor]
-ValueAndGradient = tuple[Tensor, Tensor | None]
+Op = Literal["sum", "max", "min", "logsumexp"]
+Reduce = Callable[[Tensor, Op], Tensor]
+SAFE_EXPONENT = 60.0
+"""exp of this, summed over a billion columns, is finite in float32, and exp of minus it is no denormal."""
 
 
-class ValueAndGradientOf(Protocol):
-    """Finds the value of a loss and, if wanted, its gradient in the logits, neither recorded by autograd.
+class Scan(Protocol):
+    """Goes over all logits in blocks of columns.
 
-    The logits are its own: it may write over them, and the gradient may lie in their memory.
+    ``scan(find, op)`` gives ``find(block, rows)`` of every block, combined by ``op``. ``find`` takes logits (b, c) of
+    the rows ``rows``, whose memory is its own, and returns (b,) or (b, n); the scan returns as many for all B rows.
     """
 
-    def __call__(
-        self, logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-    ) -> ValueAndGradient: ...
+    def __call__(self, find: Callable[[Tensor, slice], Tensor], op: Op) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The positives of a batch, and what is known of its logits before they are looked at.
+
+    Args:
+        rows: (M,) rows of the positives.
+        columns: (M,) columns of the positives.
+        logits: (M,) their logits.
+        weights: (M,) their relevances r.
+        per_row: (B,) m_i, at least 1.
+        divisor: R, rows with a positive, at least 1.
+        entries: B P of all shards.
+        bound: no logit is larger in size, as far as that is known.
+        reduce: combines (B,) tensors over label shards.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    logits: Tensor
+    weights: Tensor
+    per_row: Tensor
+    divisor: Tensor
+    entries: Tensor
+    bound: float
+    reduce: Reduce
+
+    def row_sums(self, values: Tensor) -> Tensor:
+        """Sums of (M,) values by row, over all shards: (B,)."""
+        return self.reduce(_sum_rows(self.rows, values, len(self.per_row)), "sum")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of a loss in the logits.
+
+    Args:
+        block: logits (b, c) of the rows given -> their gradient, in the same memory; not meant for positives.
+        positives: (M,) gradient at the positives.
+    """
+
+    block: Callable[[Tensor, slice], Tensor]
+    positives: Tensor
+
+
+class Form(Protocol):
+    """Finds the value of a loss and, if wanted, its gradient."""
+
+    def __call__(self, pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]: ...
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """A loss in the form that `losses_fused` needs.
+    """A loss that can be found in blocks.
 
     Args:
-        compute: value and gradient from logits.
-        mean_over: what the value is a mean over: the rows with a positive, or all B P entries.
+        compute: value and gradient.
+        positives_apart: the scan and the blocks leave out positives (their logits are -inf there).
     """
 
-    compute: ValueAndGradientOf
-    mean_over: Literal["rows", "entries"] = "rows"
+    compute: Form
+    positives_apart: bool = False
 
 
 def softmax(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
@@ -73,7 +127,7 @@ def softmax(logits: Tensor, positives: Tensor, weights: Tensor | None = None, re
     Raises:
         ValueError: shapes that do not fit, or a positive whose logit is -inf.
     """
-    return apply(softmax_closed_form, logits, positives, weights, reduce)
+    return apply(closed_form("softmax"), logits, positives, weights, reduce)
 
 
 def decoupled_softmax(
@@ -100,7 +154,7 @@ def decoupled_softmax(
         >>> round(float(decoupled_softmax(logits, torch.tensor([[0, 0], [0, 1]]))), 4)
         0.2201
     """
-    return apply(decoupled_softmax_closed_form, logits, positives, weights, reduce)
+    return apply(closed_form("decoupled_softmax"), logits, positives, weights, reduce)
 
 
 def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
@@ -120,7 +174,7 @@ def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, red
     Raises:
         ValueError: shapes that do not fit, or a positive whose logit is -inf.
     """
-    return apply(supcon_closed_form, logits, positives, weights, reduce)
+    return apply(closed_form("supcon"), logits, positives, weights, reduce)
 
 
 def balanced(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
@@ -141,7 +195,7 @@ def balanced(logits: Tensor, positives: Tensor, weights: Tensor | None = None, r
     Raises:
         ValueError: shapes that do not fit, or a positive whose logit is -inf.
     """
-    return apply(balanced_closed_form, logits, positives, weights, reduce)
+    return apply(closed_form("balanced"), logits, positives, weights, reduce)
 
 
 def bce(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
@@ -159,7 +213,7 @@ def bce(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce
     Raises:
         ValueError: shapes that do not fit, or a positive whose logit is -inf.
     """
-    return apply(bce_closed_form, logits, positives, weights, reduce)
+    return apply(closed_form("bce"), logits, positives, weights, reduce)
 
 
 def soft_top_k(
@@ -191,11 +245,11 @@ def soft_top_k(
         ValueError: k is not between 0 and the number of columns that count, shapes that do not fit, or a positive
             whose logit is -inf.
     """
-    return apply(partial(soft_top_k_closed_form, k=k, alpha=alpha), logits, positives, weights, reduce)
+    return apply(closed_form("soft_top_k", k=k, alpha=alpha), logits, positives, weights, reduce)
 
 
 def closed_form(name: str, **options: Any) -> ClosedForm:
-    """The value-and-gradient form of a loss, by name, as ``losses_fused`` needs it.
+    """A loss by name, in the form that can be found in blocks.
 
     Args:
         name: one of ``softmax``, ``decoupled_softmax``, ``supcon``, ``balanced``, ``bce``, ``soft_top_k``.
@@ -204,64 +258,80 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    forms: dict[str, ValueAndGradientOf] = {
-        "softmax": softmax_closed_form,
-        "decoupled_softmax": decoupled_softmax_closed_form,
-        "supcon": supcon_closed_form,
-        "balanced": balanced_closed_form,
-        "bce": bce_closed_form,
-        "soft_top_k": soft_top_k_closed_form,
+    forms: dict[str, Form] = {
+        "softmax": softmax_form,
+        "decoupled_softmax": decoupled_softmax_form,
+        "supcon": supcon_form,
+        "balanced": balanced_form,
+        "bce": bce_form,
+        "soft_top_k": soft_top_k_form,
     }
     if name not in forms:
         raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(forms)}")
     compute = partial(forms[name], **options) if options else forms[name]
-    return ClosedForm(compute, mean_over="entries" if name == "bce" else "rows")
+    return ClosedForm(compute, positives_apart=name in ("decoupled_softmax", "balanced"))
 
 
 class _Loss(torch.autograd.Function):
-    """A scalar whose gradient was computed together with its value."""
+    """A scalar whose gradient is computed together with its value, from logits that are there."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value_and_gradient: Callable[[Tensor, bool], ValueAndGradient]) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        form: ClosedForm,
+        positives: Tensor,
+        weights: Tensor | None,
+        reduce: Reduce | None,
+    ) -> Tensor:
         raised = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
-        value, gradient = value_and_gradient(raised, ctx.needs_input_grad[0])
+        size, reduce = torch.tensor(float(logits.numel())).to(raised), reduce or _identity
+        entries = reduce(size.expand(len(logits)), "sum")[0] if len(logits) else size
+        pairs = gather(positives, raised[positives[0], positives[1]], weights, len(logits), entries, reduce=reduce)
+        if form.positives_apart:
+            raised[positives[0], positives[1]] = -torch.inf
+        every = slice(None)
+
+        def scan(find: Callable[[Tensor, slice], Tensor], op: Op) -> Tensor:
+            return reduce(find(raised.clone(), every), op)
+
+        value, gradient = form.compute(pairs, scan, ctx.needs_input_grad[0])
         if gradient is not None:
-            ctx.save_for_backward(gradient)
+            found = gradient.block(raised, every)
+            found[positives[0], positives[1]] = gradient.positives
+            ctx.save_for_backward(found)
         ctx.dtype = logits.dtype
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_output).to(ctx.dtype), None
+        return (gradient * grad_output).to(ctx.dtype), None, None, None, None
 
 
 def apply(
-    compute: ValueAndGradientOf,
+    form: ClosedForm,
     logits: Tensor,
     positives: Tensor,
     weights: Tensor | None = None,
     reduce: Reduce | None = None,
 ) -> Tensor:
-    """A loss as a scalar that autograd can differentiate once, from its value-and-gradient form.
+    """A loss of logits that are there, as a scalar that autograd can differentiate once.
 
     Args:
-        compute: value and gradient from logits.
+        form: the loss.
         logits: (B, P), any floating type.
         positives: (2, M) int64 pairs (row, column).
         weights: (M,) relevance of each positive.
         reduce: combines a (B,) tensor over label shards; None for one shard.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or a positive whose logit is -inf.
     """
     check_pairs(logits.shape, positives, weights)
-
-    def value_and_gradient(raised: Tensor, gradient: bool) -> ValueAndGradient:
-        return compute(raised, positives, weights, reduce, gradient)
-
-    return _Loss.apply(logits, value_and_gradient)
+    value: Tensor = _Loss.apply(logits, form, positives, weights, reduce)
+    return value
 
 
 def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights: Tensor | None) -> None:
@@ -287,23 +357,47 @@ def _identity(x: Tensor, op: str) -> Tensor:
     return x
 
 
-def _prepare(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Reduce]:
-    """Rows, columns, logits s and weights r of the positives, positives a row m, divisor R, reduce."""
-    rows, columns = positives[0], positives[1]
-    s = logits[rows, columns]
-    if bool((s == -torch.inf).any()):
+def gather(
+    positives: Tensor,
+    logits: Tensor,
+    weights: Tensor | None,
+    n_rows: int,
+    entries: Tensor,
+    bound: float = math.inf,
+    reduce: Reduce | None = None,
+) -> Pairs:
+    """What a form is told of the positives.
+
+    Args:
+        positives: (2, M) int64 pairs (row, column).
+        logits: (M,) their logits.
+        weights: (M,) their relevances; None for 1.
+        n_rows: B.
+        entries: B P of all shards.
+        bound: no logit is larger in size.
+        reduce: combines a (B,) tensor over label shards; None for one shard.
+
+    Raises:
+        ValueError: a positive whose logit is -inf.
+    """
+    if bool((logits == -torch.inf).any()):
         raise ValueError("a positive has the logit -inf; leave masked pairs out of `positives`")
-    r = torch.ones_like(s) if weights is None else weights.to(s)
     reduce = reduce or _identity
-    m = reduce(_sum_rows(rows, torch.ones_like(s), len(logits)), "sum")
-    divisor = (m > 0).sum().clamp(min=1).to(s.dtype)
-    return rows, columns, s, r, m.clamp(min=1), divisor, reduce
+    r = torch.ones_like(logits) if weights is None else weights.to(logits)
+    m = reduce(_sum_rows(positives[0], torch.ones_like(logits), n_rows), "sum")
+    divisor = (m > 0).sum().clamp(min=1).to(logits.dtype)
+    return Pairs(positives[0], positives[1], logits, r, m.clamp(min=1), divisor, entries, bound, reduce)
 
 
 def _sum_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     return values.new_zeros(n).index_add_(0, rows, values)
+
+
+def _log_sum_exp(pairs: Pairs) -> Callable[[Tensor, slice], Tensor]:
+    """The logsumexp of the rows of a block; of logits known to be small, without looking for the largest."""
+    if pairs.bound <= SAFE_EXPONENT:
+        return lambda block, rows: block.exp_().sum(dim=1).log()
+    return lambda block, rows: _exp_rows(block)[2]
 
 
 def _exp_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,142 +408,136 @@ def _exp_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return e, top, e.sum(dim=1).log() + top
 
 
-def softmax_closed_form(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-) -> ValueAndGradient:
+def _scaled_exp(block: Tensor, log_scale: Tensor) -> Tensor:
+    """exp(block + log_scale) by row, in the block's memory; 0 in rows whose scale is 0."""
+    return block.add_(log_scale[:, None]).exp_()
+
+
+def softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `softmax`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / R."""
-    rows, columns, s, r, _, divisor, reduce = _prepare(logits, positives, weights, reduce)
-    return _softmax(logits, rows, columns, s, r, divisor, reduce, gradient)
+    return _softmax(
+        pairs, pairs.weights / pairs.divisor, scan(_log_sum_exp(pairs), "logsumexp"), pairs.logits, gradient
+    )
 
 
-def supcon_closed_form(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-) -> ValueAndGradient:
+def supcon_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `supcon`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / (m_i R)."""
-    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
-    return _softmax(logits, rows, columns, s, r / m[rows], divisor, reduce, gradient)
+    weights = pairs.weights / (pairs.per_row[pairs.rows] * pairs.divisor)
+    return _softmax(pairs, weights, scan(_log_sum_exp(pairs), "logsumexp"), pairs.logits, gradient)
 
 
-def balanced_closed_form(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-) -> ValueAndGradient:
-    """Value and gradient of `balanced`.
+def balanced_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
+    """Value and gradient of `balanced`; its scan leaves out positives.
 
-    d/ds_ij = ((sum_p r_ip) exp(s_ij - y_ij log m_i - logD_i) - r_ij y_ij) / (m_i R): plain softmax of logits whose
-    positives were lowered by log m_i, but the numerator keeps them as they are.
+    d/ds_ij = ((sum_p r_ip) exp(s_ij - y_ij log m_i - logD_i) - r_ij y_ij) / (m_i R).
     """
-    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
-    logits[rows, columns] = s - m[rows].log()
-    return _softmax(logits, rows, columns, s, r / m[rows], divisor, reduce, gradient)
+    weights = pairs.weights / (pairs.per_row[pairs.rows] * pairs.divisor)
+    lowered = pairs.logits - pairs.per_row[pairs.rows].log()
+    of_positives = pairs.reduce(_log_sum_exp_pairs(pairs, lowered), "logsumexp")
+    log_d = torch.logaddexp(scan(_log_sum_exp(pairs), "logsumexp"), of_positives)
+    return _softmax(pairs, weights, log_d, lowered, gradient)
+
+
+def _log_sum_exp_pairs(pairs: Pairs, values: Tensor) -> Tensor:
+    """The logsumexp of (M,) values by row, of this shard; -inf for none."""
+    top = torch.full_like(pairs.per_row, -torch.inf).scatter_reduce(0, pairs.rows, values, "amax")
+    top = torch.where(top == -torch.inf, torch.zeros_like(top), top)
+    return _sum_rows(pairs.rows, (values - top[pairs.rows]).exp(), len(top)).log() + top
 
 
 def _softmax(
-    logits: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    s: Tensor,
-    r: Tensor,
-    divisor: Tensor,
-    reduce: Reduce,
-    gradient: bool,
-) -> ValueAndGradient:
-    """Sum over the positives of r (logsumexp of the row - s), over the divisor."""
-    n = len(logits)
-    e, top, log_z = _exp_rows(logits)
-    log_z = reduce(log_z, "logsumexp")
-    mass = reduce(_sum_rows(rows, r, n), "sum")
-    value = reduce(_sum_rows(rows, r * (log_z[rows] - s), n), "sum").sum() / divisor
+    pairs: Pairs, weights: Tensor, log_z: Tensor, in_denominator: Tensor, gradient: bool
+) -> tuple[Tensor, Gradient | None]:
+    """Sum over the positives of weight (log denominator - logit).
+
+    Args:
+        pairs: the positives.
+        weights: (M,) of the positives, divisor included.
+        log_z: (B,) log of the denominators.
+        in_denominator: (M,) what stands of the positives in them, before exp.
+        gradient: whether it is wanted.
+    """
+    here = log_z[pairs.rows]
+    value = pairs.row_sums(weights * (here - pairs.logits)).sum()
     if not gradient:
         return value, None
-    scale = torch.where(mass > 0, mass * (top - log_z).exp() / divisor, torch.zeros_like(mass))
-    e.mul_(scale[:, None])
-    e[rows, columns] -= r / divisor
-    return value, e
+    mass = pairs.row_sums(weights)
+    log_scale = torch.where(mass > 0, mass.log() - log_z, -torch.inf)
+    at_positives = (in_denominator - here).exp() * mass[pairs.rows] - weights
+    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), at_positives)
 
 
-def decoupled_softmax_closed_form(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-) -> ValueAndGradient:
-    """Value and gradient of `decoupled_softmax`.
+def decoupled_softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
+    """Value and gradient of `decoupled_softmax`; its scan leaves out positives.
 
     d/ds_ip = -r_ip a_ip / (m_i R) and d/ds_in = exp(s_in - logZ_i) (sum_p r_ip a_ip) / (m_i R), with logZ over the
     negatives and a_ip = 1 - pi_ip.
     """
-    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
-    n = len(logits)
-    logits[rows, columns] = -torch.inf
-    e, top, log_z = _exp_rows(logits)
-    log_z = reduce(log_z, "logsumexp")
-    log_all = torch.logaddexp(s, log_z[rows])
-    value = reduce(_sum_rows(rows, r * (log_all - s), n) / m, "sum").sum() / divisor
+    log_z = scan(_log_sum_exp(pairs), "logsumexp")
+    here = log_z[pairs.rows]
+    log_all = torch.logaddexp(pairs.logits, here)
+    value = (pairs.row_sums(pairs.weights * (log_all - pairs.logits)) / pairs.per_row).sum() / pairs.divisor
     if not gradient:
         return value, None
-    pull = r * (log_z[rows] - log_all).exp() / (m[rows] * divisor)
-    push = reduce(_sum_rows(rows, pull, n), "sum")
-    scale = torch.where(push > 0, push * (top - log_z).exp(), torch.zeros_like(push))
-    e.mul_(scale[:, None])
-    e[rows, columns] = -pull
-    return value, e
+    pull = pairs.weights * (here - log_all).exp() / (pairs.per_row[pairs.rows] * pairs.divisor)
+    push = pairs.row_sums(pull)
+    log_scale = torch.where(push > 0, push.log() - log_z, -torch.inf)
+    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), -pull)
 
 
-def bce_closed_form(
-    logits: Tensor, positives: Tensor, weights: Tensor | None, reduce: Reduce | None, gradient: bool
-) -> ValueAndGradient:
+def bce_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `bce`: d/ds_ij = (sigmoid(s_ij) - r_ij y_ij) / (B P)."""
-    rows, columns, s, r, _, _, reduce = _prepare(logits, positives, weights, reduce)
-    n = len(logits)
-    entries = reduce(logits.new_full((n,), float(logits.shape[1])), "sum").sum()
-    softplus = torch.logaddexp(logits, torch.zeros((), dtype=logits.dtype, device=logits.device))
-    value = reduce(softplus.sum(dim=1) - _sum_rows(rows, r * s, n), "sum").sum() / entries
+
+    def softplus(block: Tensor, rows: slice) -> Tensor:
+        top = block.clamp(min=0).sum(dim=1)
+        return block.abs_().neg_().exp_().log1p_().sum(dim=1).add_(top)
+
+    mass = scan(softplus, "sum") - pairs.row_sums(pairs.weights * pairs.logits)
+    value = mass.sum() / pairs.entries
     if not gradient:
         return value, None
-    e = logits.sigmoid_().div_(entries)
-    e[rows, columns] -= r / entries
-    return value, e
+    at_positives = (pairs.logits.sigmoid() - pairs.weights) / pairs.entries
+    return value, Gradient(lambda block, rows: block.sigmoid_().div_(pairs.entries), at_positives)
 
 
-def soft_top_k_closed_form(
-    logits: Tensor,
-    positives: Tensor,
-    weights: Tensor | None,
-    reduce: Reduce | None,
+def soft_top_k_form(
+    pairs: Pairs,
+    scan: Scan,
     gradient: bool,
     *,
     k: int | Tensor = 5,
     alpha: float = 2.0,
     clamp: bool = False,
-) -> ValueAndGradient:
+) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `soft_top_k`, the gradient through log z; ``clamp`` as in `top_k_shift`.
 
     With q_j = g_j alpha (1 - z_j) and v_j = alpha z_j (1 - z_j): g'_j = q_j - (sum q) v_j / sum v. The ratio
     v_j / sum v is a softmax of log v_j, which stays finite where every z has saturated.
     """
-    rows, columns, s, r, m, divisor, reduce = _prepare(logits, positives, weights, reduce)
-    n = len(logits)
-    shift = top_k_shift(logits, k, alpha, reduce, clamp)
-    u = logits.add_(shift[:, None]).mul_(alpha)
-    u_positive = u[rows, columns]
-    value = (
-        reduce(_sum_rows(rows, r * torch.logaddexp(-u_positive, torch.zeros_like(u_positive)), n) / m, "sum").sum()
-        / divisor
-    )
+    shift = find_shift(scan, k, alpha, pairs.logits.dtype, clamp)
+    u = (pairs.logits + shift[pairs.rows]) * alpha
+    lost = pairs.weights * torch.logaddexp(-u, torch.zeros_like(u))
+    value = (pairs.row_sums(lost) / pairs.per_row).sum() / pairs.divisor
     if not gradient:
         return value, None
-    q = -r / (m[rows] * divisor) * alpha * torch.sigmoid(-u_positive)
-    q_sum = reduce(_sum_rows(rows, q, n), "sum")
-    a = u.abs_()
-    log_v = torch.log1p((-a).exp_()).mul_(-2).sub_(a)  # log z + log(1 - z) = -|u| - 2 log(1 + exp(-|u|))
-    e, top, log_sum = _exp_rows(log_v)
-    e.mul_((-q_sum * (top - reduce(log_sum, "logsumexp")).exp())[:, None])
-    e[rows, columns] += q
-    return value, e
+
+    def log_v(x: Tensor, rows: slice) -> Tensor:  # log z + log(1 - z) = -|u| - 2 log(1 + exp(-|u|))
+        a = x.add_(shift[rows, None]).mul_(alpha).abs_()
+        return torch.log1p((-a).exp_()).mul_(-2).sub_(a)
+
+    log_sum = scan(lambda block, rows: _exp_rows(log_v(block, rows))[2], "logsumexp")
+    q = -pairs.weights / (pairs.per_row[pairs.rows] * pairs.divisor) * alpha * torch.sigmoid(-u)
+    log_scale = (-pairs.row_sums(q)).log() - log_sum
+    log_v_positive = -u.abs() - 2 * torch.log1p((-u.abs()).exp())
+    at_positives = q + (log_v_positive + log_scale[pairs.rows]).exp()
+    return value, Gradient(lambda block, rows: _scaled_exp(log_v(block, rows), log_scale[rows]), at_positives)
 
 
 @torch.no_grad()
 def top_k_shift(
     logits: Tensor, k: int | Tensor, alpha: float, reduce: Reduce | None = None, clamp: bool = False
 ) -> Tensor:
-    """The shift t of every row with ``sum_j sigmoid(alpha (s_j + t)) = k``, by bisection.
+    """The shift t of every row with ``sum_j sigmoid(alpha (s_j + t)) = k``.
 
     Args:
         logits: (B, P) float32 or float64; columns of -inf do not count.
@@ -459,28 +547,60 @@ def top_k_shift(
         clamp: lower k to one less than the columns that count (to a half where only one does) instead of refusing.
 
     Returns:
-        (B,) shifts, after 32 halvings in float32 and 64 in float64.
+        (B,) shifts.
 
     Raises:
         ValueError: alpha is not above 0, or k is not strictly between 0 and the number of columns that count.
     """
     reduce = reduce or _identity
+    return find_shift(lambda find, op: reduce(find(logits.clone(), slice(None)), op), k, alpha, logits.dtype, clamp)
+
+
+def find_shift(scan: Scan, k: int | Tensor, alpha: float, dtype: torch.dtype, clamp: bool = False) -> Tensor:
+    """`top_k_shift` of logits that are scanned: Newton's steps inside a bracket, which is halved where they leave it.
+
+    Args:
+        scan: goes over the logits.
+        k: the number of places, one for all rows or a (B,) tensor.
+        alpha: steepness of the sigmoid, above 0.
+        dtype: of the logits.
+        clamp: lower k to one less than the columns that count (to a half where only one does) instead of refusing.
+
+    Returns:
+        (B,) shifts.
+
+    Raises:
+        ValueError: alpha is not above 0, or k is not strictly between 0 and the number of columns that count.
+    """
     if not alpha > 0:
         raise ValueError(f"alpha must be above 0, got {alpha}")
-    counts = logits > -torch.inf
-    n = reduce(counts.sum(dim=1).to(logits.dtype), "sum")
-    places = torch.as_tensor(k, device=logits.device).to(logits.dtype).expand(len(logits))
+    n = scan(lambda block, rows: (block > -torch.inf).sum(dim=1).to(dtype), "sum")
+    places = torch.as_tensor(k, device=n.device).to(dtype).expand(len(n))
     if clamp:
         places = torch.minimum(places, torch.maximum(n - 1, n / 2))
     if bool((places <= 0).any()) or bool((places >= n).any()):
         fewest = int(n.min()) if len(n) else 0
         raise ValueError(f"soft top-k needs 0 < k < the number of columns that count ({fewest}), got k = {k}")
-    largest = reduce(logits.amax(dim=1), "max")
-    smallest = reduce(logits.masked_fill(~counts, torch.inf).amin(dim=1), "min")
+    largest = scan(lambda block, rows: block.amax(dim=1), "max")
+    smallest = scan(lambda block, rows: block.masked_fill_(block == -torch.inf, torch.inf).amin(dim=1), "min")
     c = (places / (n - places)).log() / alpha
     low, high = c - largest, c - smallest
-    for _ in range(64 if logits.dtype == torch.float64 else 32):
-        middle = (low + high) / 2
-        mass = reduce((logits + middle[:, None]).mul_(alpha).sigmoid_().sum(dim=1), "sum")
-        low, high = torch.where(mass < places, middle, low), torch.where(mass < places, high, middle)
-    return (low + high) / 2
+    shift = (low + high) / 2
+    small = 4 * torch.finfo(dtype).eps
+    for step in range(120 if dtype == torch.float64 else 60):
+        now = shift
+
+        def members(block: Tensor, rows: slice) -> Tensor:
+            z = block.add_(now[rows, None]).mul_(alpha).sigmoid_()  # noqa: B023
+            total = z.sum(dim=1)
+            return torch.stack([total, (total - z.square_().sum(dim=1)) * alpha], dim=1)
+
+        mass, slope = scan(members, "sum").unbind(dim=1)
+        low, high = torch.where(mass < places, now, low), torch.where(mass < places, high, now)
+        near = ((mass - places).abs() <= small * places) | (high - low <= small * torch.maximum(low.abs(), high.abs()))
+        if bool(near.all()):
+            break
+        newton = now - (mass / places).log() * mass / slope  # of the log: few places are an exponential tail
+        inside = (newton > low) & (newton < high) & (step % 3 < 2)
+        shift = torch.where(near, now, torch.where(inside, newton, (low + high) / 2))
+    return shift

@@ -1,12 +1,14 @@
-"""The losses from queries and keys, a few rows of logits at a time.
+"""The losses from queries and keys, a block of logits at a time.
 
 ``linear_loss(form, queries, keys, positives)`` equals ``loss(queries @ keys.T / temperature, positives)`` but never
-holds the (B, P) logits: value and gradients of a block of rows are found together, the block is dropped, and
-only the (B, D) and (P, D) gradients are kept for the backward pass. ``linear_loss_plain`` is its twin.
+holds the (B, P) logits. The forward pass goes over blocks of labels and keeps what the form needs of each row, a
+logsumexp say; the backward pass makes each block again and turns it into the gradients. Positives are few, so their
+part of the gradient is found apart and exactly. ``linear_loss_plain`` is its twin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .estimate import LOGITS_BLOCK_BYTES
-from .losses import ClosedForm, apply, check_pairs
+from .losses import ClosedForm, Gradient, Op, apply, check_pairs, gather
+
+ROW_BLOCK = 1024
+"""Rows of a block of logits; products of fewer are slower."""
+KEPT_PRODUCTS = 64 << 20
+"""Products in bf16 of all blocks are kept for the backward pass where they take at most so many bytes."""
+PAIR_BLOCK = 16_384
+"""Pairs whose products are found at a time."""
 
 
 def linear_loss_plain(
@@ -31,7 +40,7 @@ def linear_loss_plain(
     """The loss of all logits at once: the plain twin of `linear_loss`.
 
     Args:
-        form: a loss in value-and-gradient form.
+        form: a loss, see `losses.closed_form`.
         queries: (B, D) float32 or float64.
         keys: (P, D) of the same dtype.
         positives: (2, M) int64 pairs (row, column).
@@ -47,8 +56,7 @@ def linear_loss_plain(
     logits = (queries.to(low) @ keys.to(low).T).to(queries.dtype) / temperature
     if hidden is not None:
         logits = logits.index_put((hidden[0], hidden[1]), logits.new_tensor(-torch.inf))
-
-    return apply(form.compute, logits, positives, weights)
+    return apply(form, logits, positives, weights)
 
 
 def linear_loss(
@@ -62,29 +70,137 @@ def linear_loss(
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A loss of ``queries @ keys.T / temperature``, in blocks of rows.
+    """A loss of ``queries @ keys.T / temperature``, in blocks of labels.
+
+    Beside the inputs and their gradients it holds one block of logits, whatever P is.
 
     Args:
-        form: a loss in value-and-gradient form, see `losses.closed_form`.
+        form: a loss, see `losses.closed_form`.
         queries: (B, D) float32 or float64 document vectors.
-        keys: (P, D) label vectors of the same dtype.
+        keys: (P, D) label vectors, of the same dtype or bf16.
         positives: (2, M) int64 pairs (row, column).
         temperature: divides the products.
         hidden: (2, H) int64 pairs whose logits are set to -inf.
         weights: (M,) relevance of each positive.
-        dtype: type of the three matrix products; None for that of the queries. Logits and losses stay in that of
-            the queries.
+        dtype: type of the products of blocks; None for that of the queries. Logits and losses stay in that of the
+            queries.
 
     Returns:
         A scalar; gradients flow to queries and keys.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or a positive that is hidden.
     """
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
     check_pairs((len(queries), len(keys)), positives, weights)
-    return _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
+    value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
+    return value
+
+
+class _Blocks:
+    """Makes logits, block of columns by block of columns, into one buffer."""
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        temperature: float,
+        positives: Tensor,
+        hidden: Tensor | None,
+        low: torch.dtype,
+    ):
+        self.keys, self.low, self.high = keys, low, queries.dtype
+        self.queries = (queries / temperature).to(low)
+        self.height = min(ROW_BLOCK, max(1, len(queries)))
+        self.width = min(max(1, len(keys)), max(1, LOGITS_BLOCK_BYTES // (queries.element_size() * self.height)))
+        device = queries.device
+        self.keys_low = torch.empty(self.width, keys.shape[1], dtype=low, device=device)
+        slot = self.height * self.width
+        self.logits = torch.empty(slot, dtype=self.high, device=device) if low != self.high else None
+        self.row_blocks = -(-len(queries) // self.height)
+        count = self.row_blocks * -(-len(keys) // self.width)
+        keep = self.logits is not None and count * slot * low.itemsize <= KEPT_PRODUCTS
+        self.products = torch.empty(count if keep else 1, slot, dtype=low, device=device)
+        self.made: set[int] = set()
+        self.positives, self.hidden = _Places(positives, self), None if hidden is None else _Places(hidden, self)
+
+    def columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of columns, and their keys in the type of the products."""
+        for start in range(0, len(self.keys), self.width):
+            part = self.keys[start : start + self.width]
+            keys = part if part.dtype == self.low else self.keys_low[: len(part)].copy_(part)
+            yield slice(start, start + len(part)), keys
+
+    def rows(self) -> Iterator[slice]:
+        """Blocks of rows."""
+        for start in range(0, len(self.queries), self.height):
+            yield slice(start, min(start + self.height, len(self.queries)))
+
+    def number(self, rows: slice, columns: slice) -> int:
+        """Number of a block."""
+        return columns.start // self.width * self.row_blocks + rows.start // self.height
+
+    def low_block(self, rows: slice, columns: slice) -> Tensor:
+        """Memory of the products of a block, (b, c)."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        slot = self.products[self.number(rows, columns) if len(self.products) > 1 else 0]
+        return slot[: shape[0] * shape[1]].view(shape)
+
+    def make(self, rows: slice, columns: slice, keys: Tensor, apart: bool) -> Tensor:
+        """The logits of a block (b, c); hidden ones, and positives that stand apart, are -inf."""
+        block, number = self.low_block(rows, columns), self.number(rows, columns)
+        if number not in self.made:
+            torch.mm(self.queries[rows], keys.T, out=block)
+            if len(self.products) > 1:
+                self.made.add(number)
+        if self.logits is not None:
+            block = self.logits[: block.numel()].view(block.shape).copy_(block)
+        if self.hidden is not None:
+            block.view(-1).index_fill_(0, self.hidden.within(rows, columns), -torch.inf)
+        if apart:
+            block.view(-1).index_fill_(0, self.positives.within(rows, columns), -torch.inf)
+        return block
+
+    def scan(self, find: Callable[[Tensor, slice], Tensor], op: Op, apart: bool) -> Tensor:
+        """What a form asks of all logits."""
+        found: list[Tensor | None] = [None] * self.row_blocks
+        for columns, keys in self.columns():
+            for i, rows in enumerate(self.rows()):
+                part, before = find(self.make(rows, columns, keys, apart), rows), found[i]
+                found[i] = part if before is None else _combine(before, part, op)
+        return torch.cat([part for part in found if part is not None])
+
+
+def _combine(a: Tensor, b: Tensor, op: Op) -> Tensor:
+    match op:
+        case "sum":
+            return a + b
+        case "max":
+            return torch.maximum(a, b)
+        case "min":
+            return torch.minimum(a, b)
+        case "logsumexp":
+            return torch.logaddexp(a, b)
+
+
+class _Places:
+    """Pairs (row, column), found by block."""
+
+    def __init__(self, pairs: Tensor, blocks: _Blocks):
+        self.blocks = blocks
+        block = pairs[1] // blocks.width * blocks.row_blocks + pairs[0] // blocks.height
+        order = torch.argsort(block, stable=True)
+        self.pairs = pairs[:, order]
+        count = -(-len(blocks.keys) // blocks.width) * blocks.row_blocks
+        ends = torch.bincount(block, minlength=count).cumsum(0)
+        self.ends = [0, *ends.tolist()]
+
+    def within(self, rows: slice, columns: slice) -> Tensor:
+        """Places of the pairs in a block that is laid out row by row."""
+        number = self.blocks.number(rows, columns)
+        row, column = self.pairs[:, self.ends[number] : self.ends[number + 1]]
+        return (row - rows.start) * (columns.stop - columns.start) + (column - columns.start)
 
 
 class _Linear(torch.autograd.Function):
@@ -100,56 +216,91 @@ class _Linear(torch.autograd.Function):
         weights: Tensor | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        batch, pool = len(queries), len(keys)
-        low = dtype or queries.dtype
-        queries_low, keys_low = queries.to(low), keys.to(low)
-        wanted = any(ctx.needs_input_grad[:2])
-        grad_queries = torch.empty_like(queries) if wanted else None
-        grad_keys = torch.zeros_like(keys) if wanted else None
-        block = max(1, min(batch, LOGITS_BLOCK_BYTES // (4 * max(1, pool))))
+        blocks = _Blocks(queries, keys, temperature, positives, hidden, dtype or queries.dtype)
+        at_positives = _pair_products(queries, keys, positives).div_(temperature)
+        if hidden is not None and _overlap(positives, hidden, len(keys)):
+            raise ValueError("a positive is hidden; leave masked pairs out of `positives`")
+        entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
+        size = torch.linalg.vector_norm(queries, dim=1).amax() if len(queries) else entries
+        bound = float(size * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up
+        pairs = gather(positives, at_positives, weights, len(queries), entries, bound)
 
-        order = torch.argsort(positives[0], stable=True)
-        positives = positives[:, order]
-        weights = weights if weights is None else weights[order]
-        if hidden is not None:
-            hidden = hidden[:, torch.argsort(hidden[0], stable=True)]
-        counts = torch.bincount(positives[0], minlength=batch)
-        rows_with_positive = (counts > 0).sum().clamp(min=1)
-        total = torch.zeros((), dtype=queries.dtype, device=queries.device)
+        def scan(find: Callable[[Tensor, slice], Tensor], op: Op) -> Tensor:
+            return blocks.scan(find, op, form.positives_apart)
 
-        for start in range(0, batch, block):
-            stop = min(start + block, batch)
-            part, part_weights = _slice_pairs(positives, start, stop, weights)
-            logits = (queries_low[start:stop] @ keys_low.T).to(queries.dtype).div_(temperature)
-            if hidden is not None:
-                masked, _ = _slice_pairs(hidden, start, stop, None)
-                logits[masked[0], masked[1]] = -torch.inf
-            value, gradient = form.compute(logits, part, part_weights, None, wanted)
-            if form.mean_over == "entries":
-                share = torch.tensor((stop - start) / batch, dtype=queries.dtype, device=queries.device)
-            else:
-                share = (counts[start:stop] > 0).sum().to(queries.dtype) / rows_with_positive
-            total += value * share
-            if gradient is not None:
-                assert grad_queries is not None and grad_keys is not None
-                scaled = gradient.mul_(share / temperature).to(low)
-                grad_queries[start:stop] = (scaled @ keys_low).to(queries.dtype)
-                grad_keys += (scaled.T @ queries_low[start:stop]).to(keys.dtype)
-        if wanted:
-            ctx.save_for_backward(grad_queries, grad_keys)
-        return total
+        value, gradient = form.compute(pairs, scan, any(ctx.needs_input_grad[:2]))
+        ctx.save_for_backward(queries, keys)
+        ctx.blocks, ctx.gradient, ctx.positives, ctx.temperature = blocks, gradient, positives, temperature
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        grad_queries, grad_keys = ctx.saved_tensors
-        return grad_queries * grad_output, grad_keys * grad_output, None, None, None, None, None, None
+        queries, keys = ctx.saved_tensors
+        gradient: Gradient = ctx.gradient
+        for_queries, for_keys = ctx.needs_input_grad[:2]
+        grad_queries = torch.zeros_like(queries) if for_queries else None
+        grad_keys = torch.empty_like(keys) if for_keys else None
+        _blocks_backward(ctx.blocks, gradient, grad_queries, grad_keys, float(grad_output), ctx.temperature)
+        ctx.blocks.made.clear()  # gradients lie in their memory now
+        scale = gradient.positives * (grad_output / ctx.temperature)
+        rows, columns = ctx.positives
+        for start in range(0, len(rows), PAIR_BLOCK):
+            part = slice(start, start + PAIR_BLOCK)
+            if grad_queries is not None:
+                grad_queries.index_add_(0, rows[part], keys[columns[part]].to(queries.dtype) * scale[part, None])
+            if grad_keys is not None:
+                grad_keys.index_add_(0, columns[part], (queries[rows[part]] * scale[part, None]).to(keys.dtype))
+        return grad_queries, grad_keys, None, None, None, None, None, None
 
 
-def _slice_pairs(pairs: Tensor, start: int, stop: int, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The pairs whose row is in [start, stop), rows counted from start; pairs are sorted by row."""
-    bounds = torch.tensor([start, stop], device=pairs.device)
-    first, last = torch.searchsorted(pairs[0].contiguous(), bounds).tolist()
-    part = pairs[:, first:last].clone()
-    part[0] -= start
-    return part, None if weights is None else weights[first:last]
+def _blocks_backward(
+    blocks: _Blocks,
+    gradient: Gradient,
+    grad_queries: Tensor | None,
+    grad_keys: Tensor | None,
+    factor: float,
+    temperature: float,
+) -> None:
+    """Add what all logits but those of positives give to the gradients of queries, and set those of keys."""
+    some = grad_queries if grad_queries is not None else grad_keys
+    assert some is not None
+    part_queries = torch.empty(blocks.height, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
+    part_keys = torch.empty(blocks.width, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
+    for columns, keys in blocks.columns():
+        for rows in blocks.rows():
+            block = gradient.block(blocks.make(rows, columns, keys, True), rows)
+            if blocks.logits is not None:
+                block = blocks.low_block(rows, columns).copy_(block)
+            block.view(-1).index_fill_(0, blocks.positives.within(rows, columns), 0.0)
+            if grad_queries is not None:
+                part = torch.mm(block, keys, out=part_queries[: len(block)])
+                grad_queries[rows].add_(part, alpha=factor / temperature)
+            if grad_keys is not None:
+                # the queries of the blocks are divided by the temperature
+                part = torch.mm(block.T, blocks.queries[rows], out=part_keys[: block.shape[1]])
+                if rows.start:
+                    grad_keys[columns].add_(part, alpha=factor)
+                else:
+                    grad_keys[columns].copy_(part).mul_(factor)
+
+
+def _pair_products(queries: Tensor, keys: Tensor, pairs: Tensor) -> Tensor:
+    """<query, key> of each pair, (M,), in the type of the queries."""
+    found = queries.new_empty(pairs.shape[1])
+    for start in range(0, pairs.shape[1], PAIR_BLOCK):
+        part = slice(start, start + PAIR_BLOCK)
+        rows, columns = pairs[:, part]
+        found[part] = torch.linalg.vecdot(queries[rows], keys[columns].to(queries.dtype))
+    return found
+
+
+def _overlap(a: Tensor, b: Tensor, width: int) -> bool:
+    """Whether two lists of pairs have one in common."""
+    return bool(torch.isin(a[0] * width + a[1], b[0] * width + b[1]).any())
+
+
+def _largest_norm(keys: Tensor) -> Tensor:
+    """The largest length of a key."""
+    parts = [torch.linalg.vector_norm(part.float(), dim=1).amax() for part in keys.split(PAIR_BLOCK) if len(part)]
+    return torch.stack(parts).amax() if parts else keys.new_zeros(()).float()

@@ -127,3 +127,16 @@ def bf16_pays(device: torch.device) -> bool:
             for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         )
     return False
+
+
+def int8_pays(device: torch.device) -> bool:
+    """Whether matrix products in int8 are faster than in bf16 here.
+
+    Args:
+        device: a CPU needs AVX512-VNNI or AMX for it.
+    """
+    import torch
+
+    return device.type == "cpu" and any(
+        bool(getattr(torch.cpu, probe, lambda: False)()) for probe in ("_is_amx_tile_supported", "_is_vnni_supported")
+    )

@@ -74,7 +74,7 @@ class HardNegatives:
 
     def __init__(self, targets: sp.csr_array, chosen: Filter, count: int):
         self.targets, self.filter, self.count = targets, chosen, count
-        self.keys: Tensor | None = None
+        self.index: ExactIndex | None = None
 
     def refresh(self, keys: Tensor) -> None:
         """Search among these keys from now on.
@@ -82,11 +82,11 @@ class HardNegatives:
         Args:
             keys: (L, D) vectors of all labels, without a graph.
         """
-        self.keys = keys
+        self.index = ExactIndex(keys)
 
     def state(self) -> dict[str, Tensor]:
         """The keys, for a checkpoint."""
-        return {} if self.keys is None else {"keys": self.keys}
+        return {} if self.index is None else {"keys": self.index.keys}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave.
@@ -94,7 +94,7 @@ class HardNegatives:
         Args:
             state: tensors by name.
         """
-        self.keys = state.get("keys")
+        self.index = ExactIndex(state["keys"]) if "keys" in state else None
 
     def draw(
         self, rows: npt.NDArray[np.int64], queries: Tensor, rng: np.random.Generator
@@ -109,7 +109,7 @@ class HardNegatives:
         Returns:
             For each document at most `count` label numbers, none of them true for it; empty before the first refresh.
         """
-        if self.keys is None:
+        if self.index is None:
             return [np.zeros(0, dtype=np.int64)] * len(rows)
         labels, scores, positive = self.shortlist(rows, queries)
         true = labels < 0
@@ -158,11 +158,11 @@ class HardNegatives:
             Label numbers (B, s), -1 for a true label; their scores (B, s), falling; the positive score (B,), infinite
             for a document without labels.
         """
-        assert self.keys is not None, "the keys were refreshed"
+        assert self.index is not None, "the keys were refreshed"
         truth = self.targets[rows]
         counts = np.diff(truth.indptr)
         depth = self.filter.range_max + int(counts.max(initial=0))
-        scores, labels = ExactIndex(self.keys).search(queries, depth)
+        scores, labels = self.index.search(queries, depth)
 
         pair_rows = np.repeat(np.arange(len(rows)), counts)
         n_labels = self.targets.shape[1]
@@ -171,7 +171,7 @@ class HardNegatives:
         products = torch.zeros(len(pair_rows))
         for start in range(0, len(pair_rows), 65_536):
             part = slice(start, start + 65_536)
-            keys = self.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
+            keys = self.index.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
             own = queries[torch.from_numpy(pair_rows[part]).to(device)]
             products[part] = (keys * own).sum(1).cpu()
         positive = np.full(len(rows), -np.inf, dtype=np.float32)

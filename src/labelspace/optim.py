@@ -233,7 +233,14 @@ def round_stochastically(x: Tensor, generator: torch.Generator | None = None) ->
     return torch.where(torch.isfinite(x), rounded, x).bfloat16()
 
 
-def make_optimizers(module: nn.Module, row_sparse: bool, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    module: nn.Module,
+    row_sparse: bool,
+    lr: float,
+    weight_decay: float,
+    token_table: nn.Parameter | None = None,
+    token_lr_factor: float = 1.0,
+) -> list[torch.optim.Optimizer]:
     """The optimisers of all parameters of a module, each parameter in exactly one group.
 
     Args:
@@ -241,16 +248,21 @@ def make_optimizers(module: nn.Module, row_sparse: bool, lr: float, weight_decay
         row_sparse: its gradients are sparse in rows.
         lr: learning rate.
         weight_decay: decay of matrices; biases, norms and other vectors have none.
+        token_table: of a transformer, one of the module's parameters; it has no decay and a rate of its own.
+        token_lr_factor: that rate, as a multiple of lr.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if row_sparse:
         # by touches: on lf-yso-en the rare words of documents learn faster, +1.2 P@1 on validation
         return [RowAdamW(parameters, lr=lr, weight_decay=weight_decay, decay_by="touches")]
+    tables = [p for p in parameters if p is token_table]
+    parameters = [p for p in parameters if p is not token_table]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": tables, "weight_decay": 0.0, "lr": lr * token_lr_factor},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    fused = all(p.device.type in ("cpu", "cuda") for p in (*parameters, *tables))
     return [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=fused)]
 
 

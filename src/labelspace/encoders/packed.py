@@ -23,6 +23,9 @@ POOLINGS = ("mean", "cls")
 EAGER_UP_TO = 128
 """Longest text, in tokens, whose attention weights are kept for the backward pass."""
 
+EAGER_INFERENCE = 32
+"""The same without a backward pass; scaled-dot-product attention is slower on short texts."""
+
 ROUND_FROM, ROUND_TO = 512, 256
 """From so many tokens on their number is rounded up to a multiple, by tokens that no text has."""
 
@@ -106,7 +109,7 @@ def attention(
     with torch.autocast(query.device.type, enabled=False):
         for start, end, length in text_runs:
             q, k, v = (x[0, :, start:end].float().unflatten(1, (-1, length)) for x in (query, key, value))
-            if torch.is_grad_enabled() and length <= EAGER_UP_TO:
+            if length <= (EAGER_UP_TO if torch.is_grad_enabled() else EAGER_INFERENCE):
                 weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
                 mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
             else:

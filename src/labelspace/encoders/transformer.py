@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Attention = Literal["auto", "packed", "eager", "sdpa"]
-KEPT_BYTES = 25
-"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision (measured)."""
+KEPT_BYTES = 50
+"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision.
+
+Half of it is what the layers keep; the rest is what the process grew by beside it, measured over a run.
+"""
 
 
 class TransformerEncoder(Encoder):
@@ -117,6 +120,12 @@ class TransformerEncoder(Encoder):
     def transformer(self) -> Any:
         """The transformers model itself."""
         return self.stages[0].auto_model
+
+    @property
+    def token_table(self) -> nn.Parameter:
+        """The vectors of the tokens, (V, H)."""
+        weight: nn.Parameter = self.transformer.get_input_embeddings().weight
+        return weight
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Vectors of the texts, packed or padded to the longest of them.

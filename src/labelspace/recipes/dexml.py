@@ -26,7 +26,6 @@ from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
-from ..optim import make_optimizers
 from ..pools import make_pool
 from ..trainer import Log, Refresh, fit, readable, stop_signals
 from ..types import Batch, Dataset
@@ -38,6 +37,7 @@ from .preparation import (
     fill_in,
     hard_negatives,
     make_encoder,
+    optimizers_of,
     save_run,
     shape_of,
     validation,
@@ -170,7 +170,7 @@ def train(
                 plan.epoch,
                 plan.per_epoch,
                 encoder,
-                make_optimizers(encoder, encoder.row_sparse, settings.lr or 0.0, settings.weight_decay or 0.0),
+                optimizers_of(encoder, settings),
                 settings,
                 evaluate=validation(data, encoder, label_keys, settings, cache),
                 choose=len(data.valid) >= MIN_VALID,

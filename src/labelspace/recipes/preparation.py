@@ -26,6 +26,7 @@ from ..machine import bf16_pays, cache_folder
 from ..memory import Memory
 from ..model import Model
 from ..negatives import Filter, HardNegatives
+from ..optim import make_optimizers
 from ..trainer import FitReport, device_of
 from ..types import Corpus, Dataset, Labels, Predictions
 
@@ -118,6 +119,18 @@ def fill_in(settings: Settings, encoder: Encoder) -> Settings:
         lr=settings.lr or (3e-3 if static else default_rate(encoder)),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
     )
+
+
+def optimizers_of(encoder: Encoder, settings: RunSettings) -> list[torch.optim.Optimizer]:
+    """The optimisers of an encoder.
+
+    Args:
+        encoder: what will be trained.
+        settings: of the run, every value decided.
+    """
+    table = encoder.token_table if isinstance(encoder, TransformerEncoder) else None
+    rate, decay = settings.lr or 0.0, settings.weight_decay or 0.0
+    return make_optimizers(encoder, encoder.row_sparse, rate, decay, table, settings.token_lr_factor)
 
 
 def default_rate(encoder: Encoder) -> float:

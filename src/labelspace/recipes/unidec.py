@@ -40,6 +40,7 @@ from .preparation import (
     fill_in,
     hard_negatives,
     make_encoder,
+    optimizers_of,
     save_run,
     shape_of,
     validation,
@@ -410,7 +411,7 @@ class Renewal:
             vectors[start : start + DOCUMENT_BLOCK] = queries
             if self.settings.pool == "some":
                 shortlists[part] = self.negatives.candidates(part, queries, self.settings.range_max)
-        self.negatives.keys = None
+        self.negatives.index = None
         if self.settings.pool == "some":
             plan.shortlists = shortlists
         if self.settings.clusters:
@@ -455,7 +456,7 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
         settings: of the run, every value decided.
     """
     decay = settings.weight_decay or 0.0
-    found = make_optimizers(module.encoder, module.encoder.row_sparse, settings.lr or 0.0, decay)
+    found = optimizers_of(module.encoder, settings)
     if list(module.heads.parameters()):
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
     if settings.table_optimizer == "adagrad":

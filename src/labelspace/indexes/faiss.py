@@ -1,0 +1,177 @@
+"""Approximate search through a graph of neighbours (HNSW, Malkov and Yashunin 2016), by the faiss library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError, ModelError, SettingsError
+from .exact import ExactIndex, in_order
+
+logger = logging.getLogger(__name__)
+
+EF_SEARCH = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Lengths of the candidate list that are tried in turn."""
+PROBES = 200
+"""Keys whose neighbourhoods are compared with the exact ones when an index is built."""
+BLOCK = 65_536
+
+
+class HnswIndex:
+    """Inner products with the keys that a graph leads to; the best are scored again in float32.
+
+    Args:
+        keys: (K, D) float32 or bf16.
+        graph: a faiss index over them, in the same order.
+        ef_search: length of the candidate list.
+        recall: share of the exact neighbours that it finds, measured when it was built.
+        depth: neighbours that this share is of.
+    """
+
+    def __init__(self, keys: Tensor, graph: Any, ef_search: int, recall: float, depth: int):
+        self.keys, self.graph = keys, graph
+        self.ef_search, self.recall, self.depth = ef_search, recall, depth
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def build(
+        cls,
+        keys: Tensor,
+        *,
+        links: int = 24,
+        ef_construction: int = 80,
+        target: float = 0.97,
+        depth: int = 100,
+        queries: Tensor | None = None,
+        seed: int = 0,
+    ) -> HnswIndex:
+        """Build the graph, and choose the shortest candidate list that reaches a recall.
+
+        Args:
+            keys: (K, D) float32 or bf16, at least one.
+            links: neighbours of a key in the graph, M.
+            ef_construction: candidates looked at for a new key.
+            target: recall to reach, as far as a list of 1,024 can.
+            depth: neighbours a query that the recall is measured on.
+            queries: (n, D) float32 to measure it with; None for keys drawn at random, moved by a tenth of their length
+                in a random direction.
+            seed: of the draw.
+
+        Raises:
+            MissingExtraError: without the extra ``ann``.
+            SettingsError: no keys, or a target that is no share.
+        """
+        if not len(keys):
+            raise SettingsError("an index needs at least one key")
+        if not 0 < target <= 1:
+            raise SettingsError(f"target, a recall, lies above 0 and is at most 1, got {target}")
+        faiss = _faiss()
+        graph = faiss.IndexHNSWSQ(keys.shape[1], faiss.ScalarQuantizer.QT_bf16, links, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = ef_construction
+        graph.is_trained = True  # bf16 has nothing to learn from data
+        for part in keys.split(BLOCK):
+            graph.add(part.float().cpu().numpy())
+        if queries is None:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = keys[torch.randperm(len(keys), generator=generator)[:PROBES].to(keys.device)].float()
+            noise = torch.randn(drawn.shape, generator=generator).to(drawn.device)
+            length = torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+            queries = drawn + 0.1 * length * torch.nn.functional.normalize(noise, dim=1)
+        depth = min(depth, len(keys))
+        _, truth = ExactIndex(keys).search(queries, depth)
+        index = cls(keys, graph, EF_SEARCH[0], 0.0, depth)
+        for index.ef_search in EF_SEARCH:
+            _, found = index.search(queries, depth)
+            index.recall = float(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
+            if index.recall >= target:
+                break
+        logger.info(
+            "graph of %d keys: finds %.1f%% of the %d nearest with ef_search %d",
+            *(len(keys), 100 * index.recall, depth, index.ef_search),
+        )
+        return index
+
+    @torch.no_grad()
+    def search(
+        self, queries: Tensor, k: int, allowed: npt.NDArray[np.int64] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Nearly the k keys of the largest inner product for each query.
+
+        Args:
+            queries: (n, D) float32, on the device of the keys.
+            k: how many keys a query, at most the number searched.
+            allowed: key numbers to search among, all of them and exactly; None for the graph.
+
+        Returns:
+            similarities (n, k) float32 in falling order, ties by key number, and key numbers (n, k) int64. k shrinks to
+            the number of keys searched. A query that the graph leads to fewer than k keys is searched exactly.
+        """
+        if allowed is not None:
+            return ExactIndex(self.keys).search(queries, k, allowed)
+        k = min(k, len(self.keys))
+        faiss = _faiss()
+        search = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, k))
+        scores, places = self.graph.search(queries.float().cpu().numpy(), k, params=search)
+        where = torch.from_numpy(places).to(self.keys.device)
+        astray = (where < 0).any(dim=1)  # the graph led to fewer than k
+        best, order = in_order(queries, self.keys, torch.from_numpy(scores), where.clamp(min=0), k, exact=True)
+        values, numbers = best.cpu().numpy(), order.cpu().numpy()
+        if bool(astray.any()):
+            rows = astray.cpu().numpy()
+            values[rows], numbers[rows] = ExactIndex(self.keys).search(queries[astray], k)
+        return values, numbers
+
+    def save(self, file: Path) -> dict[str, object]:
+        """Write the graph, and return the settings that `load` needs.
+
+        Args:
+            file: where to.
+        """
+        _faiss().write_index(self.graph, str(file))
+        return {"ef_search": self.ef_search, "recall": self.recall, "depth": self.depth}
+
+    @classmethod
+    def load(cls, file: Path, keys: Tensor, settings: dict[str, Any]) -> HnswIndex:
+        """Read what `save` wrote.
+
+        Args:
+            file: where from.
+            keys: (K, D) those that it was built over.
+            settings: what `save` returned.
+
+        Raises:
+            MissingExtraError: without the extra ``ann``.
+            ModelError: a file that is missing or damaged, or of other keys.
+        """
+        faiss = _faiss()
+        try:
+            graph = faiss.read_index(str(file))
+            index = cls(keys, graph, int(settings["ef_search"]), float(settings["recall"]), int(settings["depth"]))
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:200]}") from error
+        if graph.ntotal != len(keys) or graph.d != keys.shape[1]:
+            raise ModelError(
+                f"{file} is a graph of {graph.ntotal} keys of {graph.d} dimensions, "
+                f"but there are {len(keys)} of {keys.shape[1]}; build it again"
+            )
+        return index
+
+
+def _faiss() -> Any:
+    """The library, loaded late; on macOS it may not share OpenMP threads with torch."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("approximate search", "faiss-cpu", "ann") from error
+    if sys.platform == "darwin":
+        faiss.omp_set_num_threads(1)
+    return faiss
