@@ -88,6 +88,8 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
         {"label_documents": False, "weight_decay": 0.01},
         {"precision": "bf16"},
         {"max_score": 0.9, "relative_margin": 0.05},
+        {"classifier_labels": "all", "table_lr": 0.003},
+        {"classifier_labels": "all", "table_lr": 0.001, "table_momentum": 0.9, "table_dtype": "bf16"},
     ],
 )
 def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -242,6 +244,24 @@ def test_evaluate_prints_three_rankings(
     assert len({v["nDCG@5"] for v in printed["rankings"].values()}) == 3
     assert main(["evaluate", str(tmp_path / "a"), str(toy_folder), "--quiet"]) == 0
     assert "classifier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classifier_labels": "all", "classifier_norm": "both"}, "'both' does not go with"),
+        ({"table_momentum": 0.9}, "it is for classifier_labels 'all'"),
+        ({"encoder_loss": "hinge"}, "encoder_loss"),
+        ({"encoder_weight": 1.5}, "encoder_weight"),
+        ({"loss": "softmax"}, "has no setting 'loss'"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ls.SettingsError, match=message) as caught:
+        ls.train(data, recipe="unidec", **{**static, **changes})
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_heads_are_refused_by_name(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:

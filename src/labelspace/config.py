@@ -187,7 +187,9 @@ class UnidecSettings(MiningSettings, RunSettings):
         encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k``
             or ``bce``.
         classifier_loss: of the classifier, one of the same.
-        add_bce: weight of one-vs-all BCE added to the classifier's loss.
+        classifier_labels: ``pool`` trains the label table on the labels of the pool; ``all`` by one-vs-all BCE on every
+            label in every step, a chunk of labels at a time (Renee, ELMO), by stochastic gradient descent.
+        add_bce: weight of BCE on the pool added to the classifier's loss.
         directions: which heads also learn from labels to documents, with half the weight of their loss.
         encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
         k: places of ``soft_top_k``.
@@ -203,13 +205,15 @@ class UnidecSettings(MiningSettings, RunSettings):
             transformer when not given.
         classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
         identity: heads begin as the identity, instead of at random.
-        table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random.
+        table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random; random
+            for one-vs-all when not given.
         head_dropout: of the heads' vectors of texts.
         table_dropout: of the rows of the label table.
         classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
-            search and training, or ``never``.
+            search and training, or ``never``; when not given, ``never`` after one-vs-all or ``bce``, else ``search``.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
         table_lr: learning rate of the label table.
+        table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
         table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
         label_documents: the text of every label is a training document too, with that label alone.
@@ -217,6 +221,7 @@ class UnidecSettings(MiningSettings, RunSettings):
 
     encoder_loss: Loss = "decoupled_softmax"
     classifier_loss: Loss = "decoupled_softmax"
+    classifier_labels: Literal["pool", "all"] = "pool"
     add_bce: Annotated[float, Field(ge=0)] = 0.0
     directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
     encoder_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -234,18 +239,23 @@ class UnidecSettings(MiningSettings, RunSettings):
     encoder_dim: Annotated[int, Field(ge=0)] | None = None
     classifier_dim: Annotated[int, Field(ge=0)] | None = None
     identity: bool = True
-    table_init: Literal["labels", "random"] = "labels"
+    table_init: Literal["labels", "random"] | None = None
     head_dropout: Probability = 0.1
     table_dropout: Probability = 0.1
-    classifier_norm: Literal["search", "both", "never"] = "search"
+    classifier_norm: Literal["search", "both", "never"] | None = None
     head_lr: Positive | None = None
     table_lr: Positive = 1e-3
+    table_momentum: Probability = 0.0
     table_optimizer: Literal["adamw", "adagrad"] = "adamw"
     table_dtype: Literal["float32", "bf16"] = "float32"
     label_documents: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.classifier_labels == "all" and self.classifier_norm == "both":
+            raise ValueError("classifier_norm: 'both' does not go with classifier_labels 'all'; take search or never")
+        if self.classifier_labels == "pool" and self.table_momentum:
+            raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
 
 
 RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from .data.tokens import Tokens
 from .encoders.interface import Encoder
 from .errors import ModelError
 from .gradcache import encode_cached
+from .optim import round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never"]
 Ranking = Literal["combined", "encoder", "classifier"]
@@ -108,6 +110,148 @@ class _Rows(torch.autograd.Function):
             rows[None], grad.to(ctx.dtype), ctx.shape, is_coalesced=True, check_invariants=False
         )
         return gradient, None
+
+
+class OneVsAll(LabelTable):
+    """A label table trained against all labels at once by one-vs-all BCE (Renee, ELMO).
+
+    The gradients are the closed form ``G = sigmoid(Z) - Y``, ``dE = G W``, ``dW = G^T E``, Z being the logits, found for a
+    chunk of labels at a time; autograd sees only dE, and `OneVsAllSGD` finds dW when it updates the weights.
+
+    Args:
+        rows: (L, D) first vectors, float32 or bf16; they become the weights without a copy.
+        scale: logits are so many times the products of queries and rows.
+        chunk: labels whose logits are held at a time.
+    """
+
+    def __init__(self, rows: Tensor, *, scale: float = 1.0, chunk: int = 16_384):
+        super().__init__(rows)
+        self.scale, self.chunk = scale, chunk
+        self.pending: tuple[Tensor, Tensor] | None = None
+        """Queries and positives of the step that the weights were not updated for."""
+
+    def loss(self, queries: Tensor, positives: Tensor) -> Tensor:
+        """BCE summed over documents and labels; its gradient in the queries uses the weights as they are now.
+
+        Args:
+            queries: (B, D) float32 documents.
+            positives: (2, M) int64 pairs (row of the batch, label number), in any order.
+        """
+        positives = positives[:, torch.argsort(positives[1])]
+        self.pending = (queries.detach(), positives)
+        value: Tensor = _OneVsAll.apply(queries, self, positives)
+        return value
+
+    def chunks(self, queries: Tensor, positives: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Labels of each chunk, their rows as they multiply, and their logits (B, c), whose memory may be written to.
+
+        Args:
+            queries: (B, D) documents.
+            positives: (2, M) pairs, sorted by label.
+        """
+        scaled = (queries * self.scale).to(self._products(queries))
+        for start in range(0, len(self.weight), self.chunk):
+            rows = self.weight.detach()[start : start + self.chunk].to(scaled.dtype)
+            yield slice(start, start + len(rows)), rows, (scaled @ rows.T).to(queries.dtype)
+
+    def _products(self, queries: Tensor) -> torch.dtype:
+        return torch.bfloat16 if self.weight.dtype == torch.bfloat16 else queries.dtype
+
+
+def positives_within(positives: Tensor, labels: slice) -> tuple[Tensor, Tensor]:
+    """Rows and columns, counted from the first label, of the pairs whose label is in a chunk.
+
+    Args:
+        positives: (2, M) pairs, sorted by label.
+        labels: the chunk.
+    """
+    bounds = torch.tensor([labels.start, labels.stop], device=positives.device)
+    first, last = torch.searchsorted(positives[1].contiguous(), bounds).tolist()
+    return positives[0, first:last], positives[1, first:last] - labels.start
+
+
+class _OneVsAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, head: OneVsAll, positives: Tensor) -> Tensor:
+        gradient = torch.zeros_like(queries)
+        value = torch.zeros((), dtype=torch.float64, device=queries.device)
+        for labels, rows, logits in head.chunks(queries, positives):
+            own = positives_within(positives, labels)
+            value -= logits[own].sum()
+            value += logits.clamp(min=0).sum() + logits.abs().neg_().exp_().log1p_().sum()
+            g = logits.sigmoid_()
+            g[own] -= 1
+            gradient += (g.to(rows.dtype) @ rows).to(queries.dtype)
+        ctx.save_for_backward(gradient.mul_(head.scale))
+        return value.to(queries.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+class OneVsAllSGD(torch.optim.Optimizer):
+    """Updates the weights of a `OneVsAll` head chunk by chunk: ``W -= lr (G^T E + decay W)``.
+
+    The gradient is that of the sum over documents and labels, as published rates assume. bf16 weights are rounded
+    stochastically, seeded by the step; there is no master copy.
+
+    Args:
+        head: whose last loss is learnt from.
+        lr: learning rate.
+        weight_decay: decay of the weights.
+        momentum: of the gradient, a buffer as large as the weights; 0 for none.
+        seed: of the rounding.
+    """
+
+    def __init__(
+        self, head: OneVsAll, lr: float = 0.05, weight_decay: float = 0.0, momentum: float = 0.0, seed: int = 0
+    ):
+        super().__init__([head.weight], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "seed": seed})
+        self.head = head
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all rows.
+
+        Args:
+            closure: computes the loss again, as every torch optimiser allows.
+        """
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        if self.head.pending is None:
+            return value
+        (queries, positives), self.head.pending = self.head.pending, None
+        group, weight = self.param_groups[0], self.head.weight
+        state = self.state[weight]
+        state["step"] = state.get("step", 0) + 1
+        if group["momentum"] and "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight, dtype=torch.float32)
+        generator = torch.Generator(weight.device).manual_seed((group["seed"] * 1_000_003 + state["step"]) % 2**63)
+        for labels, rows, logits in self.head.chunks(queries, positives):
+            g = logits.sigmoid_()
+            g[positives_within(positives, labels)] -= 1
+            change = (g.to(rows.dtype).T @ queries.to(rows.dtype)).to(queries.dtype).mul_(self.head.scale)
+            old = weight[labels].to(change.dtype)
+            change.add_(old, alpha=group["weight_decay"])
+            if group["momentum"]:
+                change = state["momentum"][labels].mul_(group["momentum"]).add_(change)
+            new = old.add_(change, alpha=-group["lr"])
+            weight[labels] = round_stochastically(new, generator) if weight.dtype == torch.bfloat16 else new
+        return value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the last loss.
+
+        Args:
+            set_to_none: as torch has it.
+        """
+        super().zero_grad(set_to_none)
+        self.head.pending = None
 
 
 class TwoHeads(nn.Module):

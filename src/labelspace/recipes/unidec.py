@@ -22,7 +22,7 @@ from ..encoders import Encoder
 from ..errors import DataError
 from ..estimate import training_bytes
 from ..gradcache import encode_cached
-from ..heads import RANKINGS, LabelEncoder, LabelTable, TwoHeads, xavier_rows
+from ..heads import RANKINGS, LabelEncoder, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
 from ..losses import ClosedForm, closed_form
 from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
@@ -130,9 +130,13 @@ def train(
         settings.classifier_dim or 0,
         dropout=settings.head_dropout,
         identity=settings.identity,
-        classifier_norm=settings.classifier_norm,
+        classifier_norm=settings.classifier_norm or "search",
     ).to(device)
-    table = LabelTable(first_rows(settings, encoder, heads, labels.tokens), settings.table_dropout)
+    first = first_rows(settings, encoder, heads, labels.tokens)
+    if settings.classifier_labels == "all":
+        table: LabelTable = OneVsAll(first, scale=1 / settings.temperature)
+    else:
+        table = LabelTable(first, settings.table_dropout)
     module = UnidecModule(encoder, heads, table)
     plan = batch_plan(targets, rows, settings)
     renewal = Renewal(module, documents, labels.tokens, plan, hard_negatives(targets, settings), settings)
@@ -151,8 +155,13 @@ def train(
             keys = heads.dual(labels(batch.pool, kept - len(tokens.ids)))
             loss = loss + settings.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
         if settings.encoder_weight < 1:
-            keys = heads.label(table(batch.pool))
-            loss = loss + (1 - settings.encoder_weight) * score.classifier(heads.document(queries), keys, positives)
+            vectors = heads.document(queries)
+            if isinstance(table, OneVsAll):
+                # rates are those of the sum for the table, but the encoder learns from means
+                classified = table.loss(vectors, true_pairs(targets, batch.rows).to(device)) / len(vectors)
+            else:
+                classified = score.classifier(vectors, heads.label(table(batch.pool)), positives)
+            loss = loss + (1 - settings.encoder_weight) * classified
         return loss
 
     refresh = None
@@ -229,11 +238,15 @@ def decided(settings: UnidecSettings, encoder: Encoder) -> UnidecSettings:
         settings = dataclasses.replace(settings, weight_decay=TRANSFORMER_DECAY)
     settings = fill_in(settings, encoder)
     dim = 0 if static else TRANSFORMER_DIM
+    every = settings.classifier_labels == "all"
+    never = every or settings.classifier_loss == "bce"
     return dataclasses.replace(
         settings,
         cap=settings.cap or 8 * settings.batch_size,
         encoder_dim=dim if settings.encoder_dim is None else settings.encoder_dim,
         classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
+        table_init=settings.table_init or ("random" if every else "labels"),
+        classifier_norm=settings.classifier_norm or ("never" if never else "search"),
         head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
     )
 
@@ -243,9 +256,12 @@ def _needed(settings: UnidecSettings, encoder: Encoder, size: int, documents: in
     pool = size if settings.pool == "all" else min(size, settings.cap or size)
     width = settings.classifier_dim or encoder.dim
     row = width * (2 if settings.table_dtype == "bf16" else 4)
-    moments = 8 * width if settings.table_optimizer == "adamw" else 8
+    if settings.classifier_labels == "all":
+        state = 4 * width if settings.table_momentum else 0
+    else:
+        state = 8 * width if settings.table_optimizer == "adamw" else 8
     vectors = documents * (settings.encoder_dim or encoder.dim) * 2 + documents * 4 * settings.range_max
-    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + moments) + vectors
+    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors
 
 
 def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labels: Tokens) -> Tensor:
@@ -273,6 +289,18 @@ def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labe
             rows[start : start + DOCUMENT_BLOCK] = nn.functional.normalize(heads.document(vectors), dim=1)
     heads.train()
     return rows
+
+
+def true_pairs(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> Tensor:
+    """All true labels of documents as pairs (place in the batch, label number), (2, M) int64.
+
+    Args:
+        targets: the truth of all documents, (N, L).
+        rows: (B,) documents.
+    """
+    part = targets[rows]
+    places = np.repeat(np.arange(len(rows)), np.diff(part.indptr))
+    return torch.from_numpy(np.vstack([places, part.indices]).astype(np.int64))
 
 
 def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: UnidecSettings) -> PickedBatches:
@@ -459,7 +487,9 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
     found = optimizers_of(module.encoder, settings)
     if list(module.heads.parameters()):
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
-    if settings.table_optimizer == "adagrad":
+    if isinstance(module.table, OneVsAll):
+        found.append(OneVsAllSGD(module.table, settings.table_lr, decay, settings.table_momentum, seed=settings.seed))
+    elif settings.table_optimizer == "adagrad":
         found.append(RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed))
     else:
         found.append(
