@@ -77,7 +77,7 @@ class LabelTable(nn.Module):
             (P, D) float32.
         """
         rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
-        return dropout(rows, self.dropout, self.training)
+        return dropout(rows, self.dropout) if self.training and self.dropout else rows
 
 
 def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -115,7 +115,7 @@ class _Rows(torch.autograd.Function):
 class OneVsAll(LabelTable):
     """A label table trained against all labels at once by one-vs-all BCE (Renee, ELMO).
 
-    The gradients are the closed form ``G = sigmoid(Z) - Y``, ``dE = G W``, ``dW = G^T E``, Z being the logits, found for a
+    The gradients are the closed form ``G = sigmoid(Z) - Y``, ``dE = G W``, ``dW = G^T E`` of logits Z, found for a
     chunk of labels at a time; autograd sees only dE, and `OneVsAllSGD` finds dW when it updates the weights.
 
     Args:
@@ -300,7 +300,10 @@ class TwoHeads(nn.Module):
         """
         if self.encoder is not None:
             vectors = torch.tanh(self.encoder(vectors))
-        return normalize(dropout(vectors, self.dropout, self.training), dim=1)
+        return normalize(self._dropped(vectors), dim=1)
+
+    def _dropped(self, vectors: Tensor) -> Tensor:
+        return dropout(vectors, self.dropout) if self.training and self.dropout else vectors
 
     def document(self, vectors: Tensor) -> Tensor:
         """g_C of documents, for training.
@@ -310,7 +313,7 @@ class TwoHeads(nn.Module):
         """
         if self.classifier is not None:
             vectors = self.classifier(vectors)
-        vectors = dropout(vectors, self.dropout, self.training)
+        vectors = self._dropped(vectors)
         return normalize(vectors, dim=1) if self.classifier_norm == "both" else vectors
 
     def label(self, rows: Tensor) -> Tensor:
