@@ -15,7 +15,7 @@ import labelspace as ls
 from labelspace.cli import main
 from labelspace.config import UnidecSettings
 from labelspace.heads import LabelTable, TwoHeads
-from labelspace.recipes.unidec import UnidecModule, optimizers
+from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
         {"encoder_loss": "soft_top_k", "classifier_loss": "soft_top_k", "k": 2},
         {"classifier_loss": "bce", "add_bce": 0.0, "classifier_norm": "never"},
         {"add_bce": 1.0, "directions": "classifier"},
-        {"num_positives": 0, "clusters": False},
-        {"num_positives": 1, "num_negatives": 1, "gap": 1000},
-        {"cap": 8, "gap": 2},
-        {"pool": "all"},
-        {"pool": "all", "clusters": False},
+        {"pool": "some"},
+        {"num_positives": 0, "pool": "some", "clusters": False},
+        {"num_positives": 1, "num_negatives": 1, "gap": 1000, "pool": "some"},
+        {"cap": 8, "gap": 2, "pool": "some"},
+        {"pool": "all", "clusters": True},
         {"classifier_norm": "both"},
         {"classifier_norm": "never"},
         {"encoder_dim": 32, "classifier_dim": 32},
@@ -87,7 +87,7 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
         {"table_dtype": "bf16", "table_optimizer": "adagrad", "table_lr": 0.05},
         {"label_documents": False, "weight_decay": 0.01},
         {"precision": "bf16"},
-        {"max_score": 0.9, "relative_margin": 0.05},
+        {"max_score": 0.9, "relative_margin": 0.05, "pool": "some"},
         {"classifier_labels": "all", "table_lr": 0.003},
         {"classifier_labels": "all", "table_lr": 0.001, "table_momentum": 0.9, "table_dtype": "bf16"},
     ],
@@ -172,6 +172,18 @@ def test_heads_that_begin_as_the_identity_leave_the_order_alone() -> None:
     assert list(plain.parameters()) == [] and torch.equal(plain.dual(y), torch.nn.functional.normalize(y, dim=1))
 
 
+def test_both_directions_are_the_mean_of_the_loss_and_its_transpose() -> None:
+    g = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(6, 5, generator=g), torch.randn(9, 5, generator=g)
+    positives = torch.tensor([[0, 1, 1, 4, 5], [3, 3, 8, 0, 2]])
+    for name in ("decoupled_softmax", "softmax", "supcon", "balanced", "bce"):
+        settings = UnidecSettings(encoder_loss=name, temperature=0.7)  # type: ignore[arg-type]
+        function = getattr(ls.losses, name)
+        logits = queries @ keys.T / 0.7
+        expected = (function(logits, positives) + function(logits.T, positives.flip(0))) / 2
+        torch.testing.assert_close(PoolLoss(settings, None).encoder(queries, keys, positives), expected)
+
+
 def test_only_rows_of_the_pool_get_a_gradient() -> None:
     table = LabelTable(torch.randn(1000, 4))
     pool = np.array([3, 70, 999])
@@ -212,7 +224,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
     assert rates == {id(p): expected[name.split(".")[0]] for name, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "all"}, {"clusters": False, "encoder_dim": 8, "classifier_dim": 8}])
+@pytest.mark.parametrize("options", [{}, {"pool": "some"}, {"pool": "some", "clusters": False, "encoder_dim": 8, "classifier_dim": 8}])
 def test_renumbering_labels_changes_no_weight(
     data: ls.Dataset, static: dict[str, Any], options: dict[str, Any]
 ) -> None:
@@ -223,7 +235,7 @@ def test_renumbering_labels_changes_no_weight(
 
 
 def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> None:
-    short = {**static, "epochs": 3, "table_dtype": "bf16"}
+    short = {**static, "epochs": 3, "table_dtype": "bf16", "pool": "some"}
     one, two, other = (ls.train(data, recipe="unidec", **{**short, "seed": seed}) for seed in (3, 3, 4))
     assert torch.equal(one.memory.keys, two.memory.keys)
     assert not torch.equal(one.memory.keys, other.memory.keys)

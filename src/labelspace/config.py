@@ -199,8 +199,10 @@ class UnidecSettings(MiningSettings, RunSettings):
         num_negatives: hard negatives drawn for a document.
         cap: most labels in a pool; 8 times the batch size when not given.
         gap: no more is added to a pool once so few places are left.
-        pool: ``some`` picks labels as described; ``all`` scores every label in every step.
-        clusters: make each batch of documents that are alike, once hard negatives are made.
+        pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
+            ``static`` and up to 65,536 labels, else ``some``.
+        clusters: make each batch of documents that are alike, once hard negatives are made; on for the pool ``some`` when
+            not given.
         encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
             transformer when not given.
         classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
@@ -233,8 +235,8 @@ class UnidecSettings(MiningSettings, RunSettings):
     range_max: Count = 30
     cap: Count | None = None
     gap: Annotated[int, Field(ge=0)] = 10
-    pool: Literal["some", "all"] = "some"
-    clusters: bool = True
+    pool: Literal["auto", "some", "all"] = "auto"
+    clusters: bool | None = None
     mine_every: Annotated[float, Field(gt=0, le=1)] = 0.2
     encoder_dim: Annotated[int, Field(ge=0)] | None = None
     classifier_dim: Annotated[int, Field(ge=0)] | None = None

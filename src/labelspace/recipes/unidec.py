@@ -50,6 +50,8 @@ from .preparation import (
 logger = logging.getLogger(__name__)
 
 TRANSFORMER_DIM, TRANSFORMER_DECAY = 384, 0.05
+MOST_IN_POOL = 65_536
+"""Up to so many labels a static encoder scores all of them unless told otherwise."""
 DOCUMENT_BLOCK = 16_384
 """Documents encoded at a time when all are encoded anew."""
 
@@ -100,8 +102,8 @@ def train(
     torch.manual_seed(settings.seed)
 
     encoder = make_encoder(data, settings)
-    settings = decided(settings, encoder)
     size, device = len(data.labels), encoder.device
+    settings = decided(settings, encoder, size)
     needed = _needed(settings, encoder, size, len(rows))
     logger.info(
         "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
@@ -226,12 +228,13 @@ def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
     return {"validation": combined, "rankings": {"combined": combined, **others}}
 
 
-def decided(settings: UnidecSettings, encoder: Encoder) -> UnidecSettings:
+def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSettings:
     """The settings with every automatic value decided, and the encoder set to the chosen precision.
 
     Args:
         settings: of the run.
         encoder: what will be trained.
+        size: L, labels.
     """
     static = encoder.row_sparse
     if settings.weight_decay is None and not static:
@@ -239,9 +242,14 @@ def decided(settings: UnidecSettings, encoder: Encoder) -> UnidecSettings:
     settings = fill_in(settings, encoder)
     dim = 0 if static else TRANSFORMER_DIM
     every = settings.classifier_labels == "all"
+    pool = settings.pool
+    if pool == "auto":
+        pool = "all" if static and size <= MOST_IN_POOL else "some"
     never = every or settings.classifier_loss == "bce"
     return dataclasses.replace(
         settings,
+        pool=pool,
+        clusters=settings.clusters if settings.clusters is not None else pool == "some",
         cap=settings.cap or 8 * settings.batch_size,
         encoder_dim=dim if settings.encoder_dim is None else settings.encoder_dim,
         classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
@@ -330,10 +338,12 @@ class PoolLoss:
 
     def __init__(self, settings: UnidecSettings, dtype: torch.dtype | None):
         self.settings, self.dtype = settings, dtype
-        self.of_encoder, self.of_classifier = (self._form(x) for x in (settings.encoder_loss, settings.classifier_loss))
         self.bce = closed_form("bce")
+        self.of_encoder, self.of_classifier = (self._form(x) for x in (settings.encoder_loss, settings.classifier_loss))
 
     def _form(self, name: str) -> ClosedForm:
+        if name == "bce":
+            return self.bce
         if name == "soft_top_k":  # a pool may have fewer labels than places
             return closed_form(name, k=self.settings.k, alpha=self.settings.alpha, clamp=True)
         return closed_form(name)
@@ -367,6 +377,9 @@ class PoolLoss:
         options: dict[str, Any] = {"temperature": self.settings.temperature, "dtype": self.dtype}
         loss = linear_loss(form, queries, keys, positives, **options)
         if both:
+            if form is not self.bce:  # labels without a document add nothing, and need not be looked at
+                there, columns = torch.unique(positives[1], return_inverse=True)
+                keys, positives = keys[there], torch.stack([positives[0], columns])
             loss = (loss + linear_loss(form, keys, queries, positives.flip(0), **options)) / 2
         return loss
 
@@ -386,10 +399,14 @@ class SearchKeys:
     def now(self) -> Tensor:
         """(L, d_D + d_C) without a graph; bf16 where training multiplies in it."""
         if self._keys is None:
-            encoder = self.module.encoder
-            vectors = torch.from_numpy(encoder.encode(self.tokens)).to(encoder.device)
-            keys = self.module.heads.keys(vectors, self.module.table.weight)
-            self._keys = keys.bfloat16() if encoder.precision == "bf16" else keys
+            encoder, heads, table = self.module.encoder, self.module.heads, self.module.table.weight
+            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+            keys = torch.empty(len(self.tokens), sum(heads.widths), dtype=kind, device=encoder.device)
+            for start in range(0, len(keys), DOCUMENT_BLOCK):
+                rows = np.arange(start, min(start + DOCUMENT_BLOCK, len(keys)))
+                vectors = torch.from_numpy(encoder.encode(self.tokens.take(rows))).to(encoder.device)
+                keys[start : start + len(rows)] = heads.keys(vectors, table.detach()[start : start + len(rows)])
+            self._keys = keys
         return self._keys
 
     def forget(self) -> None:
