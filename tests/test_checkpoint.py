@@ -67,7 +67,9 @@ def test_killed_and_resumed_equals_unbroken(
         options.update(encoder=str(tiny_transformer), lr=3e-3, dropout=0.2)
     if negatives == "unidec":
         del options["negatives"]
-        options.update(recipe="unidec", pool="some", table_dtype="bf16", batch_size=20, mine_every=0.13, num_negatives=2, cap=23)
+        options.update(
+            recipe="unidec", pool="some", table_dtype="bf16", batch_size=20, mine_every=0.13, num_negatives=2, cap=23
+        )
         options.update({} if encoder == "static" else {"encoder_dim": 8, "classifier_dim": 8})
     unbroken = ls.train(data, out=tmp_path / "whole", **options)
     out = tmp_path / "broken"

@@ -15,7 +15,7 @@ ROOT = Path(labelspace.__file__).parent
 ROWS = [
     {"errors"},
     {"types", "config", "files", "machine", "data.npz"},
-    {"losses", "metrics", "estimate", "data.formats.text"},
+    {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters"},
     {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.exact"},
@@ -32,7 +32,7 @@ ROWS = [
     {"model"},
     {"recipes.preparation"},
     {"recipes.dexml", "recipes.unidec"},
-    {"recipes"},
+    {"recipes", "bench"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -224,7 +224,9 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
     assert rates == {id(p): expected[name.split(".")[0]] for name, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "some"}, {"pool": "some", "clusters": False, "encoder_dim": 8, "classifier_dim": 8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "some"}, {"pool": "some", "clusters": False, "encoder_dim": 8, "classifier_dim": 8}]
+)
 def test_renumbering_labels_changes_no_weight(
     data: ls.Dataset, static: dict[str, Any], options: dict[str, Any]
 ) -> None:

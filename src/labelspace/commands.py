@@ -277,6 +277,7 @@ def evaluate(
     filter: Path | None = None,
     propensity: tuple[float, float] | None = None,
     skip_empty: Annotated[bool, Parameter(negative=())] = False,
+    threshold: float | None = None,
     device: str = "auto",
     options: DataOptions = DataOptions(),
     output: Output = Output(),
@@ -299,6 +300,8 @@ def evaluate(
         Constants A B; chosen by the name of the data set when not given.
     skip_empty
         Leave documents without a true label out of every mean.
+    threshold
+        A probability: also say what is right, found and left without labels when only labels that reach it are given.
     device
         auto, cpu, cuda or mps.
     """
@@ -309,6 +312,7 @@ def evaluate(
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
+    _check_threshold(threshold)
     opened: Model | None = None
     seed = 0
     scores = model.is_file() or (not model.is_dir() and suffix(model) in SUFFIXES)
@@ -317,6 +321,10 @@ def evaluate(
 
         opened = Model.load(model, device)
         options, seed = _recorded(options, opened)
+    elif threshold is not None:
+        raise SettingsError(
+            f"--threshold goes with a calibrated model; {model} holds scores, which are no probabilities"
+        )
     dataset = _load(data, options, seed)
     corpus = _choose_split(dataset, split)
     pairs, source = corpus.filter_pairs, corpus.filter_source
@@ -331,7 +339,8 @@ def evaluate(
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
-        given = opened.rankings(corpus.texts, k=depth)
+        probable = opened.calibration is not None or threshold is not None
+        given = opened.rankings(corpus.texts, k=depth, probabilities=probable)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
     if len(dataset.train) < 2:
         logger.warning("propensities need at least two training documents; PSP is left out")
@@ -340,6 +349,7 @@ def evaluate(
         name: report(
             predictions, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
             name=dataset.name, filter_source=None if source is None else str(source),
+            threshold=threshold if predictions.probabilities is not None else None,
         )
         for name, predictions in given.items()
     }  # fmt: skip
@@ -353,11 +363,53 @@ def evaluate(
             print("\n" + render_rankings(rankings))
 
 
+def calibrate(
+    model: Path,
+    data: Path,
+    *,
+    split: Literal["valid", "train", "test"] = "valid",
+    device: str = "auto",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Fit probabilities to the scores of a model on held-out documents, and write them into its folder.
+
+    Parameters
+    ----------
+    model
+        Folder of a model; a calibration that it has is replaced, all else stays.
+    data
+        Folder or file; fields, columns and separator are those of the model's training data unless given.
+    split
+        Documents to calibrate on. Training documents make probabilities too high; on test documents nothing can be
+        measured afterwards.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .evaluation import threshold_lines
+    from .model import Model
+
+    opened = Model.load(model, device)
+    options, seed = _recorded(options, opened)
+    made = opened.calibrate(_load(data, options, seed), split)
+    opened.save_calibration(model)
+    if output.json:
+        _print_json({"model": str(model), "kind": made.kind, "features": list(made.features), **made.fitted})
+        return
+    fitted = made.fitted
+    print(f"{made.name}, fitted on {fitted['pairs']:,} pairs of {fitted['documents']:,} {split} documents")
+    print(f"on held-out folds: expected calibration error {fitted['ece']:.4f}, and by threshold")
+    print("\n".join(threshold_lines(fitted["thresholds"])))
+    print("best F1\n" + threshold_lines([fitted["best_f1"]])[1])
+
+
 def predict(
     model: Path,
     texts: Annotated[str, Parameter(allow_leading_hyphen=True)],
     *,
-    k: int = 5,
+    k: int | None = None,
+    threshold: float | None = None,
+    probabilities: Annotated[bool, Parameter(negative=())] = False,
     style: Annotated[Literal["table", "jsonl", "tsv"], Parameter(name="--format")] = "table",
     out: Path | None = None,
     labels: Path | None = None,
@@ -376,7 +428,11 @@ def predict(
     texts
         File of texts (txt, csv, tsv, jsonl, LF json, each perhaps .gz), or - for one text a line from standard input.
     k
-        Labels a text.
+        Labels a text, at most; 5 when not given, or with --threshold as many as reach it.
+    threshold
+        Only labels whose probability is at least this, from 0 to 1; a text may get none. For a calibrated model.
+    probabilities
+        Give probabilities beside the scores, or in their place in tables and .npz. For a calibrated model.
     style
         How to print: table, jsonl or tsv.
     out
@@ -397,15 +453,16 @@ def predict(
 
     if out is not None and out.suffix not in (".jsonl", ".tsv", ".txt", ".npz"):
         raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
-    if k < 1:
+    if k is not None and k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
+    _check_threshold(threshold)
     if out is not None and out.exists() and texts != "-" and out.samefile(texts):
         raise SettingsError(f"--out {out} is the file of texts itself; choose another name")
     opened = Model.load(model, device)
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
     ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
-    predictions = opened.predict(lines, k=k, labels=chosen)
+    predictions = opened.predict(lines, k=k, labels=chosen, threshold=threshold, probabilities=probabilities)
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return
@@ -418,6 +475,39 @@ def predict(
         with atomic_file(out) as part, part.open("w", encoding="utf-8") as stream:
             _write(predictions, ids, lines, {".txt": "table"}.get(out.suffix, out.suffix[1:]), stream)
     logger.info("wrote %s", out)
+
+
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    only: tuple[Literal["machine", "train", "encode", "loss", "search", "hnsw"], ...] = (),
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
+    """Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.
+
+    Parameters
+    ----------
+    quick
+        Three runs of each side instead of five.
+    only
+        Parts to measure; all when not given.
+    seed
+        Of the generated texts and vectors.
+    """
+    from .bench import PARTS, render
+    from .bench import bench as measure
+
+    report = measure(quick=quick, only=only or PARTS, seed=seed)
+    if output.json:
+        _print_json(report)
+    else:
+        print(render(report))
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise SettingsError(f"--threshold must be a probability from 0 to 1, got {threshold}")
 
 
 def _write(predictions: Predictions, ids: list[str], texts: list[str], style: str, stream: Any) -> None:
@@ -506,7 +596,11 @@ def _align(
             "the model and the data have no label id in common; is this the data that the model is for?"
         )
     wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
-    return {name: Predictions(place[found.indices], found.scores) for name, found in given.items()}, wide
+    there = {
+        name: Predictions(place[found.indices], found.scores, probabilities=found.probabilities)
+        for name, found in given.items()
+    }
+    return there, wide
 
 
 def _warn_of_unknown_variables() -> None:

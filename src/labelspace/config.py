@@ -201,8 +201,8 @@ class UnidecSettings(MiningSettings, RunSettings):
         gap: no more is added to a pool once so few places are left.
         pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
             ``static`` and up to 65,536 labels, else ``some``.
-        clusters: make each batch of documents that are alike, once hard negatives are made; on for the pool ``some`` when
-            not given.
+        clusters: make each batch of documents that are alike, once hard negatives are made; when not given, with the
+            pool ``some``.
         encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
             transformer when not given.
         classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from . import metrics
+from . import calibrate, metrics
 from .errors import DataError, SettingsError
 
 __all__ = ["Report", "compare", "evaluate", "longest_filter_row", "render", "report"]
@@ -60,6 +60,11 @@ class Report:
             when there are no propensity-scored metrics.
         filter: the file of the pairs, "given pairs" if no file was named, or "none".
         skip_empty: whether documents without a true label were left out.
+        calibration: for predictions with probabilities, over the first ``top`` places of each document that the filter
+            left: ``pairs``; ``ece``, the expected calibration error from 0 to 1; ``bins`` of equal mass, see
+            `calibrate.reliability`; ``groups``, per frequency group ``pairs``, ``predicted``, ``observed`` and ``ece``;
+            and ``threshold``, see `calibrate.at_thresholds`, over all places, or None when none was asked for. None
+            without probabilities.
     """
 
     name: str | None
@@ -69,6 +74,7 @@ class Report:
     propensity: dict[str, float | str | None] | None
     filter: str
     skip_empty: bool
+    calibration: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain dicts, strings and numbers."""
@@ -87,6 +93,7 @@ class _Scored:
     best: npt.NDArray[np.float64] | None
     empty: int  # documents without a true label, before any was left out
     filtered: int
+    probabilities: npt.NDArray[np.floating[Any]] | None  # (n, d), 0 at empty places
 
     def terms(self, metric: str, k: int) -> metrics.Terms:
         """What each document adds to a metric."""
@@ -184,6 +191,25 @@ def _delete_pairs(
     return result, int(drop.sum())
 
 
+def _moved(
+    values: npt.NDArray[np.floating[Any]], before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]
+) -> npt.NDArray[np.floating[Any]]:
+    """Values of the places that labels had before, at the places that they have after; 0 at empty places."""
+    if before is after:
+        return np.where(after >= 0, values, 0)
+    result = np.zeros_like(values)
+    for rows in metrics.row_blocks(*before.shape):
+        wide = np.int64(1 + max(before[rows].max(initial=0), 0))
+        offsets = np.arange(len(before[rows]), dtype=np.int64)[:, None] * wide
+        there = before[rows] >= 0
+        keys = (before[rows] + offsets)[there]
+        order = np.argsort(keys)
+        left = after[rows] >= 0
+        place = order[np.searchsorted(keys, (after[rows] + offsets)[left], sorter=order)]
+        result[rows][left] = values[rows][there][place]
+    return result
+
+
 def _label_weights(
     n_labels: int, train_targets: Any, propensity: Propensity, name: str | None
 ) -> tuple[npt.NDArray[np.float64] | None, dict[str, float | str | None] | None]:
@@ -264,16 +290,21 @@ def _score(
         )
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
-    indices = _ordered(indices.astype(np.int64, copy=False), scores)
+    given = indices = indices.astype(np.int64, copy=False)
+    indices = _ordered(indices, scores)
     filtered = 0
     pairs = _checked_pairs(filter_pairs)
     if len(pairs):
         indices, filtered = _delete_pairs(indices, pairs, n_labels)
+    probabilities = getattr(pred, "probabilities", None)
+    if probabilities is not None:
+        probabilities = _moved(np.asarray(probabilities), given, indices)
     sizes = metrics.sizes(truth)
     empty = int((sizes == 0).sum())
     if skip_empty:
         kept = np.flatnonzero(sizes)
         truth, indices, sizes = sp.csr_array(truth[kept]), indices[kept], sizes[kept]
+        probabilities = None if probabilities is None else probabilities[kept]
     if not len(indices):
         raise DataError("there is nothing to evaluate: no document" + " has a true label" * (skip_empty and empty > 0))
     found = metrics.membership(indices, truth)
@@ -281,7 +312,7 @@ def _score(
     if weights is not None:
         gained = metrics.hit_weights(indices[:, :deepest], found[:, :deepest], weights)
         best = metrics.best_weights(truth, weights, deepest)
-    return _Scored(indices, found, truth, sizes, gained, best, empty, filtered)
+    return _Scored(indices, found, truth, sizes, gained, best, empty, filtered, probabilities)
 
 
 def evaluate(
@@ -358,6 +389,7 @@ def report(
     skip_empty: bool = False,
     name: str | None = None,
     filter_source: str | Path | None = None,
+    threshold: float | None = None,
 ) -> Report:
     """The metrics of ``evaluate`` with frequency groups, counts, propensity constants and the filter used.
 
@@ -371,12 +403,17 @@ def report(
         skip_empty: as in ``evaluate``.
         name: as in ``evaluate``.
         filter_source: the file that the pairs came from, to be named in the report.
+        threshold: a probability, for what is predicted when only labels that reach it count.
 
     Raises:
         DataError: as in ``evaluate``.
-        SettingsError: as in ``evaluate``.
+        SettingsError: as in ``evaluate``, or if the threshold is no probability, or there are none to compare it with.
     """
     ks = _checked_ks(ks)
+    if threshold is not None and getattr(pred, "probabilities", None) is None:
+        raise SettingsError("a threshold needs predictions with probabilities, from a calibrated model")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise SettingsError(f"the threshold must be a probability from 0 to 1, got {threshold}")
     scored, source = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
     filter_name = "given pairs" if filter_source is None else str(filter_source)
     return Report(
@@ -395,7 +432,39 @@ def report(
         propensity=source,
         filter="none" if filter_pairs is None else filter_name,
         skip_empty=skip_empty,
+        calibration=_calibration(scored, train_targets, threshold),
     )
+
+
+def _calibration(scored: _Scored, train_targets: Any, threshold: float | None) -> dict[str, Any] | None:
+    """The ``calibration`` of a report."""
+    if scored.probabilities is None:
+        return None
+    labels = scored.indices[:, : calibrate.TOP]
+    there = labels >= 0
+    predicted, found = scored.probabilities[:, : calibrate.TOP][there], scored.found[:, : calibrate.TOP][there]
+    groups = {}
+    if train_targets is not None:
+        group_of = metrics.frequency_groups(train_targets)[labels[there]]
+        for number, group in enumerate(metrics.GROUPS):
+            own = group_of == number
+            if own.any():
+                groups[group] = {
+                    "pairs": int(own.sum()),
+                    "predicted": float(predicted[own].mean()),
+                    "observed": float(found[own].mean()),
+                    "ece": calibrate.calibration_error(predicted[own], found[own]),
+                }
+    return {
+        "top": calibrate.TOP,
+        "pairs": len(predicted),
+        "ece": calibrate.calibration_error(predicted, found),
+        "bins": calibrate.reliability(predicted, found),
+        "groups": groups,
+        "threshold": None
+        if threshold is None
+        else calibrate.at_thresholds(scored.probabilities, scored.found, int(scored.truth.nnz), (threshold,))[0],
+    }
 
 
 def _groups(scored: _Scored, train_targets: Any, ks: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -448,6 +517,56 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
+def _calibration_lines(calibration: dict[str, Any]) -> list[str]:
+    lines = [
+        f"probabilities of the best {calibration['top']} labels of each document: expected calibration error "
+        f"{calibration['ece']:.4f} over {len(calibration['bins'])} bins of equal mass"
+    ]
+    lines += _table(
+        ["probability", "pairs", "predicted", "observed"],
+        [
+            [f"{row['low']:.3f} to {row['high']:.3f}", f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES)]
+            for row in calibration["bins"]
+        ],
+    )
+    if calibration["groups"]:
+        lines += [""]
+        lines += _table(
+            ["labels by training frequency", "pairs", "predicted", "observed", "error"],
+            [
+                [name, f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES), f"{row['ece']:.4f}"]
+                for name, row in calibration["groups"].items()
+            ],
+        )
+    if calibration["threshold"] is not None:
+        lines += ["", *threshold_lines([calibration["threshold"]])]
+    return lines
+
+
+_SHARES = ("predicted", "observed")
+
+
+def threshold_lines(rows: Iterable[dict[str, float]]) -> list[str]:
+    """What is predicted at thresholds, as lines of a table.
+
+    Args:
+        rows: as `calibrate.at_thresholds` gives them.
+    """
+    names = ("precision", "recall", "f1")
+    return _table(
+        ["threshold", "precision", "recall", "F1", "labels a document", "documents without"],
+        [
+            [
+                f"{row['threshold']:.3g}",
+                *(f"{row[x]:.3f}" for x in names),
+                f"{row['labels']:.2f}",
+                f"{row['abstained']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
 def render(report: Report) -> str:
     """A report as plain text for a terminal.
 
@@ -486,6 +605,8 @@ def render(report: Report) -> str:
                 for row in next(iter(report.groups.values()))
             ],
         )
+    if report.calibration is not None:
+        lines += ["", *_calibration_lines(report.calibration)]
     return "\n".join(lines)
 
 

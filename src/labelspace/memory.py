@@ -89,6 +89,11 @@ class Memory:
         """L, labels that can be voted for."""
         return int(self.votes.shape[1])
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """How labels are scored. A calibration holds for these settings alone."""
+        return {"scoring": self.scoring, "temperature": self.temperature, "depth": self.depth}
+
     def predict(
         self, queries: Tensor, k: int, labels: npt.NDArray[np.int64] | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -170,12 +175,7 @@ class Memory:
         """
         save_file({"keys": self.keys.detach().cpu().contiguous()}, folder / "keys.safetensors")
         np.savez(folder / "votes.npz", data=self.votes.data, indices=self.votes.indices, indptr=self.votes.indptr)
-        return {
-            "scoring": self.scoring,
-            "temperature": self.temperature,
-            "depth": self.depth,
-            "labels": self.n_labels,
-        }
+        return {**self.settings, "labels": self.n_labels}
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, object], device: str = "cpu") -> Memory:

@@ -151,7 +151,8 @@ class Schedule:
         return min(1.0, share)
 
     def plan_end(self, evaluation_seconds: float) -> None:
-        """Keep time free for the end: the keys in float32, saving, and a last evaluation unless time is short.
+        """Keep time free for the end: the keys in float32, calibration, saving, and a last evaluation unless time is
+        short.
 
         Args:
             evaluation_seconds: what an evaluation takes.
@@ -159,7 +160,7 @@ class Schedule:
         first, self.evaluation_seconds = self.evaluation_seconds == 0, evaluation_seconds
         if first and self.deadline is not None:
             self.last_look = 10 * evaluation_seconds < self.deadline - time.monotonic()
-        self.reserve = SAVING_SECONDS + (2.5 if self.last_look else 1.5) * evaluation_seconds
+        self.reserve = SAVING_SECONDS + (3.0 if self.last_look else 2.0) * evaluation_seconds
 
     def affordable(self, evaluations: int) -> int:
         """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.

@@ -207,15 +207,18 @@ class Predictions:
         scores: (n, k) float32 (or float64, if given so) scores, descending; -inf where ``indices`` is -1.
         label_ids: ids of all L labels, if known.
         label_texts: texts of all L labels, if known.
+        probabilities: (n, k) float32 in [0, 1], of calibrated scores, not rising; 0 where ``indices`` is -1. None
+            if not asked for.
 
     Raises:
-        DataError: indices and scores of different shapes, or indices that are not whole numbers.
+        DataError: arrays of different shapes, indices that are not whole numbers, or values that are no probabilities.
     """
 
     indices: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     label_ids: Sequence[str] | None = None
     label_texts: Sequence[str] | None = None
+    probabilities: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         indices = np.asarray(self.indices)
@@ -229,6 +232,11 @@ class Predictions:
         object.__setattr__(self, "indices", indices.astype(np.int64, copy=False))
         kept = scores.dtype if scores.dtype == np.float64 else np.float32  # rounding would make ties
         object.__setattr__(self, "scores", scores.astype(kept, copy=False))
+        if self.probabilities is not None:
+            given = np.asarray(self.probabilities, dtype=np.float32)
+            if given.shape != indices.shape or not ((given >= 0) & (given <= 1)).all():
+                raise DataError(f"probabilities must be of shape {indices.shape} and from 0 to 1")
+            object.__setattr__(self, "probabilities", given)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -236,15 +244,18 @@ class Predictions:
     def named(self, row: int) -> list[tuple[str, str, float]]:
         """One document's labels as (id, text, score), best first, without padding.
 
+        Where there are probabilities they stand in the place of the scores.
+
         Args:
             row: the document's row.
         """
+        values = self.scores if self.probabilities is None else self.probabilities
         return [
             (
                 self.label_ids[i] if self.label_ids is not None else str(i),
                 self.label_texts[i] if self.label_texts is not None else "",
                 float(s),
             )
-            for i, s in zip(self.indices[row].tolist(), self.scores[row].tolist(), strict=True)
+            for i, s in zip(self.indices[row].tolist(), values[row].tolist(), strict=True)
             if i >= 0
         ]

@@ -28,6 +28,9 @@ SUFFIXES = (".npz", ".txt", ".tsv", ".run", ".trec")
 def save_scores(predictions: Predictions, n_labels: int, path: str | Path) -> None:
     """Write ``score.npz``: SciPy CSR (n, L) float32 with sorted columns; a score of 0 is an entry like any other.
 
+    Where there are probabilities they are written instead of the scores, equal ones of a row apart by the last digit so
+    that the file keeps the order.
+
     Args:
         predictions: n rows; their order is that of descending scores, equal ones by label number.
         n_labels: L.
@@ -38,7 +41,12 @@ def save_scores(predictions: Predictions, n_labels: int, path: str | Path) -> No
     if indices.size and int(indices.max()) >= n_labels:
         raise DataError(f"predicted label number {int(indices.max())} is not one of 0 to {n_labels - 1}")
     indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-    matrix = sp.csr_array((predictions.scores[kept], indices, indptr), shape=(len(predictions), n_labels))
+    scores = predictions.scores
+    if predictions.probabilities is not None:
+        scores = predictions.probabilities.copy()
+        for place in range(1, scores.shape[1]):
+            scores[:, place] = np.minimum(scores[:, place], np.nextafter(scores[:, place - 1], np.float32(-1)))
+    matrix = sp.csr_array((scores[kept], indices, indptr), shape=(len(predictions), n_labels))
     matrix.sort_indices()
     _check_distinct(matrix, None)
     with atomic_file(path) as temporary, temporary.open("wb") as file:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ..types import Predictions
 
 def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
     """Write names and scores for reading: a document's id, then a line per label.
+
+    Where there are probabilities they are shown instead of the scores.
 
     Args:
         predictions: n rows.
@@ -32,6 +34,8 @@ def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) ->
 def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None, stream: TextIO) -> None:
     """Write one object a line: id, text (if given), and labels with id, text and score, best first.
 
+    Where there are probabilities, each label has its ``probability`` too.
+
     Args:
         predictions: n rows.
         ids: n document ids.
@@ -45,14 +49,15 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
         record: dict[str, object] = {"id": identifier}
         if texts is not None:
             record["text"] = texts[row]
-        record["labels"] = [
-            {"id": label_id, "text": text, "score": _rounded(score)} for label_id, text, score in predictions.named(row)
-        ]
+        names = ("id", "text", "score", "probability")
+        record["labels"] = [dict(zip(names, entry, strict=False)) for entry in _entries(predictions, row)]
         stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
     """Write a line per label with the columns id, rank, label_id, label, score; tabs in names become spaces.
+
+    Where there are probabilities they are one more column, ``probability``.
 
     Args:
         predictions: n rows.
@@ -60,11 +65,21 @@ def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> N
         stream: open text.
     """
     _check_rows(predictions, ids)
-    stream.write("id\trank\tlabel_id\tlabel\tscore\n")
+    more = "" if predictions.probabilities is None else "\tprobability"
+    stream.write(f"id\trank\tlabel_id\tlabel\tscore{more}\n")
     for row, identifier in enumerate(ids):
-        for rank, (label_id, text, score) in enumerate(predictions.named(row), start=1):
-            names = "\t".join(map(_one_line, (identifier, str(rank), label_id, text)))
-            stream.write(f"{names}\t{_rounded(score)}\n")
+        for rank, (label_id, text, *numbers) in enumerate(_entries(predictions, row), start=1):
+            names = map(_one_line, (identifier, str(rank), label_id, text))
+            stream.write("\t".join([*names, *map(str, numbers)]) + "\n")
+
+
+def _entries(predictions: Predictions, row: int) -> Iterator[tuple[Any, ...]]:
+    """Id, text and score of each label of a row, and its probability if there is one."""
+    there = predictions.indices[row] >= 0
+    arrays = [predictions.scores] + ([] if predictions.probabilities is None else [predictions.probabilities])
+    numbers = zip(*(array[row][there].tolist() for array in arrays), strict=True)
+    for (label_id, text, _), values in zip(predictions.named(row), numbers, strict=True):
+        yield label_id, text, *map(_rounded, values)
 
 
 def _check_rows(predictions: Predictions, values: Sequence[str]) -> None:

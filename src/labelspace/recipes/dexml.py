@@ -33,6 +33,7 @@ from .preparation import (
     MIN_VALID,
     LabelKeys,
     by_text,
+    calibrate,
     describe_run,
     fill_in,
     hard_negatives,
@@ -187,6 +188,7 @@ def train(
             model = Model(encoder, Memory.of_labels(keys), given.labels, info)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
+            calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)
             return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,7 +19,7 @@ from ..config import MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 from ..estimate import Shape
 from ..evaluation import evaluate
 from ..heads import RANKINGS, TwoHeads
@@ -29,6 +30,8 @@ from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers
 from ..trainer import FitReport, device_of
 from ..types import Corpus, Dataset, Labels, Predictions
+
+logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
@@ -246,12 +249,9 @@ def validation(
         cache: folder of token arrays.
         heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
     """
-    corpus: Corpus = data.valid
-    if not len(corpus) or not corpus.targets.nnz or settings.evaluations == 0:
+    if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
-    if len(corpus) > settings.valid_documents:
-        chosen = np.random.default_rng(settings.seed).choice(len(corpus), settings.valid_documents, replace=False)
-        corpus = corpus.rows(np.sort(chosen))
+    corpus = _looked_at(data.valid, settings)
     documents = encoder.tokenize(corpus.texts, cache)
     depth = min(100, len(data.labels))
 
@@ -274,6 +274,34 @@ def validation(
         )
 
     return run
+
+
+def _looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
+    """The validation documents that a run looks at."""
+    if len(corpus) <= settings.valid_documents:
+        return corpus
+    chosen = np.random.default_rng(settings.seed).choice(len(corpus), settings.valid_documents, replace=False)
+    return corpus.rows(np.sort(chosen))
+
+
+def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: Predictions | None = None) -> None:
+    """Calibrate a trained model on the validation documents that its run looked at, or say why it is not.
+
+    Args:
+        model: what was trained; nothing but its calibration changes.
+        data: as it was given.
+        settings: of the run.
+        predictions: as for `Model.calibrate`; for all validation documents.
+    """
+    if settings.evaluations == 0 or model.info["fit"]["stopped"] == "interrupted":
+        logger.info("the model is not calibrated; labelspace calibrate does it")
+        return
+    try:
+        if predictions is None:
+            data = dataclasses.replace(data, valid=_looked_at(data.valid, settings))
+        model.calibrate(data, predictions=predictions)
+    except DataError as error:
+        logger.info("the model is not calibrated: %s", error)
 
 
 def describe_run(

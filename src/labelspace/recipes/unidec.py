@@ -202,7 +202,7 @@ def train(
             back = torch.from_numpy(np.argsort(order))
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
-            model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads)
+            model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
             log.close()
@@ -322,10 +322,15 @@ def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: Uni
     if settings.pool == "all":
         every = np.arange(targets.shape[1])
         return PickedBatches(
-            targets, rows, lambda draws, shortlists, rng: every, settings.batch_size, settings.seed, settings.clusters
+            targets,
+            rows,
+            lambda draws, shortlists, rng: every,
+            settings.batch_size,
+            settings.seed,
+            bool(settings.clusters),
         )
     pick = PickSome(settings.num_positives or None, settings.num_negatives, settings.cap, settings.gap)
-    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, settings.clusters)
+    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, bool(settings.clusters))
 
 
 class PoolLoss:
@@ -441,7 +446,7 @@ class Renewal:
     @property
     def needed(self) -> bool:
         """Whether anything is to be made."""
-        return self.settings.pool == "some" or self.settings.clusters
+        return self.settings.pool == "some" or bool(self.settings.clusters)
 
     @torch.no_grad()
     def run(self) -> None:
