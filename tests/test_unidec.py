@@ -80,7 +80,7 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
         {"pool": "all", "clusters": True},
         {"classifier_norm": "both"},
         {"classifier_norm": "never"},
-        {"encoder_dim": 32, "classifier_dim": 32},
+        {"encoder_dim": 32, "classifier_dim": 32, "head_dropout": 0.1, "table_dropout": 0.1},
         {"encoder_dim": 16, "classifier_dim": 24, "identity": False, "table_init": "random"},
         {"table_optimizer": "adagrad", "table_lr": 0.05},
         {"table_dtype": "bf16"},

@@ -209,8 +209,8 @@ class UnidecSettings(MiningSettings, RunSettings):
         identity: heads begin as the identity, instead of at random.
         table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random; random
             for one-vs-all when not given.
-        head_dropout: of the heads' vectors of texts.
-        table_dropout: of the rows of the label table.
+        head_dropout: of the heads' vectors of texts; 0 for ``static`` and 0.1 for a transformer when not given.
+        table_dropout: of the rows of the label table; as for head_dropout.
         classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
             search and training, or ``never``; when not given, ``never`` after one-vs-all or ``bce``, else ``search``.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
@@ -242,8 +242,8 @@ class UnidecSettings(MiningSettings, RunSettings):
     classifier_dim: Annotated[int, Field(ge=0)] | None = None
     identity: bool = True
     table_init: Literal["labels", "random"] | None = None
-    head_dropout: Probability = 0.1
-    table_dropout: Probability = 0.1
+    head_dropout: Probability | None = None
+    table_dropout: Probability | None = None
     classifier_norm: Literal["search", "both", "never"] | None = None
     head_lr: Positive | None = None
     table_lr: Positive = 1e-3

@@ -36,6 +36,7 @@ from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,
     by_text,
+    calibrate,
     describe_run,
     fill_in,
     hard_negatives,
@@ -49,7 +50,7 @@ from .preparation import (
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMER_DIM, TRANSFORMER_DECAY = 384, 0.05
+TRANSFORMER_DIM, TRANSFORMER_DECAY, TRANSFORMER_DROPOUT = 384, 0.05, 0.1
 MOST_IN_POOL = 65_536
 """Up to so many labels a static encoder scores all of them unless told otherwise."""
 DOCUMENT_BLOCK = 16_384
@@ -130,7 +131,7 @@ def train(
         encoder.dim,
         settings.encoder_dim or 0,
         settings.classifier_dim or 0,
-        dropout=settings.head_dropout,
+        dropout=settings.head_dropout or 0.0,
         identity=settings.identity,
         classifier_norm=settings.classifier_norm or "search",
     ).to(device)
@@ -138,7 +139,7 @@ def train(
     if settings.classifier_labels == "all":
         table: LabelTable = OneVsAll(first, scale=1 / settings.temperature)
     else:
-        table = LabelTable(first, settings.table_dropout)
+        table = LabelTable(first, settings.table_dropout or 0.0)
     module = UnidecModule(encoder, heads, table)
     plan = batch_plan(targets, rows, settings)
     renewal = Renewal(module, documents, labels.tokens, plan, hard_negatives(targets, settings), settings)
@@ -203,6 +204,7 @@ def train(
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            calibrate(model, given, settings)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
             log.close()
@@ -240,7 +242,7 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
     if settings.weight_decay is None and not static:
         settings = dataclasses.replace(settings, weight_decay=TRANSFORMER_DECAY)
     settings = fill_in(settings, encoder)
-    dim = 0 if static else TRANSFORMER_DIM
+    dim, dropout = (0, 0.0) if static else (TRANSFORMER_DIM, TRANSFORMER_DROPOUT)
     every = settings.classifier_labels == "all"
     pool = settings.pool
     if pool == "auto":
@@ -255,6 +257,8 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
         classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
         table_init=settings.table_init or ("random" if every else "labels"),
         classifier_norm=settings.classifier_norm or ("never" if never else "search"),
+        head_dropout=dropout if settings.head_dropout is None else settings.head_dropout,
+        table_dropout=dropout if settings.table_dropout is None else settings.table_dropout,
         head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
     )
 
