@@ -806,14 +806,18 @@ class Model:
         return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
 
     def _renamed_keys(self, old: torch.Tensor, texts: list[str], batch_size: int) -> torch.Tensor:
-        """Keys of labels under their new texts.
+        """Keys of labels under their new texts; what a classifier learned of a label stays.
 
         Args:
             old: (n, D) keys that they have.
             texts: n new texts.
             batch_size: texts encoded at a time.
         """
-        return self._as_keys(self.encode_labels(texts, batch_size))
+        keys = self._as_keys(self.encode_labels(texts, batch_size))
+        if self.heads is not None:
+            learned = self.heads.columns("classifier")
+            keys[:, learned] = old[:, learned].to(keys)
+        return keys
 
     def _add_label_keys(
         self, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
