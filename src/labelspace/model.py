@@ -36,7 +36,7 @@ from .memory import Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, Grid, Tuned, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -661,6 +661,7 @@ class Model:
         *,
         objective: str = DEFAULT_OBJECTIVE,
         grid: Grid | None = None,
+        tolerance: float = TOLERANCE,
         precision: Precision = "float32",
         batch_size: int = 256,
         vectors: npt.NDArray[np.float32] | None = None,
@@ -676,6 +677,7 @@ class Model:
             objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
                 or 5. PSP in it favours rare labels.
             grid: what to try; None tries everything.
+            tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space.
             batch_size: texts encoded at a time.
             vectors: (N, D) keys of the training documents, if they are known; None encodes them.
@@ -714,6 +716,7 @@ class Model:
             left_out=self.held_out(data),
             objective=objective,
             grid=grid,
+            tolerance=tolerance,
         )
         self.memory.voting = found.voting
         self.info["tuning"] = found.as_dict()
