@@ -72,6 +72,24 @@ def test_bf16_is_near_float32(tiny_transformer: Path) -> None:
     assert 0 < np.abs(low - exact).max() < 0.05
 
 
+@pytest.mark.parametrize(
+    "options", [{"attention": "packed"}, {"attention": "sdpa"}, {"projection": 6}, {"pooling": "cls"}]
+)
+def test_weights_in_bf16_while_encoding(tiny_transformer: Path, options: dict[str, object]) -> None:
+    encoder = tiny(tiny_transformer, **options)
+    tokens = encoder.tokenize(TEXTS)
+    exact = encoder.encode(tokens)
+    encoder.precision = "bf16"
+    with encoder.for_inference():
+        assert next(encoder.transformer.parameters()).dtype == torch.bfloat16
+        low = encoder(tokens).detach().numpy()
+    assert all(p.dtype == torch.float32 for p in encoder.parameters())
+    assert np.array_equal(encoder.encode(tokens), low[np.arange(len(tokens))])
+    assert not np.array_equal(low, exact) and (low * exact).sum(1).min() > 0.999
+    encoder.precision = "float32"
+    assert np.array_equal(encoder.encode(tokens), exact)
+
+
 @pytest.mark.parametrize("kept", [0, 40, 1000])
 @pytest.mark.parametrize("chunk", [1, 2, 50])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -32,7 +32,7 @@ ROWS = [
     {"model"},
     {"recipes.preparation"},
     {"recipes.dexml"},
-    {"recipes"},
+    {"recipes", "bench"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -301,7 +301,10 @@ def test_linear_loss_equals_its_plain_twin(name: str, height: int, width: int, m
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_low_precision_products_err_no_more_than_the_plain_ones() -> None:
+@pytest.mark.parametrize("kept", [0, 3, 100])
+def test_low_precision_products_err_no_more_than_the_plain_ones(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.losses_fused.LOGITS_BLOCK_BYTES", 4 * 64 * 96)  # 6 blocks, the last one narrower
+    monkeypatch.setattr("labelspace.losses_fused.KEPT_PRODUCTS", kept * 2 * 64 * 96)
     g = torch.Generator().manual_seed(0)
     form = losses.closed_form("decoupled_softmax")
     queries = torch.nn.functional.normalize(torch.randn(64, 48, generator=g), dim=1)

@@ -1,4 +1,4 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage. What the commands do is in `commands`, which is loaded when one of them runs.
@@ -57,6 +57,7 @@ COMMANDS = {
     "evaluate": "Measure a model, or the scores of any tool, on a data set.",
     "calibrate": "Fit probabilities to the scores of a model on held-out documents, and write them into its folder.",
     "predict": "Predict labels for texts.",
+    "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
 ALIASES = {"evaluate": ("eval",), "predict": ("suggest",)}
 

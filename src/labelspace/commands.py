@@ -473,6 +473,34 @@ def _check_threshold(threshold: float | None) -> None:
         raise SettingsError(f"--threshold must be a probability from 0 to 1, got {threshold}")
 
 
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    only: tuple[Literal["machine", "train", "encode", "loss", "search", "hnsw"], ...] = (),
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
+    """Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.
+
+    Parameters
+    ----------
+    quick
+        Three runs of each side instead of five.
+    only
+        Parts to measure; all when not given.
+    seed
+        Of the generated texts and vectors.
+    """
+    from .bench import PARTS, render
+    from .bench import bench as measure
+
+    report = measure(quick=quick, only=only or PARTS, seed=seed)
+    if output.json:
+        _print_json(report)
+    else:
+        print(render(report))
+
+
 def _write(predictions: Predictions, ids: list[str], texts: list[str], style: str, stream: Any) -> None:
     from .data import writers
 

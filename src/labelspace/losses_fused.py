@@ -20,8 +20,8 @@ from .losses import ClosedForm, Gradient, Op, apply, check_pairs, gather
 
 ROW_BLOCK = 1024
 """Rows of a block of logits; products of fewer are slower."""
-KEPT_PRODUCTS = 64 << 20
-"""Products in bf16 of all blocks are kept for the backward pass where they take at most so many bytes."""
+KEPT_PRODUCTS = 192 << 20
+"""Bytes of products in bf16 that are kept for the backward pass; those of further blocks are made again."""
 PAIR_BLOCK = 16_384
 """Pairs whose products are found at a time."""
 
@@ -120,8 +120,8 @@ class _Blocks:
         self.logits = torch.empty(slot, dtype=self.high, device=device) if low != self.high else None
         self.row_blocks = -(-len(queries) // self.height)
         count = self.row_blocks * -(-len(keys) // self.width)
-        keep = self.logits is not None and count * slot * low.itemsize <= KEPT_PRODUCTS
-        self.products = torch.empty(count if keep else 1, slot, dtype=low, device=device)
+        self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if self.logits is not None else 0
+        self.products = torch.empty(self.kept + (self.kept < count), slot, dtype=low, device=device)
         self.made: set[int] = set()
         self.positives, self.hidden = _Places(positives, self), None if hidden is None else _Places(hidden, self)
 
@@ -144,7 +144,7 @@ class _Blocks:
     def low_block(self, rows: slice, columns: slice) -> Tensor:
         """Memory of the products of a block, (b, c)."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        slot = self.products[self.number(rows, columns) if len(self.products) > 1 else 0]
+        slot = self.products[min(self.number(rows, columns), self.kept, len(self.products) - 1)]
         return slot[: shape[0] * shape[1]].view(shape)
 
     def make(self, rows: slice, columns: slice, keys: Tensor, apart: bool) -> Tensor:
@@ -152,7 +152,7 @@ class _Blocks:
         block, number = self.low_block(rows, columns), self.number(rows, columns)
         if number not in self.made:
             torch.mm(self.queries[rows], keys.T, out=block)
-            if len(self.products) > 1:
+            if number < self.kept:
                 self.made.add(number)
         if self.logits is not None:
             block = self.logits[: block.numel()].view(block.shape).copy_(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,7 +35,7 @@ class Encoder(nn.Module, abc.ABC):
         normalize: whether vectors have unit length.
         row_sparse: the gradient touches only the rows of the tokens met; such an encoder keeps no activations worth
             recomputing.
-        precision: ``bf16`` runs `forward` under autocast.
+        precision: ``bf16`` runs `forward` under autocast, and `encode` with weights in bf16.
     """
 
     dim: int
@@ -121,6 +122,10 @@ class Encoder(nn.Module, abc.ABC):
         sums = vectors.new_zeros(len(tokens), vectors.shape[1]).index_add(0, owners, weighted)
         return nn.functional.normalize(sums, dim=1) if self.normalize else sums
 
+    def for_inference(self) -> contextlib.AbstractContextManager[None]:
+        """Weights in the type of inference while the body runs."""
+        return contextlib.nullcontext()
+
     @torch.no_grad()
     def encode(self, tokens: Tokens, batch_size: int = 256) -> npt.NDArray[np.float32]:
         """Vectors of many texts, without gradients, dropout off; sorted by length inside, order kept.
@@ -140,13 +145,14 @@ class Encoder(nn.Module, abc.ABC):
         pooled = len(parts) > len(tokens)
         owners, shares = map(torch.from_numpy, tokens.shares()) if pooled else (None, None)
         try:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                found = self(parts.take(rows)).float().cpu()
-                if owners is None or shares is None:
-                    vectors[rows] = found
-                else:
-                    vectors.index_add_(0, owners[rows], found * shares[rows, None].float())
+            with self.for_inference():
+                for start in range(0, len(order), batch_size):
+                    rows = order[start : start + batch_size]
+                    found = self(parts.take(rows)).float().cpu()
+                    if owners is None or shares is None:
+                        vectors[rows] = found
+                    else:
+                        vectors.index_add_(0, owners[rows], found * shares[rows, None].float())
         finally:
             self.train(training)
         return (nn.functional.normalize(vectors, dim=1) if pooled and self.normalize else vectors).numpy()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,6 +82,7 @@ class TransformerEncoder(Encoder):
                 modules.append(Normalize())
         self.stages = nn.ModuleList(modules)
         self.attention: Attention = attention
+        self._low = False
         kind = str(transformer.auto_model.config.model_type)
         self._own_attention = str(transformer.auto_model.config._attn_implementation)
         mode = modules[1].pooling_mode if len(modules) > 1 and isinstance(modules[1], Pooling) else "none"
@@ -148,10 +151,32 @@ class TransformerEncoder(Encoder):
         ids[mask] = torch.from_numpy(tokens.ids.astype("int64"))
         self._choose_attention(longest)
         features = {"input_ids": ids.to(device), "attention_mask": mask.to(device, torch.int64)}
-        with autocast(device, self.precision):
-            for stage in self.stages:
+        with self._autocast():
+            features = self.stages[0](features)
+            features["token_embeddings"] = features["token_embeddings"].float()
+            for stage in self.stages[1:]:
                 features = stage(features)
         return features["sentence_embedding"].float()
+
+    @contextlib.contextmanager
+    def for_inference(self) -> Iterator[None]:
+        """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999)."""
+        if self.precision != "bf16" or self._low:
+            yield
+            return
+        kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
+        try:
+            for parameter, data in kept:
+                parameter.data = data.to(torch.bfloat16)
+            self._low = True
+            yield
+        finally:
+            self._low = False
+            for parameter, data in kept:
+                parameter.data = data
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.device, "float32" if self._low else self.precision)
 
     @property
     def activation_bytes(self) -> int:
@@ -171,7 +196,7 @@ class TransformerEncoder(Encoder):
         self._set_attention(packed.NAME)
         given = packed.inputs(tokens, self._first_position)
         place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
-        with autocast(device, self.precision):
+        with self._autocast():
             hidden = self.transformer(**place).last_hidden_state[0]
             pooled = packed.pool(hidden, given["text_runs"], self._pooling_mode)
             features = {"sentence_embedding": pooled}
