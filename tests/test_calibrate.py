@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -407,7 +408,7 @@ def test_a_calibration_is_dropped_when_the_memory_scores_otherwise(
 ) -> None:
     model = ls.Model.load(copied)
     assert model.calibration is not None
-    model.memory.temperature = 0.2
+    model.memory.voting = dataclasses.replace(model.memory.voting, temperature=0.2)
     with caplog.at_level(logging.WARNING, logger="labelspace"):
         assert model.calibration is None
     assert "the calibration is dropped" in caplog.text
@@ -420,8 +421,6 @@ def test_a_calibration_is_dropped_when_the_memory_scores_otherwise(
 
 
 def test_labels_in_another_order_and_filter_pairs(trained: Path, folder: Path) -> None:
-    import dataclasses
-
     model, data = ls.Model.load(trained), ls.load(folder)
     expected = model.calibrate(data).as_dict()
     order = np.random.default_rng(0).permutation(len(data.labels))

@@ -91,8 +91,8 @@ class StaticEncoder(Encoder):
         tokens = tokens.joined
         ids = torch.from_numpy(tokens.ids.astype("int64")).to(self.device)
         offsets = torch.from_numpy(tokens.offsets.astype("int64")).to(self.device)
-        means = _BagMeans.apply(self.table, ids, offsets)
-        return nn.functional.normalize(means, dim=1) if self.normalize else means
+        vectors: Tensor = _BagMeans.apply(self.table, ids, offsets, self.normalize)
+        return vectors
 
     def save(self, folder: Path) -> None:
         """Write a sentence-transformers folder of `StaticEmbedding` and, if wanted, `Normalize`.
@@ -114,20 +114,33 @@ class StaticEncoder(Encoder):
 
 
 class _BagMeans(torch.autograd.Function):
-    """Means of table rows over bags; the gradient is a coalesced sparse tensor of the rows met."""
+    """Means of table rows over bags, perhaps of unit length; the gradient is a coalesced sparse tensor of the rows met.
+
+    With y = x / |x| the gradient in x is (g - y <g, y>) / |x|, found together with the division by the bag's length.
+    """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(ids, offsets)
+    def forward(ctx: Any, table: Tensor, ids: Tensor, offsets: Tensor, normalize: bool) -> Tensor:
+        vectors = nn.functional.embedding_bag(ids, table, offsets, mode="mean", include_last_offset=True)
+        divisors = offsets.diff().clamp(min=1).to(vectors.dtype)
+        if normalize:
+            norms = torch.linalg.vector_norm(vectors, dim=1).clamp_(min=1e-12)
+            vectors.div_(norms[:, None])
+            divisors.mul_(norms)
+        ctx.save_for_backward(ids, offsets, divisors, vectors if normalize else None)
         ctx.shape = table.shape
-        return nn.functional.embedding_bag(ids, table, offsets, mode="mean", include_last_offset=True)
+        return vectors
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        ids, offsets = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        ids, offsets, divisors, vectors = ctx.saved_tensors
         lengths = offsets.diff()
-        shares = grad / lengths.clamp(min=1)[:, None]
+        if vectors is None:
+            shares = grad / divisors[:, None]
+        else:
+            along = torch.linalg.vecdot(grad, vectors)
+            shares = torch.addcmul(grad, vectors, along[:, None], value=-1).div_(divisors[:, None])
         bags = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
         order = torch.argsort(ids, stable=True)
         rows, counts = torch.unique_consecutive(ids[order], return_counts=True)
@@ -135,7 +148,7 @@ class _BagMeans(torch.autograd.Function):
         torch.cumsum(counts, 0, out=starts[1:])
         sums = nn.functional.embedding_bag(bags[order], shares, starts, mode="sum", include_last_offset=True)
         gradient = torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def build_static(
