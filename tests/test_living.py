@@ -167,10 +167,10 @@ def test_a_thousand_changes_equal_building_the_final_state(
             model.remove_labels([name])
             del labels[name]
             documents = {d: (t, [x for x in own if x != name]) for d, (t, own) in documents.items()}
-        if number % 97 == 0:
+        if number % 199 == 0:
             model.save()
             model = ls.Model.load(tmp_path / "m")
-        if number % 331 == 0:
+        if number % 499 == 0:
             same(model, afresh(model, labels, documents))
     assert dict(zip(model.labels.ids, model.labels.texts, strict=True)) == labels
     expected = afresh(model, labels, documents)
