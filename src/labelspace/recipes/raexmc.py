@@ -40,6 +40,7 @@ from .preparation import (
     MIN_VALID,
     LabelKeys,
     by_text,
+    calibrate,
     describe_run,
     fill_in,
     hard_negatives,
@@ -155,6 +156,7 @@ def train(
             if tuned is not None:
                 model.info["metrics"]["validation"] = tuned.metrics
                 log.write(event="tuned", **tuned.metrics)
+            calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)
             return model
