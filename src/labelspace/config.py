@@ -260,14 +260,41 @@ class UnidecSettings(MiningSettings, RunSettings):
             raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
 
 
-RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings}
+@dataclass(frozen=True, kw_only=True)
+class RaexmcSettings(MiningSettings, RunSettings):
+    """RAE-XMC: one encoder for documents and labels, and a memory of both that answers.
+
+    Args:
+        epochs: passes over the training documents; 0 for no training, the memory and its tuning only.
+        temperature: divides the similarities in training; that of the memory is tuned.
+        positives: labels of a document that are drawn as positives in a step; 0 for all.
+        related_documents: other documents of the batch that share a label: ``hidden`` do not count, ``positive`` are
+            positives like the labels.
+        shared_negatives: labels drawn for other documents of the batch are negatives too; otherwise only a document's
+            own hard negatives.
+        range_max: length of a shortlist.
+        objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
+        key_precision: of document keys; ``bf16`` takes half the space.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 5
+    temperature: Positive = 0.04
+    positives: Annotated[int, Field(ge=0)] = 1
+    related_documents: Literal["hidden", "positive"] = "hidden"
+    shared_negatives: bool = True
+    range_max: Count = 50
+    objective: str = "P@1,P@3,P@5"
+    key_precision: Literal["float32", "bf16"] = "float32"
+
+
+RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings, "raexmc": RaexmcSettings}
 
 
 def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings:
     """The settings of a recipe with the given values put over its defaults.
 
     Args:
-        recipe: ``dexml`` or ``unidec``.
+        recipe: ``dexml``, ``unidec`` or ``raexmc``.
         given: values by name.
         source: where they came from, for error messages.
 

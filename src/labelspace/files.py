@@ -17,8 +17,12 @@ def _beside(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.stem}.{purpose}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
 
 
-def _sync(path: Path) -> None:
-    """Flush one file, or a folder's own entries where the platform can do that, to disk."""
+def sync(path: Path) -> None:
+    """Flush one file, or a folder's own entries where the platform can do that, to disk.
+
+    Args:
+        path: the file or folder.
+    """
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     # Windows flushes only what is open for writing; elsewhere reading is enough, also for read-only files.
@@ -43,9 +47,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path, "writing")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,8 +75,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         if path.exists():
             os.replace(path, old)
         try:
@@ -81,7 +85,35 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, path)
             raise
-        _sync(path.parent)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def folder_lock(path: Path) -> Iterator[None]:
+    """Keep other processes from changing a folder while the body runs; where there are no locks nothing is kept out.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        LabelspaceError: another process is changing it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabelspaceError(f"another process is changing {path}; wait for it, then try again") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

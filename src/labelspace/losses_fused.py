@@ -119,7 +119,7 @@ class _Blocks:
         slot = self.height * self.width
         self.logits = torch.empty(slot, dtype=self.high, device=device) if low != self.high else None
         self.row_blocks = -(-len(queries) // self.height)
-        count = self.row_blocks * -(-len(keys) // self.width)
+        self.count = count = self.row_blocks * -(-len(keys) // self.width)
         self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if self.logits is not None else 0
         self.products = torch.empty(self.kept + (self.kept < count), slot, dtype=low, device=device)
         self.made: set[int] = set()
@@ -157,9 +157,9 @@ class _Blocks:
         if self.logits is not None:
             block = self.logits[: block.numel()].view(block.shape).copy_(block)
         if self.hidden is not None:
-            block.view(-1).index_fill_(0, self.hidden.within(rows, columns), -torch.inf)
+            block.view(-1).index_fill_(0, self.hidden.within(number, rows, columns), -torch.inf)
         if apart:
-            block.view(-1).index_fill_(0, self.positives.within(rows, columns), -torch.inf)
+            block.view(-1).index_fill_(0, self.positives.within(number, rows, columns), -torch.inf)
         return block
 
     def scan(self, find: Callable[[Tensor, slice], Tensor], op: Op, apart: bool) -> Tensor:
@@ -188,17 +188,14 @@ class _Places:
     """Pairs (row, column), found by block."""
 
     def __init__(self, pairs: Tensor, blocks: _Blocks):
-        self.blocks = blocks
         block = pairs[1] // blocks.width * blocks.row_blocks + pairs[0] // blocks.height
         order = torch.argsort(block, stable=True)
         self.pairs = pairs[:, order]
-        count = -(-len(blocks.keys) // blocks.width) * blocks.row_blocks
-        ends = torch.bincount(block, minlength=count).cumsum(0)
+        ends = torch.bincount(block, minlength=blocks.count).cumsum(0)
         self.ends = [0, *ends.tolist()]
 
-    def within(self, rows: slice, columns: slice) -> Tensor:
+    def within(self, number: int, rows: slice, columns: slice) -> Tensor:
         """Places of the pairs in a block that is laid out row by row."""
-        number = self.blocks.number(rows, columns)
         row, column = self.pairs[:, self.ends[number] : self.ends[number + 1]]
         return (row - rows.start) * (columns.stop - columns.start) + (column - columns.start)
 
@@ -272,7 +269,7 @@ def _blocks_backward(
             block = gradient.block(blocks.make(rows, columns, keys, True), rows)
             if blocks.logits is not None:
                 block = blocks.low_block(rows, columns).copy_(block)
-            block.view(-1).index_fill_(0, blocks.positives.within(rows, columns), 0.0)
+            block.view(-1).index_fill_(0, blocks.positives.within(blocks.number(rows, columns), rows, columns), 0.0)
             if grad_queries is not None:
                 part = torch.mm(block, keys, out=part_queries[: len(block)])
                 grad_queries[rows].add_(part, alpha=factor / temperature)

@@ -1,236 +1,629 @@
 """Keys that vote for labels: what every model answers from.
 
-A query is compared with the keys, and the nearest keys vote. A dual encoder is a memory whose keys are the label
-texts, each voting for its own label; training documents that vote for their labels, learned label rows, or several
-texts of one label are more keys.
+Keys are of two kinds. A *label key* votes for its own label: its text, or a learned row. A *document key* votes for the
+labels of a document. A query is compared with the keys, and the nearest ones vote (RAE-XMC, arXiv 2502.10615): with K
+the keys, w = softmax(q K^T / temperature) over those retrieved, and Y the labels of the documents,
+
+    score of label l = weight * sum_i w_i Y_il + (1 - weight) * w_l
+
+A memory of label keys alone, scored by similarity, is a dual encoder.
 """
 
 from __future__ import annotations
 
-import zipfile
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import ModelError
-from .indexes import ExactIndex
+from .keys import BoolArray, IntArray, Keys, Segment, strings_as_tensors, strings_from_tensors
+from .strings import Strings
+from .types import Labels, Reason
 
 Scoring = Literal["similarity", "votes"]
+Search = Literal["joint", "two-sided"]
+Votes = Literal["raw", "normalized"]
+FloatArray = npt.NDArray[np.float64]
+
+VOTE_BLOCK = 512
+"""Queries whose votes are gathered at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voting:
+    """How keys vote.
+
+    Args:
+        scoring: ``similarity`` gives a label the similarity of its own key (a dual encoder); ``votes`` counts votes.
+        search: ``joint`` lets the ``depth`` nearest keys of both kinds vote; ``two-sided`` the nearest ``label_depth``
+            label keys and the nearest ``document_depth`` document keys (ViXML, arXiv 2511.13189).
+        depth: keys that vote for one query, in a joint search.
+        label_depth: label keys that vote for one query, in a two-sided search.
+        document_depth: document keys that vote for one query, in a two-sided search.
+        temperature: of the softmax over the keys found.
+        weight: of the votes of documents, 0 to 1; the label keys have the rest. A kind whose votes weigh nothing is not
+            searched: 0 ranks like the dual encoder, 1 like nearest neighbours.
+        votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
+
+    Raises:
+        ValueError: a value out of bounds.
+    """
+
+    scoring: Scoring = "votes"
+    search: Search = "two-sided"
+    depth: int = 200
+    label_depth: int = 100
+    document_depth: int = 100
+    temperature: float = 0.05
+    weight: float = 0.2
+    votes: Votes = "raw"
+
+    def __post_init__(self) -> None:
+        choices = {"scoring": Scoring, "search": Search, "votes": Votes}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
+        for name in ("depth", "label_depth", "document_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
+
+    def depths(self) -> tuple[int, int]:
+        """Label keys and document keys to look for."""
+        sides = (self.label_depth, self.document_depth) if self.search == "two-sided" else (self.depth, self.depth)
+        return 0 if self.weight == 1 else sides[0], 0 if self.weight == 0 else sides[1]
+
+
+SIMILARITY = Voting(scoring="similarity")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The nearest keys of n queries, the two kinds apart; falling in similarity, -inf and -1 for none.
+
+    Args:
+        label_similarities: (n, a) float32.
+        labels: (n, a) label numbers of the label keys.
+        document_similarities: (n, c) float32.
+        documents: (n, c) places of the document keys.
+    """
+
+    label_similarities: npt.NDArray[np.float32]
+    labels: IntArray
+    document_similarities: npt.NDArray[np.float32]
+    documents: IntArray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows: slice) -> Found:
+        """Some queries.
+
+        Args:
+            rows: which.
+        """
+        return Found(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+
+def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
+    """Softmax weights of the keys found, and which keys vote.
+
+    Args:
+        found: at least as deep as the voting asks.
+        voting: how keys vote.
+
+    Returns:
+        weights of label keys (n, a) and of document keys (n, c), their sum 1 a row, before the weight of the kinds; and
+        masks of the same shapes.
+    """
+    a = found.labels.shape[1]
+    similarities = np.concatenate([found.label_similarities, found.document_similarities], axis=1).astype(np.float64)
+    wanted = np.concatenate([found.labels, found.documents], axis=1) >= 0
+    label_depth, document_depth = voting.depths()
+    columns = np.arange(similarities.shape[1])
+    wanted &= np.where(columns < a, columns < label_depth, columns - a < document_depth)
+    if voting.search == "joint" and similarities.shape[1] > voting.depth:
+        order = np.argsort(np.where(wanted, -similarities, np.inf), axis=1, kind="stable")
+        first = np.zeros(similarities.shape, dtype=bool)
+        np.put_along_axis(first, order[:, : voting.depth], True, axis=1)
+        wanted &= first
+    logits = np.where(wanted, similarities / voting.temperature, -np.inf)
+    top = logits.max(axis=1, keepdims=True, initial=-np.inf)
+    weights = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
+    sums = weights.sum(axis=1, keepdims=True)
+    weights /= np.where(sums > 0, sums, 1.0)
+    return weights[:, :a], weights[:, a:], wanted[:, :a], wanted[:, a:]
 
 
 class Memory:
-    """K keys with their label votes.
+    """Label keys and document keys, and how they vote.
 
-    With ``similarity`` a label's score is the best similarity of a key that votes for it; votes are 0 or 1. With
-    ``votes`` it is the sum over the nearest ``depth`` keys of softmax(similarity / temperature) times the vote
-    (RAE-XMC).
+    Label *numbers* 0 to L - 1 count the labels that are there; *slots* are the numbers they were given for good.
 
     Args:
-        keys: (K, D) float32 or bf16.
-        votes: (K, L) sparse votes of the keys, not negative; 0 or 1 with ``similarity``.
-        scoring: ``similarity`` or ``votes``.
-        temperature: of the softmax over keys, with ``votes``.
-        depth: keys that vote for one query, with ``votes``.
-
-    Raises:
-        ValueError: votes that do not fit the keys, a negative vote, one that is neither 0 nor 1 with ``similarity``, or
-            an unknown scoring.
+        labels: one key a label that is there; each votes for its slot with 1.
+        documents: keys that vote for the slots of their labels.
+        voting: how keys vote.
+        slots: label slots given so far.
+        removed: ids that are gone, by kind, each with the `digest` of its text.
     """
 
     def __init__(
         self,
-        keys: Tensor,
-        votes: sp.csr_array,
-        *,
-        scoring: Scoring = "similarity",
-        temperature: float = 0.05,
-        depth: int = 200,
+        labels: Keys,
+        documents: Keys | None = None,
+        voting: Voting = SIMILARITY,
+        slots: int | None = None,
+        removed: dict[str, dict[str, bytes]] | None = None,
     ):
-        if keys.ndim != 2 or keys.shape[0] != votes.shape[0]:
-            raise ValueError(f"votes {votes.shape} do not fit keys {tuple(keys.shape)}")
-        if scoring not in ("similarity", "votes"):
-            raise ValueError(f"unknown scoring {scoring!r}; choose one of similarity, votes")
-        self.keys = keys
-        self.votes = sp.csr_array(votes, dtype=np.float32, copy=True)
-        self.votes.eliminate_zeros()
-        if self.votes.nnz and float(self.votes.data.min()) < 0:
-            raise ValueError("a vote is negative")
-        if scoring == "similarity" and (self.votes.data != 1).any():
-            raise ValueError("with the scoring 'similarity' a vote is 0 or 1")
-        self.scoring: Scoring = scoring
-        self.temperature = temperature
-        self.depth = depth
-        self.index = ExactIndex(keys)
-        per_label = np.bincount(self.votes.indices, minlength=self.votes.shape[1])
-        self._keys_per_label = int(per_label.max(initial=0))
-        self._one_to_one = self._keys_per_label <= 1 and bool((np.diff(self.votes.indptr) == 1).all())
+        self.label_keys = labels
+        self.document_keys = Keys([], labels.dim) if documents is None else documents
+        self.voting = voting
+        self.slots = len(labels) if slots is None else slots
+        self.removed = removed if removed is not None else {"labels": {}, "documents": {}}
+        self.named = True
+        self.renumber()
 
     @classmethod
-    def of_labels(cls, keys: Tensor) -> Memory:
-        """A memory of L label texts, key i voting for label i alone.
+    def of_labels(cls, keys: Tensor, labels: Labels | None = None) -> Memory:
+        """A dual encoder's memory: L label keys, key i of label i.
 
         Args:
             keys: (L, D) label vectors.
+            labels: ids and texts of the labels; without them no reasons can be given, and nothing changed.
         """
-        count = len(keys)
-        identity = sp.csr_array(
-            (np.ones(count, np.float32), np.arange(count), np.arange(count + 1)), shape=(count, count)
-        )
-        return cls(keys, identity)
+        n = len(keys)
+        nameless = Strings(np.zeros(0, dtype=np.uint8), np.zeros(n + 1, dtype=np.int64))
+        segment = Segment(keys, np.arange(n + 1), np.arange(n, dtype=np.int32), None, nameless, nameless)
+        memory = cls(Keys([segment], keys.shape[1]))
+        memory.named = False
+        if labels is not None:
+            memory.name(labels)
+        return memory
+
+    def name(self, labels: Labels) -> None:
+        """Give the labels of `of_labels` their ids and texts.
+
+        Args:
+            labels: as many as there are keys.
+        """
+        (segment,) = self.label_keys.segments
+        segment.ids, segment.texts = Strings.of(labels.ids), Strings.of(labels.texts)
+        self.named = True
+
+    def renumber(self) -> None:
+        """Number the labels that are there; to be called after a change of the label keys."""
+        places = self.label_keys.present()
+        _, slots, _ = self.label_keys.votes(places)
+        place_of_slot = np.full(self.slots, -1, dtype=np.int64)
+        place_of_slot[slots] = places
+        self.slot_of = np.flatnonzero(place_of_slot >= 0)
+        self.place_of = place_of_slot[self.slot_of]
+        self.number_of = np.full(self.slots, -1, dtype=np.int64)
+        self.number_of[self.slot_of] = np.arange(len(self.slot_of))
+        self._number_of_place = np.full(int(self.label_keys.starts[-1]) + 1, -1, dtype=np.int64)  # the last for -1
+        self._number_of_place[places] = self.number_of[slots]
 
     @property
     def n_labels(self) -> int:
         """L, labels that can be voted for."""
-        return int(self.votes.shape[1])
+        return len(self.slot_of)
 
     @property
-    def settings(self) -> dict[str, object]:
-        """How labels are scored. A calibration holds for these settings alone."""
-        return {"scoring": self.scoring, "temperature": self.temperature, "depth": self.depth}
+    def n_documents(self) -> int:
+        """Documents that are there."""
+        return len(self.document_keys)
+
+    @property
+    def keys(self) -> Tensor:
+        """(L, D) label keys, in label order."""
+        segments = self.label_keys.segments
+        if len(segments) == 1 and len(self.place_of) == len(segments[0]) and segments[0].state is None:
+            whole = segments[0].keys
+        else:
+            whole = torch.cat([s.keys for s in segments]) if segments else torch.zeros(0, self.label_keys.dim)
+        if len(self.place_of) == len(whole) and bool((self.place_of == np.arange(len(whole))).all()):
+            return whole
+        return whole[torch.from_numpy(self.place_of).to(whole.device)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys are."""
+        for keys in (self.label_keys, self.document_keys):
+            for segment in keys.segments:
+                return segment.keys.device
+        return torch.device("cpu")
+
+    @property
+    def labels(self) -> Labels:
+        """Ids and texts of the labels that are there, in the order of their numbers."""
+        return Labels(self.label_keys.ids(self.place_of), self.label_keys.texts(self.place_of))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How labels are scored, by name. A calibration holds for these settings alone."""
+        return dataclasses.asdict(self.voting)
+
+    # Answering
+
+    def search(
+        self,
+        queries: Tensor,
+        label_depth: int,
+        document_depth: int,
+        labels: IntArray | None = None,
+        left_out: BoolArray | None = None,
+    ) -> Found:
+        """The nearest keys of each query.
+
+        Args:
+            queries: (n, D) float32, on the device of the keys.
+            label_depth: label keys a query; 0 looks for none.
+            document_depth: document keys a query; 0 looks for none.
+            labels: label numbers to choose from, as though the others and documents without one of these were not
+                there; None for all.
+            left_out: (places,) mask of document keys that do not take part.
+        """
+        skip = None
+        if labels is not None:
+            chosen = np.zeros(self.slots, dtype=bool)
+            chosen[self.slot_of[labels]] = True
+            skip = np.ones(int(self.label_keys.starts[-1]), dtype=bool)
+            skip[self.place_of[labels]] = False
+            if document_depth:
+                silent = ~self.document_keys.voters(chosen)
+                left_out = silent if left_out is None else left_out | silent
+        empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
+        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        return Found(values, self._number_of_place[places], *documents)
 
     def predict(
-        self, queries: Tensor, k: int, labels: npt.NDArray[np.int64] | None = None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        self,
+        queries: Tensor,
+        k: int,
+        labels: IntArray | None = None,
+        left_out: BoolArray | None = None,
+    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
         """The best labels of each query.
 
         Args:
             queries: (n, D) float32, on the device of the keys.
             k: labels a query.
-            labels: label numbers to choose from; None for all.
+            labels: label numbers to choose from, as though there were no others; None for all.
+            left_out: (places,) mask of document keys that do not vote.
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
-            -inf. Equal scores are ordered by label number; which of several equals falls off at the cut is left open.
+            -inf. Equal scores are ordered by label number; which of several equally similar keys is found last is left
+            open.
         """
-        votes, allowed = self.votes, None
-        if self.scoring == "similarity" and labels is None and not self._one_to_one:
-            allowed = np.flatnonzero(np.diff(votes.indptr))  # keys without a vote must not crowd out the others
-        if labels is not None:
-            chosen = np.zeros(self.n_labels, dtype=bool)
-            chosen[labels] = True
-            kept = chosen[self.votes.indices]
-            votes = sp.csr_array(
-                (self.votes.data[kept], self.votes.indices[kept], _kept_indptr(self.votes.indptr, kept)),
-                shape=self.votes.shape,
-            )
-            if self.scoring == "similarity":
-                allowed = np.flatnonzero(np.diff(votes.indptr))
-        if self.scoring == "votes":
-            depth = max(self.depth, 1)
-        else:
-            depth = k if self._one_to_one else k * max(1, self._keys_per_label)
-        similarities, keys = self.index.search(queries, depth, allowed)
-        if self.scoring == "similarity" and self._one_to_one:
-            found = votes.indices[votes.indptr[keys]]
-            rows = np.repeat(np.arange(len(queries)), keys.shape[1])
-            return _best(rows, found.ravel(), similarities.ravel(), len(queries), k)
-        return self._vote(similarities, keys, votes, k)
+        if self.voting.scoring == "similarity":
+            found = self.search(queries, k, 0, labels)
+            return _padded(found.labels, found.label_similarities, k)
+        return self.rank(self.search(queries, *self.voting.depths(), labels, left_out), self.voting, k, labels)
 
-    def _vote(
-        self,
-        similarities: npt.NDArray[np.float32],
-        keys: npt.NDArray[np.int64],
-        votes: sp.csr_array,
-        k: int,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Gather the votes of the found keys, one entry a (query, label), and keep the best k."""
-        n, depth = keys.shape
-        if self.scoring == "votes" and depth:
-            logits = similarities.astype(np.float64) / self.temperature
-            weight = np.exp(logits - logits.max(axis=1, keepdims=True))
-            weight /= weight.sum(axis=1, keepdims=True)
-        else:
-            weight = similarities.astype(np.float64)
-        flat = keys.ravel()
-        counts = np.diff(votes.indptr)[flat]
-        ends = np.cumsum(counts)
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(votes.indptr[flat] - (ends - counts), counts)
-        rows = np.repeat(np.repeat(np.arange(n), depth), counts)
-        labels = votes.indices[places].astype(np.int64)
-        values = np.repeat(weight.ravel(), counts) * votes.data[places]
-        order = np.lexsort((labels, rows))
-        rows, labels, values = rows[order], labels[order], values[order]
-        first = (
-            np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])]) if len(rows) else rows
+    def rank(
+        self, found: Found, voting: Voting, k: int, labels: IntArray | None = None
+    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        """The best labels by the votes of the keys found, as `predict` gives them.
+
+        Args:
+            found: nearest keys.
+            voting: how they vote.
+            k: labels a query.
+            labels: label numbers to choose from.
+        """
+        numbers = np.full((len(found), k), -1, dtype=np.int64)
+        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
+        chosen = self._chosen(labels)
+        for start in range(0, len(found), VOTE_BLOCK):
+            part = slice(start, start + VOTE_BLOCK)
+            sums = self._cast(found.rows(part), voting, chosen)[0]
+            numbers[part], scores[part] = _best(sums, k)
+        return numbers, scores
+
+    def _chosen(self, labels: IntArray | None) -> BoolArray | None:
+        if labels is None:
+            return None
+        chosen = np.zeros(self.n_labels, dtype=bool)
+        chosen[labels] = True
+        return chosen
+
+    def _cast(
+        self, found: Found, voting: Voting, chosen: BoolArray | None = None
+    ) -> tuple[sp.csr_array, sp.csr_array, sp.csr_array]:
+        """Count the votes: (n, L) scores = (n, m) weights of m voters times (m, L) votes; no array of n x L."""
+        label_weights, document_weights, label_mask, document_mask = weigh(found, voting)
+        documents = found.documents[document_mask]
+        counts, numbers, values = self.votes_of(documents, voting.votes, chosen)
+        own = found.labels[label_mask]
+        indptr = np.cumsum(np.concatenate([[0], counts, np.ones(len(own), dtype=np.int64)]))
+        votes = _csr(
+            np.concatenate([values, np.ones(len(own))]),
+            np.concatenate([numbers, own]),
+            indptr,
+            (len(counts) + len(own), self.n_labels),
         )
-        if not len(rows):
-            merged = values
-        elif self.scoring == "votes":
-            merged = np.add.reduceat(values, first)
-        else:
-            merged = np.maximum.reduceat(values, first)
-        return _best(rows[first], labels[first], merged, n, k)
+        mask = np.concatenate([document_mask, label_mask], axis=1)
+        voter = np.zeros(mask.shape, dtype=np.int64)
+        voter[:, : document_mask.shape[1]][document_mask] = np.arange(len(counts))
+        voter[:, document_mask.shape[1] :][label_mask] = len(counts) + np.arange(len(own))
+        weights = np.concatenate([voting.weight * document_weights, (1 - voting.weight) * label_weights], axis=1)
+        rows = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+        cast = _csr(weights[mask], voter[mask], rows, (len(found), votes.shape[0]))
+        return sp.csr_array(cast @ votes), cast, votes
 
-    def save(self, folder: Path) -> dict[str, object]:
-        """Write keys and votes into a folder and return the settings that `load` needs.
+    def votes_of(
+        self, places: IntArray, votes: Votes, chosen: BoolArray | None = None
+    ) -> tuple[IntArray, IntArray, FloatArray]:
+        """Labels that some documents vote for.
+
+        Args:
+            places: (m,) places of document keys.
+            votes: raw or normalized.
+            chosen: (L,) mask of the labels that count; None for all.
+
+        Returns:
+            votes a document (m,), and label numbers and values of all of them, end to end.
+        """
+        counts, slots, given = self.document_keys.votes(places)
+        numbers, values = self.number_of[slots], given.astype(np.float64)
+        kept = numbers >= 0 if chosen is None else (numbers >= 0) & chosen[numbers]
+        if not kept.all():
+            running = np.concatenate([[0], np.cumsum(kept)])
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            counts = np.diff(running[ends])
+            numbers, values = numbers[kept], values[kept]
+        if votes == "normalized" and len(values):
+            rows = np.repeat(np.arange(len(counts)), counts)
+            values /= np.bincount(rows, weights=values, minlength=len(counts))[rows]
+        return counts, numbers, values
+
+    def explain(
+        self,
+        queries: Tensor,
+        numbers: IntArray,
+        labels: IntArray | None = None,
+        left_out: BoolArray | None = None,
+    ) -> list[list[list[Reason]]]:
+        """Which keys voted for predicted labels, and what each vote was worth.
+
+        Args:
+            queries: (n, D) float32, on the device of the keys.
+            numbers: (n, k) predicted label numbers, -1 for none.
+            labels: as for `predict`.
+            left_out: as for `predict`.
+
+        Returns:
+            For each query and each of its labels the reasons, largest share first; shares sum to the score.
+        """
+        places: list[tuple[Literal["label", "document"], int]] = []
+        entries: list[list[list[tuple[int, float, float]]]] = []
+        if self.voting.scoring == "similarity":
+            found = self.search(queries, max(1, numbers.shape[1]), 0, labels)
+            for row, wanted in enumerate(numbers.tolist()):
+                similarity = dict(zip(found.labels[row].tolist(), found.label_similarities[row].tolist(), strict=True))
+                entries.append([])
+                for number in wanted:
+                    if number >= 0:
+                        entries[-1].append([(len(places), similarity[number], similarity[number])])
+                        places.append(("label", int(self.place_of[number])))
+        else:
+            found = self.search(queries, *self.voting.depths(), labels, left_out)
+            for start in range(0, len(found), VOTE_BLOCK):
+                part = found.rows(slice(start, start + VOTE_BLOCK))
+                wanted_part = numbers[start : start + VOTE_BLOCK].tolist()
+                entries += self._shares(part, wanted_part, self._chosen(labels), places)
+        kinds = {"label": self.label_keys, "document": self.document_keys}
+        names: dict[int, tuple[str, str]] = {}
+        for kind, keys in kinds.items():
+            mine = [i for i, (own, _) in enumerate(places) if own == kind]
+            which = np.array([places[i][1] for i in mine], dtype=np.int64)
+            names.update(zip(mine, zip(keys.ids(which), keys.texts(which), strict=True), strict=True))
+        return [
+            [
+                [Reason(places[i][0], *names[i], similarity, share) for i, similarity, share in reasons]
+                for reasons in row
+            ]
+            for row in entries
+        ]
+
+    def _shares(
+        self,
+        found: Found,
+        wanted: list[list[int]],
+        chosen: BoolArray | None,
+        places: list[tuple[Literal["label", "document"], int]],
+    ) -> list[list[list[tuple[int, float, float]]]]:
+        """Entries (number in `places`, similarity, share) of each wanted label; `places` grows by the voters met."""
+        _, cast, votes = self._cast(found, self.voting, chosen)
+        *_, label_mask, document_mask = weigh(found, self.voting)
+        documents, own = found.documents[document_mask], self.place_of[found.labels[label_mask]]
+        similarities = np.concatenate(
+            [found.document_similarities[document_mask], found.label_similarities[label_mask]]
+        )
+        result = []
+        for row, numbers in enumerate(wanted):
+            reasons: dict[int, list[tuple[int, float, float]]] = {number: [] for number in numbers if number >= 0}
+            for entry in range(cast.indptr[row], cast.indptr[row + 1]):
+                voter = int(cast.indices[entry])
+                number_of_voter = None
+                for at in range(votes.indptr[voter], votes.indptr[voter + 1]):
+                    if int(votes.indices[at]) in reasons:
+                        if number_of_voter is None:
+                            number_of_voter = len(places)
+                            if voter < len(documents):
+                                places.append(("document", int(documents[voter])))
+                            else:
+                                places.append(("label", int(own[voter - len(documents)])))
+                        share = float(cast.data[entry] * votes.data[at])
+                        entry_of = (number_of_voter, float(similarities[voter]), share)
+                        reasons[int(votes.indices[at])].append(entry_of)
+            result.append([sorted(reasons[n], key=lambda reason: (-reason[2], reason[0])) for n in numbers if n >= 0])
+        return result
+
+    # Keeping
+
+    def compacted(self) -> Memory:
+        """The same memory in one segment a kind, slots numbered anew; itself where it is like that already."""
+        kinds = (self.label_keys, self.document_keys)
+        whole = len(self.label_keys.segments) == 1 and len(self.document_keys.segments) <= 1
+        if whole and self.slots == self.n_labels and all(s.state is None for keys in kinds for s in keys.segments):
+            if bool((self.place_of == np.arange(self.n_labels)).all()):
+                return self
+        labels = self.labels
+        named = Memory.of_labels(self.keys, labels)
+        segments = []
+        places = self.document_keys.present()
+        if len(places):
+            joined = Segment.joined(self.document_keys.segments)
+            counts, numbers, values = self.votes_of(places, "raw")
+            segments = [
+                Segment(
+                    joined.keys,
+                    np.concatenate([[0], np.cumsum(counts)]),
+                    numbers.astype(np.int32),
+                    None if (values == 1).all() else values.astype(np.float32),
+                    joined.ids,
+                    joined.texts,
+                    joined.state,
+                )
+            ]
+        documents = Keys(segments, self.document_keys.dim)
+        return Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed)
+
+    def write(self, folder: Path, fresh: int) -> dict[str, Any]:
+        """Write what has no file yet, under new names, and say what the memory consists of.
 
         Args:
             folder: an existing folder.
+            fresh: a number for names that no file has.
+
+        Returns:
+            What `open` needs; ``files`` are the names of the memory's files.
         """
-        save_file({"keys": self.keys.detach().cpu().contiguous()}, folder / "keys.safetensors")
-        np.savez(folder / "votes.npz", data=self.votes.data, indices=self.votes.indices, indptr=self.votes.indptr)
-        return {**self.settings, "labels": self.n_labels}
+        entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None}
+        extra: dict[str, Tensor] = {}
+        for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
+            entry["segments"][kind] = []
+            for number, segment in enumerate(keys.segments):
+                if segment.file is None:
+                    name = f"{kind}-{fresh}{f'-{number}' if number else ''}.safetensors"
+                    segment.write(folder / name)
+                    segment.file = name
+                entry["segments"][kind].append(segment.file)
+                if segment.state is not None:
+                    extra[f"state.{segment.file}"] = torch.from_numpy(segment.state)
+            if self.removed[kind]:
+                extra.update(strings_as_tensors(f"removed.{kind}", Strings.of(self.removed[kind])))
+                digests = np.frombuffer(b"".join(self.removed[kind].values()), dtype=np.uint8)
+                extra[f"removed.{kind}.digests"] = torch.from_numpy(digests.copy())
+        if extra:
+            entry["changes"] = f"changes-{fresh}.safetensors"
+            save_file(extra, folder / entry["changes"])
+        return entry
+
+    @staticmethod
+    def files(entry: dict[str, Any]) -> list[str]:
+        """Names of the files of a memory.
+
+        Args:
+            entry: what `write` returned.
+        """
+        names = [*entry["segments"]["labels"], *entry["segments"]["documents"]]
+        return names + ([entry["changes"]] if entry["changes"] else [])
 
     @classmethod
-    def load(cls, folder: Path, settings: dict[str, object], device: str = "cpu") -> Memory:
-        """Read what `save` wrote.
+    def open(cls, folder: Path, entry: dict[str, Any], device: str = "cpu") -> Memory:
+        """Open what `write` wrote; on a CPU keys and texts are mapped, not read.
 
         Args:
             folder: the folder.
-            settings: what `save` returned.
+            entry: what `write` returned.
             device: where to put the keys.
 
         Raises:
             ModelError: a file that is missing or damaged, by name.
         """
+        file = folder
         try:
-            keys = load_file(folder / "keys.safetensors", device=device)["keys"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ModelError(f"{folder / 'keys.safetensors'} is missing or damaged: {error}") from error
-        try:
-            with np.load(folder / "votes.npz", allow_pickle=False) as arrays:
-                votes = sp.csr_array(
-                    (arrays["data"], arrays["indices"], arrays["indptr"]),
-                    shape=(len(keys), int(settings["labels"])),  # type: ignore[call-overload]
-                )
-            return cls(
-                keys,
-                votes,
-                scoring=settings["scoring"],  # type: ignore[arg-type]
-                temperature=float(settings["temperature"]),  # type: ignore[arg-type]
-                depth=int(settings["depth"]),  # type: ignore[call-overload]
-            )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{folder / 'votes.npz'} is missing or damaged: {error}") from error
+            voting = Voting(**{f.name: entry[f.name] for f in dataclasses.fields(Voting)})
+            kinds = {}
+            for kind in ("labels", "documents"):
+                segments = []
+                for name in entry["segments"][kind]:
+                    file = folder / name
+                    segments.append(Segment.open(file, device))
+                    if int(segments[-1].indptr[-1]) != len(segments[-1].slots):
+                        raise ValueError("its votes do not fit together")
+                kinds[kind] = segments
+            removed: dict[str, dict[str, bytes]] = {"labels": {}, "documents": {}}
+            if entry["changes"]:
+                file = folder / entry["changes"]
+                extra = load_file(file)
+                for segment in [*kinds["labels"], *kinds["documents"]]:
+                    if f"state.{segment.file}" in extra:
+                        segment.state = extra[f"state.{segment.file}"].numpy().copy()
+                        if len(segment.state) != len(segment):
+                            raise ValueError(f"it does not fit {segment.file}")
+                for kind, ids in removed.items():
+                    if f"removed.{kind}.digests" in extra:
+                        digests = extra[f"removed.{kind}.digests"].numpy().tobytes()
+                        names = strings_from_tensors(f"removed.{kind}", extra)
+                        ids.update((name, digests[16 * i : 16 * i + 16]) for i, name in enumerate(names))
+            file = folder
+            dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
+            return cls(Keys(kinds["labels"], dim), Keys(kinds["documents"], dim), voting, int(entry["slots"]), removed)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(f"{file} is missing or damaged: {error}") from error
 
 
-def _kept_indptr(indptr: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    running = np.concatenate([[0], np.cumsum(kept)])
-    return running[indptr]
+def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[int, int]) -> sp.csr_array:
+    """CSR with 32-bit numbers where they do; SciPy would copy to make them so."""
+    small = max(len(indices), *shape) < 2**31
+    kind = np.int32 if small else np.int64
+    return sp.csr_array((values, indices.astype(kind, copy=False), indptr.astype(kind, copy=False)), shape=shape)
 
 
-def _best(
-    rows: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.floating],
-    n: int,
-    k: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The k best (label, score) of each row, falling, ties by label; labels are distinct within a row."""
-    out_labels = np.full((n, k), -1, dtype=np.int64)
-    out_scores = np.full((n, k), -np.inf, dtype=np.float32)
-    scores = scores.astype(np.float32)
-    order = np.lexsort((labels, -scores, rows))
-    rows, labels, scores = rows[order], labels[order], scores[order]
-    counts = np.bincount(rows, minlength=n)
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    top = rank < k
-    out_labels[rows[top], rank[top]] = labels[top]
-    out_scores[rows[top], rank[top]] = scores[top]
-    return out_labels, out_scores
+def _best(sums: sp.csr_array, k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """The k largest entries of each row, falling, ties by column; entries are distinct within a row."""
+    counts = np.diff(sums.indptr)
+    n, widest = len(counts), int(counts.max(initial=0))
+    there = np.arange(widest) < counts[:, None]
+    scores = np.full((n, widest), -np.inf, dtype=np.float32)
+    numbers = np.full((n, widest), -1, dtype=np.int64)
+    scores[there], numbers[there] = sums.data, sums.indices
+    if widest > k:
+        top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        last = np.take_along_axis(scores, top, axis=1).min(axis=1, keepdims=True)
+        tied = np.flatnonzero(((scores >= last) & there).sum(axis=1) > k)  # labels of one document, say
+        for row in tied.tolist():
+            at = np.flatnonzero(scores[row] >= last[row])
+            top[row] = at[np.lexsort((numbers[row, at], -scores[row, at]))[:k]]
+        scores, numbers = np.take_along_axis(scores, top, axis=1), np.take_along_axis(numbers, top, axis=1)
+    return _padded(numbers, scores, k)
+
+
+def _padded(numbers: IntArray, scores: npt.NDArray[np.float32], k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """(n, k) in falling order, ties by label number, padded."""
+    order = np.lexsort((np.where(numbers < 0, np.iinfo(np.int64).max, numbers), -scores), axis=1)[:, :k]
+    out_numbers = np.full((len(numbers), k), -1, dtype=np.int64)
+    out_scores = np.full((len(numbers), k), -np.inf, dtype=np.float32)
+    width = order.shape[1]
+    out_numbers[:, :width] = np.take_along_axis(numbers, order, axis=1)
+    out_scores[:, :width] = np.take_along_axis(scores, order, axis=1)
+    out_scores[out_numbers < 0] = -np.inf
+    return out_numbers, out_scores

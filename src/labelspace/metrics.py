@@ -404,9 +404,26 @@ def propensity_weights(train_targets: Any, a: float = 0.55, b: float = 1.5) -> F
     Raises:
         SettingsError: if the weights are not finite and positive: a or b is out of range, or N is 0 or 1.
     """
+    return weights_of_counts(label_counts(train_targets), shape(train_targets)[0], a, b)
+
+
+def weights_of_counts(counts: IntArray, n: int, a: float, b: float) -> FloatArray:
+    """`propensity_weights` from the number of documents of each label.
+
+    Args:
+        counts: (L,) training documents of each label.
+        n: training documents.
+        a: exponent of the model.
+        b: offset of the model, in documents.
+
+    Returns:
+        (L,) float64.
+
+    Raises:
+        SettingsError: if the weights are not finite and positive.
+    """
     # Once per distinct count, so that a label's weight cannot depend on its number.
-    values, inverse = np.unique(label_counts(train_targets), return_inverse=True)
-    n = shape(train_targets)[0]
+    values, inverse = np.unique(counts, return_inverse=True)
     with np.errstate(all="ignore"):
         scale = (np.log(n) - 1.0) * np.power(b + 1.0, a)
         weights = 1.0 + scale * np.power(values + b, -a)

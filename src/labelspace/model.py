@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,30 +19,39 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
+from tqdm import tqdm
 
 from . import __version__, calibrate, metrics
 from .calibrate import Calibration
-from .data import require_texts
+from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
-from .encoders import Encoder, build_static, open_encoder
+from .encoders import Encoder, Precision, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError, SettingsError
-from .files import atomic_file, atomic_folder
+from .files import atomic_file, atomic_folder, folder_lock, sync
 from .heads import RANKINGS, TwoHeads
+from .keys import Keys, Segment, digest
 from .machine import cache_folder, require_memory
-from .memory import Memory
+from .memory import Memory, Voting
+from .metrics import label_counts, propensity_constants, weights_of_counts
+from .strings import Strings
 from .trainer import device_of
-from .types import Corpus, Dataset, Labels, Predictions
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, Grid, Tuned, parse_objective, tune
+from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "labelspace model", 1
-PARTS = ("labels.jsonl", "memory/keys.safetensors", "memory/votes.npz", "encoder/modules.json")
-"""Files without which a folder is no model."""
+FORMAT, FORMAT_VERSION = "labelspace model", 2
+PARTS = ("encoder/modules.json",)
+"""Files without which a folder is no model, beside those of its memory."""
 HEADS = "head.safetensors"
 """Weights between the encoder and the memory, of models that have such."""
-HASH_UP_TO = 1 << 29
-"""Files up to this size are compared by content when a model is opened, larger ones by size."""
+HASH_UP_TO = 1 << 28
+"""Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
+MIN_TUNING = 20
+"""With fewer validation documents than this nothing is tuned."""
+ENCODE_BLOCK = 16_384
+"""Texts encoded between two steps of a progress bar."""
 
 
 class Model:
@@ -52,6 +64,10 @@ class Model:
         info: what made the model: recipe, config, data, metrics; all of it JSON.
         calibration: from scores to probabilities.
         heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
+
+    Attributes:
+        history: changes of labels, documents and voting, the oldest first.
+        folder: where the model was opened or saved; None for nowhere yet.
 
     Raises:
         ValueError: encoder, memory and labels that do not fit together.
@@ -69,14 +85,19 @@ class Model:
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
         dim = encoder.dim if heads is None else sum(heads.widths)
-        if memory.keys.shape[1] != dim:
-            raise ValueError(f"keys have {memory.keys.shape[1]} dimensions, the encoder {dim}")
+        if memory.label_keys.dim != dim:
+            raise ValueError(f"keys have {memory.label_keys.dim} dimensions, the encoder {dim}")
         self.encoder = encoder.eval()
         self.heads = None if heads is None else heads.eval()
         self.encoder.precision = "float32"
         self.memory = memory
+        if not memory.named:
+            memory.name(labels)
         self.labels = labels
         self.info = info or {}
+        self.history: list[dict[str, Any]] = []
+        self.folder: Path | None = None
+        self._revision = 0
         self._calibration = calibration
         self._numbers: dict[str, list[int]] | None = None
 
@@ -84,29 +105,45 @@ class Model:
     def from_encoder(
         cls,
         encoder: str | os.PathLike[str] | Encoder,
-        labels: Sequence[str] | Labels,
+        labels: Sequence[str] | Labels | Dataset,
         *,
         device: str = "auto",
         batch_size: int = 256,
         long_documents: LongDocuments | None = None,
         max_chunks: int | None = None,
+        objective: str = DEFAULT_OBJECTIVE,
+        precision: Precision = "float32",
     ) -> Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
+        With a data set its training documents are keys as well, and how keys vote is tuned on its validation documents,
+        see `tune`.
+
         Args:
             encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm.
-            labels: label names, or labels with ids.
+            labels: label names, labels with ids, or a data set.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             batch_size: texts encoded at a time.
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
+            objective: with a data set, as for `tune`.
+            precision: with a data set, of the document keys, as for `tune`.
 
         Raises:
             DataError: no labels, or a name that is given twice.
             ModelError: the encoder cannot be opened.
             MissingExtraError: ``minilm`` without its package.
-            SettingsError: an unknown way to cut.
+            SettingsError: an unknown way to cut, or an unknown objective.
+            ResourceError: the document keys would not fit into memory.
         """
+        if isinstance(labels, Dataset):
+            parse_objective(objective)
+            options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+            options |= {"long_documents": long_documents, "max_chunks": max_chunks}
+            model = cls.from_encoder(encoder, labels.labels, **options)
+            model.info["data"].update(name=labels.name, documents=len(labels.train), options=dict(labels.options))
+            model.tune(labels, objective=objective, precision=precision, batch_size=batch_size)
+            return model
         if not isinstance(labels, Labels):
             names = _checked_texts(labels, "label")
             labels = Labels(ids=names, texts=names)
@@ -130,7 +167,7 @@ class Model:
         encoder = encoder.to(place)
         encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
         encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks
-        keys = encoder.encode(encoder.tokenize(labels.texts), batch_size)
+        keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size)
         info = {"recipe": "none", "config": {"encoder": name}, "data": {"labels": len(labels)}, "metrics": {}}
         return cls(encoder, Memory.of_labels(torch.from_numpy(keys).to(place)), labels, info)
 
@@ -154,34 +191,70 @@ class Model:
         return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
 
     def rankings(
-        self, texts: Sequence[str] | str, k: int = 5, batch_size: int = 256, *, probabilities: bool = False
+        self,
+        texts: Sequence[str] | str,
+        k: int = 5,
+        batch_size: int = 256,
+        *,
+        probabilities: bool = False,
+        left_out: npt.NDArray[np.bool_] | None = None,
     ) -> dict[str, Predictions]:
         """The best k labels of each text by each ranking of the model, the model's own first.
 
-        A model with two heads ranks by both together (``combined``), by its dual encoder (``encoder``) and by its
-        classifier; any other has one ranking, ``combined``.
+        A model with two heads ranks by both together (``combined``), and by the label keys of its dual encoder
+        (``encoder``) and of its classifier alone; any other has one ranking, ``combined``.
 
         Args:
             texts: n texts; a single string counts as one.
             k: labels a text.
             batch_size: texts encoded at a time.
             probabilities: whether the predictions of the first ranking hold probabilities, see `calibrate`.
+            left_out: as for `predict`, in the first ranking.
 
         Raises:
             DataError: something that is not a text, or k below 1.
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.
         """
-        found = {"combined": self.predict(texts, k, batch_size=batch_size, probabilities=probabilities)}
+        first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
+        found = {"combined": first}
         if self.heads is None:
             return found
-        queries = torch.from_numpy(self.encode(texts, batch_size)).to(self.memory.keys.device)
+        keys = self.memory.keys
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
         depth = min(k, len(self.labels))
         for ranking in RANKINGS[1:]:
             part = self.heads.columns(ranking)
-            indices, scores = Memory(self.memory.keys[:, part], self.memory.votes).predict(queries[:, part], depth)
+            indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
             found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
         return found
+
+    def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
+        """Keys of labels that are known by their texts alone.
+
+        Args:
+            texts: n label texts.
+            batch_size: texts encoded at a time.
+
+        Returns:
+            (n, D) float32; with heads, the half of the classifier is 0.
+        """
+        if self.heads is None:
+            return self.encode(texts, batch_size)
+        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
+        return self.heads.keys(torch.from_numpy(vectors).to(self.encoder.device), None).cpu().numpy()
+
+    def encode_documents(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
+        """Keys of documents.
+
+        Args:
+            texts: n texts.
+            batch_size: texts encoded at a time.
+
+        Returns:
+            (n, D) float32.
+        """
+        return self.encode(texts, batch_size)
 
     def predict(
         self,
@@ -192,6 +265,8 @@ class Model:
         *,
         threshold: float | None = None,
         probabilities: bool = False,
+        why: bool = False,
+        left_out: npt.NDArray[np.bool_] | None = None,
     ) -> Predictions:
         """The best k labels of each text.
 
@@ -203,6 +278,8 @@ class Model:
             threshold: only labels whose probability is at least this, from 0 to 1; a text may get none. The predictions
                 hold the probabilities too.
             probabilities: whether the predictions hold probabilities, see `calibrate`.
+            why: whether the predictions hold reasons: for every label the keys that voted for it.
+            left_out: (places,) mask of document keys that do not vote, as `held_out` gives it.
 
         Returns:
             Predictions (n, k) with label ids and texts; where fewer than k labels can be given, -1 pads.
@@ -216,7 +293,7 @@ class Model:
         if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         if threshold is not None or probabilities:
-            return self._predict_probable(checked, k, labels, batch_size, threshold)
+            return self._predict_probable(checked, k, labels, batch_size, threshold, why, left_out)
         k = 5 if k is None else int(k)
         _require_room(len(checked), k)
         chosen = None if labels is None else self.label_numbers(labels)
@@ -224,11 +301,14 @@ class Model:
         scores = np.full((len(checked), k), -np.inf, dtype=np.float32)
         depth = min(k, len(self.labels))
         block = 4096
+        reasons: list[list[list[Reason]]] | None = [] if why else None
         for start in range(0, len(checked), block):
             part = slice(start, min(start + block, len(checked)))
-            queries = torch.from_numpy(self.encode(checked[part], batch_size)).to(self.memory.keys.device)
-            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen)
-        return Predictions(indices, scores, self.labels.ids, self.labels.texts)
+            queries = torch.from_numpy(self.encode(checked[part], batch_size)).to(self.memory.device)
+            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen, left_out)
+            if reasons is not None:
+                reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
+        return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
 
     def _predict_probable(
         self,
@@ -237,6 +317,8 @@ class Model:
         labels: Iterable[str | int] | None,
         batch_size: int,
         threshold: float | None,
+        why: bool,
+        left_out: npt.NDArray[np.bool_] | None,
     ) -> Predictions:
         """`predict` with probabilities, and those below a threshold left out."""
         calibration = self.calibration
@@ -250,14 +332,17 @@ class Model:
         if k is None and threshold is None:
             k = 5
         chosen = None if labels is None else self.label_numbers(labels)
-        parts = []
+        parts, asked = [], []
         for start in range(0, len(texts), 4096):
             part = texts[start : start + 4096]
-            queries = torch.from_numpy(self.encode(part, batch_size)).to(self.memory.keys.device)
+            queries = torch.from_numpy(self.encode(part, batch_size)).to(self.memory.device)
+            asked.append(queries)
             depth = calibrate.DEPTH if k is None else int(k)
             while True:
                 _require_room(len(texts), depth)
-                found, scores, probable = self._probable(queries, min(depth, len(self.labels)), chosen, calibration)
+                found, scores, probable = self._probable(
+                    queries, min(depth, len(self.labels)), chosen, calibration, left_out
+                )
                 passed = (found >= 0) & (probable >= (threshold or 0))
                 if k is not None or depth >= len(self.labels) or not passed[:, -1].any():
                     break
@@ -273,19 +358,30 @@ class Model:
             rows = slice(4096 * number, 4096 * number + len(arrays[0]))
             for array, into in zip(arrays, whole, strict=True):
                 into[rows, : array.shape[1]] = array[:, : shape[1]]
-        return Predictions(indices, whole[1], self.labels.ids, self.labels.texts, whole[2])
+        reasons: list[list[list[Reason]]] | None = [] if why else None
+        if reasons is not None:
+            for number, queries in enumerate(asked):
+                numbers = indices[4096 * number : 4096 * number + len(queries)]
+                reasons += self.memory.explain(queries, numbers, chosen, left_out)
+        ids, names = self.labels.ids, self.labels.texts
+        return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
 
     def _probable(
-        self, queries: torch.Tensor, depth: int, chosen: npt.NDArray[np.int64] | None, calibration: Calibration
+        self,
+        queries: torch.Tensor,
+        depth: int,
+        chosen: npt.NDArray[np.int64] | None,
+        calibration: Calibration,
+        left_out: npt.NDArray[np.bool_] | None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The best labels of queries, their scores and probabilities, (n, depth) each."""
         around = min(calibrate.DEPTH, len(self.labels))
         if chosen is None:
-            found, scores = self.memory.predict(queries, max(depth, around))
+            found, scores = self.memory.predict(queries, max(depth, around), None, left_out)
             ranking = scores
         else:  # what the document is like is judged by all labels, as when the calibration was fitted
-            found, scores = self.memory.predict(queries, depth, chosen)
-            ranking = self.memory.predict(queries, around)[1] if calibration.looks_around else scores
+            found, scores = self.memory.predict(queries, depth, chosen, left_out)
+            ranking = self.memory.predict(queries, around, None, left_out)[1] if calibration.looks_around else scores
         found, scores = found[:, :depth], scores[:, :depth]
         probable = np.zeros(scores.shape, dtype=np.float32)
         for rows in metrics.row_blocks(*scores.shape):
@@ -320,8 +416,8 @@ class Model:
                 documents are held out.
             split: ``valid``, ``train`` or ``test``. Documents of the training make probabilities that are too high; on
                 documents of the test nothing can be measured afterwards.
-            predictions: for those documents, in the label numbers of this model and at least 20 deep, where its memory
-                holds the documents themselves; None predicts them.
+            predictions: for those documents, in the label numbers of this model and at least 20 deep; None predicts
+                them, and lets validation documents that the memory holds not vote.
             batch_size: texts encoded at a time.
 
         Returns:
@@ -350,7 +446,9 @@ class Model:
         else:
             here, barred = truth, metrics.binary_truth(marks)
         if predictions is None:
-            predictions = self.predict(corpus.texts, min(calibrate.DEPTH, len(self.labels)), batch_size=batch_size)
+            left_out = self.held_out(data) if self.memory.n_documents and split == "valid" else None
+            depth = min(calibrate.DEPTH, len(self.labels))
+            predictions = self.predict(corpus.texts, depth, batch_size=batch_size, left_out=left_out)
         elif len(predictions) != len(corpus):
             raise DataError(f"there are {len(predictions)} rows of predictions but {len(corpus)} documents")
         indices, scores = predictions.indices, predictions.scores
@@ -424,27 +522,430 @@ class Model:
                 raise DataError(f"the model has no label {label!r}{hint}")
         return np.array(sorted(numbers), dtype=np.int64)
 
-    def save(self, path: str | Path, records: dict[str, str] | None = None) -> None:
-        """Write the model's folder: whole or not at all; an older model at that place is replaced.
+    # Documents and labels
+
+    def add_documents(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Iterable[str | int]],
+        ids: Sequence[str] | None = None,
+        *,
+        replace: bool = False,
+        batch_size: int = 256,
+    ) -> list[str]:
+        """Let documents vote for their labels from now on; nothing is trained.
 
         Args:
-            path: the folder.
+            texts: n texts.
+            labels: for each document its labels, by id, text or number; at least one.
+            ids: n ids; None makes new ones.
+            replace: documents that are there already take the new text and labels; otherwise they are refused.
+            batch_size: texts encoded at a time.
+
+        Returns:
+            The ids.
+
+        Raises:
+            DataError: an unknown label, a document without one, or an id that is there already, is given twice, or was
+                that of a document with another text.
+        """
+        texts = _checked_texts(texts, "document")
+        if len(labels) != len(texts):
+            raise DataError(f"there are {len(texts)} documents, but labels of {len(labels)}")
+        names = self._new_ids("documents", texts, ids)
+        there = self._check_new("documents", names, texts, replace)
+        rows = []
+        for name, chosen in zip(names, labels, strict=True):
+            wanted = [chosen] if isinstance(chosen, str | int) else list(chosen)
+            if not wanted:
+                raise DataError(f"the document {name!r} has no label, so it could vote for none; leave it out")
+            rows.append(self.label_numbers(wanted))
+        targets = sp.csr_array(
+            (
+                np.ones(sum(map(len, rows)), dtype=np.float32),
+                np.concatenate([np.zeros(0, np.int64), *rows]),
+                np.cumsum([0, *map(len, rows)]),
+            ),
+            shape=(len(texts), len(self.labels)),
+        )
+        segment = self._document_segment(names, texts, targets, "float32", batch_size)
+        self.memory.document_keys.remove(there)
+        self.memory.document_keys.append(segment)
+        if self.memory.voting.scoring == "similarity":
+            self.memory.voting = Voting()
+            logger.info("documents vote from now on, by untuned settings; choose better ones with: labelspace tune")
+        self._note("add documents", names)
+        return names
+
+    def remove_documents(self, ids: Iterable[str]) -> None:
+        """Let documents vote no more.
+
+        Args:
+            ids: of the documents. They may come back later with the text that they have, but not with another.
+
+        Raises:
+            DataError: an unknown id, or one that is given twice.
+        """
+        found = self._find("documents", ids)
+        self._forget("documents", found)
+        if not self.memory.n_documents and self.memory.voting.scoring == "votes":
+            self.memory.voting = dataclasses.replace(self.memory.voting, scoring="similarity")
+
+    def add_labels(self, texts: Sequence[str], ids: Sequence[str] | None = None, *, batch_size: int = 256) -> list[str]:
+        """Add labels that are predicted from their texts at once, and from documents when these are added.
+
+        Args:
+            texts: n label texts.
+            ids: n ids; None takes the texts.
+            batch_size: texts encoded at a time.
+
+        Returns:
+            The ids.
+
+        Raises:
+            DataError: an id that is there already, is given twice, or was that of a label with another text.
+        """
+        texts = _checked_texts(texts, "label")
+        names = texts if ids is None else self._new_ids("labels", texts, ids)
+        self._check_new("labels", names, texts, replace=False)
+        keys = self._as_keys(self.encode_labels(texts, batch_size))
+        slots = self.memory.slots + np.arange(len(texts), dtype=np.int32)
+        self._add_label_keys(names, texts, keys, slots)
+        self.memory.slots += len(texts)
+        self._labels_changed()
+        self._note("add labels", names)
+        return list(names)
+
+    def rename_labels(self, texts: Mapping[str, str], *, batch_size: int = 256) -> None:
+        """Give labels new texts; ids, and the documents that vote for them, stay.
+
+        Args:
+            texts: new texts by label id.
+            batch_size: texts encoded at a time.
+
+        Raises:
+            DataError: an unknown label id.
+        """
+        names = list(texts)
+        new = _checked_texts([texts[name] for name in names], "label")
+        found = self._find("labels", names)
+        slots = np.array([s.slots[s.indptr[row]] for s, row in found], dtype=np.int32)
+        old = [s.keys[row] for s, row in found]
+        keys = self._renamed_keys(
+            torch.stack(old) if old else torch.zeros(0, self.memory.label_keys.dim), new, batch_size
+        )
+        self.memory.label_keys.remove(found)
+        self._add_label_keys(names, new, keys, slots)
+        self._labels_changed()
+        self._note("rename labels", names)
+
+    def remove_labels(self, ids: Iterable[str]) -> None:
+        """Take labels away; documents that have no other label vote no more.
+
+        Args:
+            ids: of the labels. They may come back later with the text that they have, but not with another.
+
+        Raises:
+            DataError: an unknown id, one that is given twice, or all labels.
+        """
+        found = self._find("labels", ids)
+        if len(found) == len(self.labels):
+            raise DataError("a model needs at least one label, so not all can be removed")
+        self._forget("labels", found)
+        self._labels_changed()
+        self.memory.document_keys.silence(self.memory.number_of >= 0)
+
+    def tune(
+        self,
+        data: Dataset,
+        *,
+        objective: str = DEFAULT_OBJECTIVE,
+        grid: Grid | None = None,
+        precision: Precision = "float32",
+        batch_size: int = 256,
+        vectors: npt.NDArray[np.float32] | None = None,
+    ) -> Tuned | None:
+        """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
+
+        The choice is made on validation documents, which are left out while it is made, with all documents of the same
+        text; afterwards every training document votes.
+
+        Args:
+            data: its labels are matched by id. It should be read with the seed of the training run, so that documents
+                are held out that the encoder was not trained on.
+            objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
+                or 5. PSP in it favours rare labels.
+            grid: what to try; None tries everything.
+            precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space.
+            batch_size: texts encoded at a time.
+            vectors: (N, D) keys of the training documents, if they are known; None encodes them.
+
+        Returns:
+            What was tried and chosen; None where there are too few validation documents to choose by.
+
+        Raises:
+            DataError: no texts, or no label in common.
+            SettingsError: an unknown objective.
+            ResourceError: the document keys would not fit into memory.
+        """
+        parse_objective(objective)
+        require_texts(data)
+        place = self._numbers_in(data.labels)
+        self._remember(data, place, precision, batch_size, vectors)
+        valid, rows = data.valid, np.arange(len(data.valid))
+        if len(rows) > DOCUMENTS:
+            rows = np.sort(np.random.default_rng(0).choice(len(rows), DOCUMENTS, replace=False))
+        if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
+            logger.warning("only %d validation documents: how keys vote is not tuned", len(rows))
+            if self.memory.n_documents and self.memory.voting.scoring == "similarity":
+                self.memory.voting = Voting()
+            return None
+        texts = [valid.texts[i] for i in rows.tolist()]
+        queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
+        counts = label_counts(data.train.targets)
+        own = np.zeros(len(self.labels), dtype=np.int64)
+        own[place[place >= 0]] = counts[place >= 0]
+        weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
+        found = tune(
+            self.memory,
+            queries,
+            _targets_in(valid.targets[rows], place, len(self.labels)),
+            weights,
+            left_out=self.held_out(data),
+            objective=objective,
+            grid=grid,
+        )
+        self.memory.voting = found.voting
+        self.info["tuning"] = found.as_dict()
+        self._note("tune", [])
+        return found
+
+    def held_out(self, data: Dataset) -> npt.NDArray[np.bool_]:
+        """Document keys that must not vote when validation documents are measured: these themselves, and equal texts.
+
+        Args:
+            data: its ``valid`` part counts.
+
+        Returns:
+            (places,) mask, for ``left_out`` of the memory.
+        """
+        keys = self.memory.document_keys
+        names = _distinct(data.train.ids)
+        own = {names[i] for i in data.valid_rows.tolist()}
+        starts = {first_words(text) for text in data.valid.texts}
+        texts = {plain_words(text) for text in data.valid.texts}
+        left_out = np.zeros(int(keys.starts[-1]), dtype=bool)
+        for segment, start in zip(keys.segments, keys.starts, strict=False):
+            for row, (name, text) in enumerate(zip(segment.ids, segment.texts, strict=True)):
+                if name in own or (first_words(text) in starts and plain_words(text) in texts):
+                    left_out[start + row] = True
+        return left_out
+
+    def _remember(
+        self,
+        data: Dataset,
+        place: npt.NDArray[np.int64],
+        precision: Precision,
+        batch_size: int,
+        vectors: npt.NDArray[np.float32] | None,
+    ) -> None:
+        """Make those training documents keys that are not, and have a label of this model."""
+        targets = _targets_in(data.train.targets, place, len(self.labels))
+        names = _distinct(data.train.ids)
+        fresh = [self.memory.document_keys.find(name) is None for name in names]
+        rows = np.flatnonzero(np.array(fresh, dtype=bool) & (np.diff(targets.indptr) > 0))
+        if not len(rows):
+            return
+        needed = 2 * 4 * len(rows) * self.memory.label_keys.dim
+        require_memory(
+            needed, f"keys of {len(rows)} documents", "give fewer documents, or an encoder of a smaller width"
+        )
+        chosen = vectors if vectors is None else vectors[rows]
+        texts = [data.train.texts[i] for i in rows.tolist()]
+        self._check_new("documents", [names[i] for i in rows], texts, replace=False)
+        logger.info("%d training documents become keys", len(rows))
+        segment = self._document_segment(
+            [names[i] for i in rows], texts, sp.csr_array(targets[rows]), precision, batch_size, chosen
+        )
+        self.memory.document_keys.append(segment)
+        self._note("add documents", [names[i] for i in rows])
+
+    def _document_segment(
+        self,
+        names: Sequence[str],
+        texts: Sequence[str],
+        targets: sp.csr_array,
+        precision: Precision,
+        batch_size: int,
+        vectors: npt.NDArray[np.float32] | None = None,
+    ) -> Segment:
+        if vectors is None:
+            vectors = self._encode_many(self.encode_documents, texts, batch_size)
+        keys = self._as_keys(vectors)
+        return Segment(
+            keys.bfloat16() if precision == "bf16" else keys,
+            targets.indptr.astype(np.int64),
+            self.memory.slot_of[targets.indices].astype(np.int32),
+            None if (targets.data == 1).all() else targets.data.astype(np.float32),
+            Strings.of(names),
+            Strings.of(texts),
+        )
+
+    def _as_keys(self, vectors: npt.NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(vectors)).to(self.memory.device)
+
+    def _encode_many(
+        self, encode: Callable[[Sequence[str], int], npt.NDArray[np.float32]], texts: Sequence[str], batch_size: int
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of many texts, with a progress bar."""
+        parts = []
+        with tqdm(total=len(texts), desc="encoding", unit="text", disable=None) as bar:
+            for start in range(0, len(texts), ENCODE_BLOCK):
+                parts.append(encode(texts[start : start + ENCODE_BLOCK], batch_size))
+                bar.update(len(parts[-1]))
+        return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
+
+    def _renamed_keys(self, old: torch.Tensor, texts: list[str], batch_size: int) -> torch.Tensor:
+        """Keys of labels under their new texts.
+
+        Args:
+            old: (n, D) keys that they have.
+            texts: n new texts.
+            batch_size: texts encoded at a time.
+        """
+        return self._as_keys(self.encode_labels(texts, batch_size))
+
+    def _add_label_keys(
+        self, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
+    ) -> None:
+        segment = Segment(keys, np.arange(len(names) + 1), slots, None, Strings.of(names), Strings.of(texts))
+        self.memory.label_keys.append(segment)
+
+    def _labels_changed(self) -> None:
+        self.memory.renumber()
+        self.labels = self.memory.labels
+        self._numbers = None
+
+    def _numbers_in(self, labels: Labels) -> npt.NDArray[np.int64]:
+        """This model's numbers of another list of labels, by id; -1 for none."""
+        if list(labels.ids) == list(self.labels.ids):
+            return np.arange(len(labels))
+        number = {name: i for i, name in enumerate(self.labels.ids)}
+        place = np.array([number.get(name, -1) for name in labels.ids], dtype=np.int64)
+        if (place < 0).all():
+            raise DataError(
+                "the model and the data have no label id in common; is this the data that the model is for?"
+            )
+        if (place < 0).any():
+            logger.warning("%d labels of the data are unknown to the model and are left out", int((place < 0).sum()))
+        return place
+
+    def _new_ids(self, kind: str, texts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
+        """Checked ids, or new ones that no document ever had."""
+        if ids is not None:
+            names = _checked_texts(ids, "id")
+            if len(names) != len(texts):
+                raise DataError(f"there are {len(names)} ids for {len(texts)} {kind}")
+            return names
+        keys, gone = self.memory.document_keys, self.memory.removed["documents"]
+        names, number = [], len(keys) + len(gone)
+        while len(names) < len(texts):
+            number += 1
+            name = f"added-{number}"
+            if name not in gone and keys.find(name) is None:
+                names.append(name)
+        return names
+
+    def _check_new(
+        self, kind: str, names: Sequence[str], texts: Sequence[str], replace: bool
+    ) -> list[tuple[Segment, int]]:
+        """Refuse ids that cannot be added; those to be replaced are returned."""
+        keys, gone = self._keys_of(kind), self.memory.removed[kind]
+        there, seen = [], set()
+        for name, text in zip(names, texts, strict=True):
+            if name in seen:
+                raise DataError(f"the {kind[:-1]} {name!r} is given twice")
+            seen.add(name)
+            found = keys.find(name)
+            if found is not None:
+                if not replace:
+                    hint = "; remove it, or replace it with --replace" if kind == "documents" else "; rename it instead"
+                    raise DataError(f"the model has a {kind[:-1]} {name!r} already{hint}")
+                there.append(found)
+            elif name in gone and gone[name] != digest(text):
+                raise DataError(
+                    f"{name!r} was the id of a {kind[:-1]} with another text, which was removed; take another id"
+                )
+        return there
+
+    def _keys_of(self, kind: str) -> Keys:
+        return self.memory.label_keys if kind == "labels" else self.memory.document_keys
+
+    def _find(self, kind: str, ids: Iterable[str]) -> list[tuple[Segment, int]]:
+        """Keys by id, refusing what is not there."""
+        names = [ids] if isinstance(ids, str) else list(ids)
+        keys, found, seen = self._keys_of(kind), [], set()
+        for name in names:
+            at = keys.find(name)
+            if at is None or name in seen:
+                known = [key for s in keys.segments for key in s.ids[:50_000]]
+                near = difflib.get_close_matches(str(name), known, n=3) if at is None else []
+                hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+                what = "is given twice" if name in seen else f"is not in the model{hint}"
+                raise DataError(f"the {kind[:-1]} {name!r} {what}")
+            seen.add(name)
+            found.append(at)
+        return found
+
+    def _forget(self, kind: str, found: list[tuple[Segment, int]]) -> None:
+        """Strike keys out and keep their ids from coming back as others."""
+        names = [segment.ids[row] for segment, row in found]
+        for name, (segment, row) in zip(names, found, strict=True):
+            self.memory.removed[kind][name] = digest(segment.texts[row])
+        self._keys_of(kind).remove(found)
+        self._note(f"remove {kind}", names)
+
+    def _note(self, change: str, names: Sequence[str]) -> None:
+        """Put a change into the history."""
+        entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "change": change}
+        if names:
+            entry.update(count=len(names), first=list(names[:3]))
+        self.history.append(entry)
+
+    def compact(self) -> None:
+        """Rewrite the memory as one segment a kind, without what was removed; predictions stay as they are."""
+        self.memory = self.memory.compacted()
+        self._note("compact", [])
+
+    # Folders
+
+    def save(self, path: str | Path | None = None, records: dict[str, str] | None = None) -> None:
+        """Write the model's folder, whole or not at all.
+
+        Without a path only what changed since the model was opened or saved is written there: a kill at any moment
+        leaves the old state or the new one. With a path all of it is written; an older model at that place is replaced.
+
+        Args:
+            path: the folder; None for the one that the model was opened from or saved to.
             records: text files of the run to put beside the model, by name; they may be deleted later.
 
         Raises:
-            ModelError: the folder holds something that is not a model.
+            ModelError: the folder holds something that is not a model, or the model there was changed by another.
         """
+        if path is None:
+            self._save_changes()
+            return
         path = Path(path).expanduser()
         require_writable(path)
+        memory = self.memory.compacted()
+        for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
+            segment.file = None
         with atomic_folder(path) as folder:
             (folder / "encoder").mkdir()
             self.encoder.save(folder / "encoder")
             heads = None if self.heads is None else self.heads.save(folder / HEADS)
             (folder / "memory").mkdir()
-            memory = self.memory.save(folder / "memory")
-            with (folder / "labels.jsonl").open("w", encoding="utf-8") as file:
-                for name, text in zip(self.labels.ids, self.labels.texts, strict=True):
-                    file.write(json.dumps({"id": name, "text": text}, ensure_ascii=False) + "\n")
+            entry = memory.write(folder / "memory", 1)
             parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
             for name, text in (records or {}).items():
                 (folder / name).write_text(text, encoding="utf-8")
@@ -453,21 +954,68 @@ class Model:
                 "format_version": FORMAT_VERSION,
                 "labelspace_version": __version__,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "labels": len(self.labels),
+                "revision": 1,
                 "dimensions": self.encoder.dim,
                 "encoder": {
                     "long_documents": self.encoder.long_documents,
                     "max_chunks": self.encoder.max_chunks,
                 },
                 **({} if heads is None else {"heads": heads}),
-                "memory": memory,
-                "info": self.info,
+                **self._described(entry),
                 **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
             }
-            (folder / "manifest.json").write_text(
-                json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            _write_manifest(folder / "manifest.json", manifest)
+        self.memory, self.folder, self._revision = memory, path.resolve(), 1
+
+    def _described(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The part of the manifest that changes with the model."""
+        return {
+            "labels": len(self.labels),
+            "documents": self.memory.n_documents,
+            "memory": entry,
+            "info": self.info,
+            "history": self.history,
+        }
+
+    def _save_changes(self) -> None:
+        """Write new files, then the manifest that names them, then remove files that it no longer names."""
+        if self.folder is None:
+            raise ModelError("the model was not opened from a folder; name one to save it to")
+        place = self.folder / "memory"
+        with folder_lock(self.folder):
+            manifest = read_manifest(self.folder)
+            if manifest["revision"] != self._revision:
+                raise ModelError(f"{self.folder} was changed by another since it was opened; open it again")
+            for keys in (self.memory.label_keys, self.memory.document_keys):
+                keys.compact(everything=False)
+            segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
+            unwritten = [segment for segment in segments if segment.file is None]
+            try:
+                entry = self.memory.write(place, self._revision + 1)
+                old = manifest["files"]
+                files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
+                for name in Memory.files(entry):
+                    known = old.get(f"memory/{name}")
+                    if known is None:
+                        sync(place / name)
+                    files[f"memory/{name}"] = known or _stamp(place / name)
+                sync(place)
+                manifest.update(self._described(entry), revision=self._revision + 1, files=files)
+                manifest.pop("calibration", None)
+                if self.calibration is not None:
+                    manifest["calibration"] = self.calibration.as_dict()
+                with atomic_file(self.folder / "manifest.json") as part:
+                    _write_manifest(part, manifest)
+            except BaseException:
+                for segment in unwritten:
+                    segment.file = None
+                raise
+            self._revision += 1
+            for file in place.iterdir():
+                if f"memory/{file.name}" not in files:
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -500,24 +1048,40 @@ class Model:
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
         Raises:
-            ModelError: not a model folder, one of a later version, or a file that is missing or damaged, by name.
+            ModelError: not a model folder, one of another format version, or a file that is missing or damaged, by
+                name.
         """
         folder = Path(path).expanduser()
         manifest = read_manifest(folder)
-        for name, stamp in manifest["files"].items():
+        try:
+            return cls._open(folder, manifest, device)
+        except ModelError:
+            again = read_manifest(folder)
+            if again["revision"] == manifest["revision"]:
+                raise
+            return cls._open(folder, again, device)  # it was changed just now
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: dict[str, Any], device: str) -> Model:
+        left = HASH_UP_TO
+        for name, stamp in sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0])):
             file = folder / name
             if not file.is_file():
                 raise ModelError(f"{file} is missing; the model folder is incomplete, copy or train it again")
-            if _stamp(file, known=stamp) != stamp:
+            left -= stamp.get("bytes", 0)
+            known = stamp if left >= 0 else {"bytes": stamp.get("bytes")}
+            if _stamp(file, known=known) != known:
                 raise ModelError(
                     f"{file} is damaged: it is not the file that was saved "
                     f"({file.stat().st_size} bytes, {stamp['bytes']} expected); copy or train the model again"
                 )
         place = device_of(device)
-        labels = _read_labels(folder / "labels.jsonl", int(manifest["labels"]))
+        memory = Memory.open(folder / "memory", manifest["memory"], str(place))
         encoder = open_encoder(str(folder / "encoder"), device=str(place))
+        labels = memory.labels
+        if len(labels) != manifest["labels"]:
+            raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
         heads = TwoHeads.load(folder / HEADS, manifest["heads"], str(place)) if "heads" in manifest else None
-        memory = Memory.load(folder / "memory", manifest["memory"], str(place))
         calibration = None
         if "calibration" in manifest:
             try:
@@ -525,9 +1089,11 @@ class Model:
             except ModelError as error:  # all else can be used, and the calibration be made again
                 logger.warning("%s: %s", folder / "manifest.json", error)
         try:
-            return cls(encoder, memory, labels, manifest["info"], calibration, heads)
+            model = cls(encoder, memory, labels, manifest["info"], calibration, heads)
         except ValueError as error:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
+        model.folder, model._revision, model.history = folder.resolve(), manifest["revision"], manifest["history"]
+        return model
 
 
 def require_writable(path: str | Path) -> None:
@@ -587,39 +1153,55 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
         )
     kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
-    # the first folders of this version have no "encoder", and only models with heads have those
+    kinds |= {"history": list, "revision": int, "documents": int}
+    # without "encoder" texts are cut at their head, and only models with heads have those
     kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
-    lost = [name for name in (*PARTS, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
+    try:
+        own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
+    lost = [name for name in (*PARTS, *own, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
 
 
-def _read_labels(file: Path, count: int) -> Labels:
-    ids, texts = [], []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                ids.append(str(row["id"]))
-                texts.append(str(row["text"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}, line {len(ids) + 1}: damaged: {error}") from error
-    if len(ids) != count:
-        raise ModelError(f"{file} is damaged: it has {len(ids)} labels, the manifest {count}")
-    return Labels(ids, texts)
+def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
+    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _stamp(file: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Size and, up to a limit, SHA-256 of a file; the content of a file of another size is not read."""
+    """Size and SHA-256 of a file; its content is read only if that can tell more than its size does."""
     size = file.stat().st_size
-    if size > HASH_UP_TO or (known is not None and known.get("bytes") != size):
+    if known is not None and (known.get("bytes") != size or "sha256" not in known) or size > HASH_UP_TO:
         return {"bytes": size}
     with file.open("rb") as stream:
         return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _targets_in(targets: sp.csr_array, place: npt.NDArray[np.int64], n_labels: int) -> sp.csr_array:
+    """The truth in other label numbers; labels without one are left out, and so are values of 0."""
+    columns = place[targets.indices]
+    kept = (columns >= 0) & (targets.data > 0)
+    running = np.concatenate([[0], np.cumsum(kept)])
+    parts = (targets.data[kept], columns[kept], running[targets.indptr])
+    return sp.csr_array(parts, shape=(targets.shape[0], n_labels))
+
+
+def _distinct(ids: Sequence[str]) -> list[str]:
+    """Ids, those met before with a number behind them."""
+    counts: Counter[str] = Counter()
+    names = []
+    taken = set(ids)
+    for name in ids:
+        counts[name] += 1
+        while counts[name] > 1 and f"{name}#{counts[name]}" in taken:
+            counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
 
 
 def _plain(settings: dict[str, Any]) -> str:

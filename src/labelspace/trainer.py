@@ -126,13 +126,15 @@ class Schedule:
         settings: epochs, rate, warm-up and time limit.
         total_steps: steps of the whole run.
         started: when the command began, by `time.monotonic`.
+        ending: seconds of work after the loop, beside saving.
     """
 
-    def __init__(self, settings: FitSettings, total_steps: int, started: float):
+    def __init__(self, settings: FitSettings, total_steps: int, started: float, ending: float = 0.0):
         self.warmup, self.total_steps = settings.warmup, max(1, total_steps)
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
-        self.reserve = SAVING_SECONDS
+        self.ending = SAVING_SECONDS + ending
+        self.reserve = self.ending
         self.step_seconds = self.evaluation_seconds = 0.0
         self.last_look = True
 
@@ -160,7 +162,7 @@ class Schedule:
         first, self.evaluation_seconds = self.evaluation_seconds == 0, evaluation_seconds
         if first and self.deadline is not None:
             self.last_look = 10 * evaluation_seconds < self.deadline - time.monotonic()
-        self.reserve = SAVING_SECONDS + (3.0 if self.last_look else 2.0) * evaluation_seconds
+        self.reserve = self.ending + (3.0 if self.last_look else 2.0) * evaluation_seconds
 
     def affordable(self, evaluations: int) -> int:
         """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.
@@ -208,6 +210,7 @@ def fit(
     refresh: Refresh | None = None,
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
+    ending: float = 0.0,
 ) -> FitReport:
     """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
@@ -229,6 +232,7 @@ def fit(
         refresh: what is made anew in the course of the run, hard negatives say.
         checkpoints: where the state is written now and then, and when the run is interrupted; None for nowhere.
         state: of an unfinished run, to go on with.
+        ending: seconds of work after the loop that a time limit must leave room for, beside saving.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
@@ -237,7 +241,9 @@ def fit(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     highest = [group["lr"] for group in groups]
     total = settings.epochs * steps_per_epoch
-    run = _Run(module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints)
+    run = _Run(
+        module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints, ending
+    )
     if state is not None:
         run.restore(state)
     report, schedule = run.report, run.schedule
@@ -320,11 +326,13 @@ class _Run:
         signals: StopSignals,
         refresh: Refresh | None,
         checkpoints: Checkpoints | None,
+        ending: float,
     ):
         self.module, self.optimizers, self.settings, self.total = module, optimizers, settings, total
         self.choose, self.evaluate, self.log, self.started, self.signals = choose, evaluate, log, started, signals
         self.refresh, self.checkpoints = refresh, checkpoints
-        self.schedule = Schedule(settings, total, started)
+        self.ending = ending
+        self.schedule = Schedule(settings, total, started, ending)
         self.report, self.best = FitReport(), _Best(module)
         self.random = _random_states()
         self.progress, self.resumed = 0.0, False
@@ -484,7 +492,7 @@ class _Run:
         self.bad_evaluations, self.evaluated_at = record["bad_evaluations"], record["evaluated_at"]
         self.evaluations, self.passed = record["evaluations"], record["passed"]
         self.started = now - record["elapsed"]
-        self.schedule = Schedule(self.settings, self.total, self.started)
+        self.schedule = Schedule(self.settings, self.total, self.started, self.ending)
         self.schedule.begun = now - record["loop_seconds"]
         if record["evaluation_seconds"]:
             self.schedule.plan_end(record["evaluation_seconds"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -198,6 +199,25 @@ class Batch:
     key: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reason:
+    """A key that voted for a predicted label.
+
+    Args:
+        kind: ``label`` for the label's own key, ``document`` for a document that has the label.
+        id: id of the label or document.
+        text: its text.
+        similarity: inner product of query and key.
+        share: what the vote adds to the score; the shares of a label sum to its score.
+    """
+
+    kind: Literal["label", "document"]
+    id: str
+    text: str
+    similarity: float
+    share: float
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The best labels of each document, best first.
@@ -209,6 +229,8 @@ class Predictions:
         label_texts: texts of all L labels, if known.
         probabilities: (n, k) float32 in [0, 1], of calibrated scores, not rising; 0 where ``indices`` is -1. None
             if not asked for.
+        reasons: for each document and each of its labels, padding apart, the keys that voted for it, the largest share
+            first; None if not asked for.
 
     Raises:
         DataError: arrays of different shapes, indices that are not whole numbers, or values that are no probabilities.
@@ -219,6 +241,7 @@ class Predictions:
     label_ids: Sequence[str] | None = None
     label_texts: Sequence[str] | None = None
     probabilities: npt.NDArray[np.float32] | None = None
+    reasons: Sequence[Sequence[Sequence[Reason]]] | None = None
 
     def __post_init__(self) -> None:
         indices = np.asarray(self.indices)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 
 from ..errors import DataError
-from ..types import Predictions
+from ..types import Predictions, Reason
+
+SHOWN_REASONS = 3
+"""Keys that are shown for a label in a table."""
+SHOWN_WIDTH = 70
+"""Characters of a key's text that are shown there."""
 
 
 def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
-    """Write names and scores for reading: a document's id, then a line per label.
+    """Write names and scores for reading: a document's id, then a line per label, and below it its main reasons.
 
     Where there are probabilities they are shown instead of the scores.
 
@@ -25,16 +32,31 @@ def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) ->
     _check_rows(predictions, ids)
     for row, identifier in enumerate(ids):
         stream.write(f"{_one_line(identifier)}\n")
-        for label_id, text, score in predictions.named(row):
+        for rank, (label_id, text, score) in enumerate(predictions.named(row)):
             name = _one_line(text)
             shown = f"{name}  [{_one_line(label_id)}]" if name and name != label_id else _one_line(label_id)
             stream.write(f"  {score:8.4f}  {shown}\n")
+            if predictions.reasons is not None:
+                _write_reasons(predictions.reasons[row][rank], stream)
+
+
+def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
+    for reason in reasons[:SHOWN_REASONS]:
+        text = textwrap.shorten(reason.text, SHOWN_WIDTH, placeholder="...")
+        where = f"{reason.kind} {_one_line(reason.id)}, similarity {reason.similarity:.3f}"
+        stream.write(f"            {reason.share:8.4f}  {text}  ({where})\n")
+    if len(reasons) > SHOWN_REASONS:
+        rest = reasons[SHOWN_REASONS:]
+        stream.write(
+            f"            {sum(r.share for r in rest):8.4f}  {len(rest)} more key{'s' if len(rest) > 1 else ''}\n"
+        )
 
 
 def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None, stream: TextIO) -> None:
     """Write one object a line: id, text (if given), and labels with id, text and score, best first.
 
-    Where there are probabilities, each label has its ``probability`` too.
+    Where there are probabilities, each label has its ``probability`` too. Where there are reasons, ``why`` holds those
+    of each label: kind, id, text, similarity and share of every key.
 
     Args:
         predictions: n rows.
@@ -50,7 +72,11 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
         if texts is not None:
             record["text"] = texts[row]
         names = ("id", "text", "score", "probability")
-        record["labels"] = [dict(zip(names, entry, strict=False)) for entry in _entries(predictions, row)]
+        labels = [dict(zip(names, entry, strict=False)) for entry in _entries(predictions, row)]
+        if predictions.reasons is not None:
+            for label, reasons in zip(labels, predictions.reasons[row], strict=True):
+                label["why"] = [dataclasses.asdict(reason) for reason in reasons]
+        record["labels"] = labels
         stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,312 @@
+"""The commands that read and change what a model answers from: ``tune``, ``documents``, ``labels``, ``compact``.
+
+Every change is written whole or not at all. Heavy libraries are loaded inside the functions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from .commands import DataOptions, Output, _as_keywords, _load, _print_json, _recorded
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Source = Annotated[str, Parameter(allow_leading_hyphen=True)]
+
+
+def tune(
+    model: Path,
+    data: Path,
+    *,
+    out: Path | None = None,
+    objective: str = "P@1,P@3,P@5",
+    search: Literal["joint", "two-sided"] | None = None,
+    depth: int | None = None,
+    label_depth: int | None = None,
+    document_depth: int | None = None,
+    temperature: float | None = None,
+    weight: float | None = None,
+    votes: Literal["raw", "normalized"] | None = None,
+    precision: Literal["float32", "bf16"] = "float32",
+    device: str = "auto",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Give a model the training documents of a data set as keys, and choose how keys vote on its validation documents.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    data
+        Folder or file; read as the model's training data was unless said otherwise.
+    out
+        Folder to write to; the model's own when not given.
+    objective
+        Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
+    search
+        Try only this: joint, or two-sided with a depth for each kind of key.
+    depth
+        Try only this many nearest keys, in a joint search.
+    label_depth
+        Try only this many nearest label keys, in a two-sided search.
+    document_depth
+        Try only this many nearest documents, in a two-sided search.
+    temperature
+        Try only this temperature of the softmax over keys.
+    weight
+        Try only this weight of the documents' votes, 0 to 1.
+    votes
+        Try only raw votes, or only normalized ones, which a document shares between its labels.
+    precision
+        Of document keys where the model has none yet; bf16 takes half the space.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .model import Model, require_writable
+    from .tuning import Grid, parse_objective, render
+
+    parse_objective(objective)
+    grid = Grid.fixed(
+        search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
+        temperature=temperature, weight=weight, votes=votes,
+    )  # fmt: skip
+    if out is not None:
+        require_writable(out)
+    opened = Model.load(model, device)
+    options, seed = _recorded(options, opened)
+    found = opened.tune(_load(data, options, seed), objective=objective, grid=grid, precision=precision)
+    opened.save(out)
+    if output.json:
+        _print_json({"model": str(out or model), "tuning": None if found is None else found.as_dict()})
+    elif found is not None:
+        print(render(found.as_dict()))
+
+
+def documents_add(
+    model: Path,
+    file: Path,
+    *,
+    replace: Annotated[bool, Parameter(negative=())] = False,
+    device: str = "auto",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Let documents vote for their labels from now on, without training.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    file
+        Documents with labels, in any format that training reads; labels by id or text. Without ids they get new ones.
+    replace
+        Documents that are there already take the new text and labels.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .data import load, require_texts
+    from .model import Model
+
+    opened = Model.load(model, device)
+    options, seed = _recorded(options, opened)
+    data = load(file, **_as_keywords(options), seed=seed, valid_fraction=0)
+    require_texts(data)
+    corpus = data.train
+    names = data.labels.ids
+    bounds = corpus.targets.indptr.tolist()
+    found = corpus.targets.indices.tolist()
+    rows = [[names[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
+    added = opened.add_documents(corpus.texts, rows, _real(corpus.ids), replace=replace)
+    opened.save()
+    _report(opened, model, "added", added, "documents", output)
+
+
+def documents_remove(model: Path, file: Source, *, output: Output = Output()) -> None:
+    """Let documents vote no more.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    file
+        File with one document id a line, or - for standard input.
+    """
+    opened, ids = _opened(model), _lines(file)
+    opened.remove_documents(ids)
+    opened.save()
+    _report(opened, model, "removed", ids, "documents", output)
+
+
+def documents_list(model: Path, *, output: Output = Output()) -> None:
+    """Print id, labels and text of every document that votes, apart by tabs.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    """
+    import json
+
+    memory = _opened(model).memory
+    places = memory.document_keys.present()
+    ids, texts = memory.document_keys.ids(places), memory.document_keys.texts(places)
+    label_ids = list(memory.labels.ids)
+    for start in range(0, len(places), 4096):
+        counts, numbers, _ = memory.votes_of(places[start : start + 4096], "raw")
+        first = 0
+        for row, count in enumerate(counts.tolist(), start=start):
+            names = [label_ids[j] for j in numbers[first : first + count]]
+            first += count
+            if output.json:
+                print(json.dumps({"id": ids[row], "labels": names, "text": texts[row]}, ensure_ascii=False))
+            else:
+                print("\t".join((_one_line(ids[row]), ";".join(names), _one_line(texts[row]))))
+
+
+def labels_add(
+    model: Path, file: Source, *, text_column: str = "text", device: str = "auto", output: Output = Output()
+) -> None:
+    """Add labels; they are predicted from their texts at once, and from documents when these are added.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    file
+        Labels: one text a line, or a table with the columns id and text; - for standard input.
+    text_column
+        Column of a table that holds the text.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .data import read_texts
+
+    opened = _opened(model, device)
+    ids, texts = read_texts(file, text_column=text_column)
+    added = opened.add_labels(texts, _real(ids))
+    opened.save()
+    _report(opened, model, "added", added, "labels", output)
+
+
+def labels_rename(
+    model: Path, file: Source, *, text_column: str = "text", device: str = "auto", output: Output = Output()
+) -> None:
+    """Give labels new texts; their ids stay, and so do the documents that vote for them.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    file
+        Table with the columns id and text.
+    text_column
+        Column that holds the new text.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .data import read_texts
+
+    opened = _opened(model, device)
+    ids, texts = read_texts(file, text_column=text_column)
+    if len(set(ids)) != len(ids):
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise DataError(f"the label {twice!r} is given twice", file)
+    opened.rename_labels(dict(zip(ids, texts, strict=True)))
+    opened.save()
+    _report(opened, model, "renamed", ids, "labels", output)
+
+
+def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> None:
+    """Take labels away; documents that have no other label vote no more.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    file
+        File with one label id a line, or - for standard input.
+    """
+    opened, ids = _opened(model), _lines(file)
+    opened.remove_labels(ids)
+    opened.save()
+    _report(opened, model, "removed", ids, "labels", output)
+
+
+def labels_list(model: Path, *, output: Output = Output()) -> None:
+    """Print id and text of every label, apart by a tab.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    """
+    import json
+
+    labels = _opened(model).labels
+    for name, text in zip(labels.ids, labels.texts, strict=True):
+        if output.json:
+            print(json.dumps({"id": name, "text": text}, ensure_ascii=False))
+        else:
+            print(f"{_one_line(name)}\t{_one_line(text)}")
+
+
+def compact(model: Path, *, output: Output = Output()) -> None:
+    """Rewrite what a model answers from without what was removed; predictions stay as they are.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    """
+    opened = _opened(model, "cpu")
+    opened.compact()
+    opened.save()
+    _report(opened, model, "compacted", [], "keys", output)
+
+
+def _opened(model: Path, device: str = "cpu") -> Model:
+    from .model import Model
+
+    return Model.load(model, device)
+
+
+def _lines(file: str) -> list[str]:
+    """Ids, one a line."""
+    if file == "-":
+        found = [line.rstrip("\r\n") for line in sys.stdin]
+    else:
+        try:
+            found = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError("ids are read as UTF-8, which this file is not", file) from error
+    ids = [line for line in found if line.strip()]
+    if not ids:
+        raise DataError("there are no ids", file)
+    return ids
+
+
+def _real(ids: Sequence[str]) -> list[str] | None:
+    """Ids, unless they only count the rows of a file without ids."""
+    return None if all(name == str(row) for row, name in enumerate(ids)) else list(ids)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) if any(mark in text for mark in "\t\n\r") else text
+
+
+def _report(opened: Model, model: Path, done: str, ids: Sequence[str], kind: str, output: Output) -> None:
+    counts = {"documents": opened.memory.n_documents, "labels": len(opened.labels)}
+    if output.json:
+        _print_json({"model": str(model), done: list(ids), **counts})
+    else:
+        shown = f"{len(ids)} {kind}" if ids else kind
+        print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents")

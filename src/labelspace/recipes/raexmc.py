@@ -1,0 +1,359 @@
+"""RAE-XMC: answers from labels and training documents (arXiv 2502.10615).
+
+One encoder makes vectors of documents and labels. Training pulls a document to one of its labels and pushes it from
+hard negative labels and from the other documents of the batch; the memory then holds both kinds, and its voting is
+tuned.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoints, State
+from ..config import RaexmcSettings
+from ..data.batches import Batches, usable_rows
+from ..data.tokens import Tokens, log_cut
+from ..encoders import Encoder
+from ..errors import DataError
+from ..estimate import POOL_A_DOCUMENT, training_bytes
+from ..gradcache import encode_cached
+from ..heads import LabelEncoder
+from ..losses import ClosedForm, closed_form, decoupled_softmax
+from ..losses_fused import linear_loss
+from ..machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..memory import Memory
+from ..model import Model
+from ..pools import InBatch
+from ..trainer import FitReport, Log, Refresh, fit, readable, stop_signals
+from ..tuning import parse_objective
+from ..types import Batch, Dataset
+from .preparation import (
+    MIN_VALID,
+    LabelKeys,
+    by_text,
+    calibrate,
+    describe_run,
+    fill_in,
+    hard_negatives,
+    make_encoder,
+    optimizers_of,
+    save_run,
+    shape_of,
+    validation,
+)
+
+logger = logging.getLogger(__name__)
+
+TUNING_SECONDS = 30.0
+"""Time kept free for the tuning of the memory when a run must end by the clock."""
+SAMPLE = 512
+"""Documents encoded to foresee how long the memory will take."""
+
+
+def train(
+    data: Dataset,
+    settings: RaexmcSettings,
+    out: Path | None,
+    started: float,
+    checkpoints: Checkpoints | None = None,
+    state: State | None = None,
+) -> Model:
+    """Train an encoder, give it a memory of the training documents, and tune that.
+
+    Args:
+        data: what to learn from; ``data.valid_rows`` are left out of the fit, the test part is not looked at.
+        settings: of the run; with 0 epochs the encoder stays as it is.
+        out: folder to write the model to; None writes nothing.
+        started: when the command began, by `time.monotonic`.
+        checkpoints: of the run, begun and locked; None keeps none.
+        state: of an unfinished run, to go on with.
+
+    Raises:
+        DataError: no document has a label.
+        SettingsError: an unknown objective.
+        ResourceError: the run would not fit into memory.
+        CheckpointError: a state that does not fit.
+    """
+    parse_objective(settings.objective)
+    given = data
+    order = by_text(data.labels)
+    data = data.renumbered(order)
+    rows = usable_rows(data.train.targets, data.fit_rows)
+    if not len(rows):
+        raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
+    torch.manual_seed(settings.seed)
+
+    encoder = make_encoder(data, settings)
+    settings = fill_in(settings, encoder)
+    size = len(data.labels)
+    pool = min(size, POOL_A_DOCUMENT * settings.batch_size) + settings.batch_size
+    needed = training_bytes(settings, shape_of(encoder), pool, size) if settings.epochs else 0
+    needed += 2 * 4 * encoder.dim * len(data.train)
+    logger.info("this run needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(_used()))
+    require_memory(needed, "this run", "lower --batch-size, --chunk-size or --max-words", encoder.device)
+    if len(data.valid) < MIN_VALID:
+        logger.warning(
+            "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
+        )
+    cache = cache_folder()
+    documents = encoder.tokenize(data.train.texts, cache)
+    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
+    truncated = {
+        "documents": log_cut("documents", documents, encoder.limit),
+        "labels": log_cut("labels", labels.tokens, encoder.limit),
+    }
+    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
+    try:
+        with stop_signals() as signals:
+            if state is None:
+                log.write(
+                    event="start",
+                    data=data.name,
+                    documents=len(rows),
+                    labels=len(data.labels),
+                    truncated=truncated,
+                    estimated_gb=needed / 1e9,
+                )
+            report = FitReport()
+            if settings.epochs:
+                run = _Contrast(data, rows, encoder, documents, labels, settings)
+                report = fit(
+                    run.step,
+                    run.plan.epoch,
+                    run.plan.per_epoch,
+                    encoder,
+                    optimizers_of(encoder, settings),
+                    settings,
+                    evaluate=validation(data, encoder, run.label_keys, settings, cache),
+                    choose=len(data.valid) >= MIN_VALID,
+                    log=log,
+                    started=started,
+                    signals=signals,
+                    refresh=run.refresh(),
+                    checkpoints=checkpoints,
+                    state=state,
+                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents),
+                )
+            encoder.precision = "float32"
+            keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)
+            info = describe_run("raexmc", settings, given, truncated, report)
+            model = Model(encoder, Memory.of_labels(keys), given.labels, info)
+            if report.metrics:
+                logger.info(
+                    "kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics)
+                )
+            vectors = encoder.encode(documents)
+            tuned = model.tune(given, objective=settings.objective, precision=settings.key_precision, vectors=vectors)
+            if tuned is not None:
+                model.info["metrics"]["validation"] = tuned.metrics
+                log.write(event="tuned", **tuned.metrics)
+            calibrate(model, given, settings)
+            log.close()
+            save_run(model, out, checkpoints, settings)
+            return model
+    finally:
+        log.close()
+
+
+class _Contrast:
+    """What a step needs: batches, label vectors, hard negatives."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        rows: npt.NDArray[np.int64],
+        encoder: Encoder,
+        documents: Tokens,
+        labels: LabelEncoder,
+        settings: RaexmcSettings,
+    ):
+        self.encoder, self.documents, self.labels, self.settings = encoder, documents, labels, settings
+        self.targets = data.train.targets
+        self.negatives = hard_negatives(self.targets, settings)
+        self.label_keys = LabelKeys(encoder, labels.tokens)
+        drawn = settings.positives or None
+        self.plan = Batches(self.targets, rows, InBatch(drawn), settings.batch_size, settings.seed, drawn)
+        self.kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
+        self.loss = closed_form("decoupled_softmax")
+        self.low = torch.bfloat16 if settings.precision == "bf16" else None
+
+    def step(self, batch: Batch) -> Tensor:
+        """The loss of a batch, with a graph.
+
+        Args:
+            batch: as `Batches` gives it; hard negatives widen its pool.
+        """
+        self.label_keys.forget()
+        tokens = self.documents.take(batch.rows)
+        queries = encode_cached(self.encoder, tokens, self.settings.chunk_size, self.kept)
+        found = self.negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
+        batch = self.plan.widened(batch, np.concatenate(found))
+        keys = self.labels(batch.pool, self.kept - len(tokens.ids))
+        related = related_pairs(sp.csr_array(self.targets[batch.rows]))
+        positive = self.settings.related_documents == "positive"
+        if self.settings.shared_negatives:
+            return contrast(
+                self.loss,
+                queries,
+                keys,
+                _tensor(batch.positives, queries),
+                _tensor(batch.hidden, queries),
+                _tensor(related, queries),
+                temperature=self.settings.temperature,
+                related_positive=positive,
+                dtype=self.low,
+            )
+        assert batch.pool is not None
+        columns = [np.searchsorted(batch.pool, own) for own in found]
+        return contrast_own(
+            queries,
+            keys,
+            batch.positives,
+            columns,
+            _tensor(related, queries),
+            temperature=self.settings.temperature,
+            related_positive=positive,
+        )
+
+    def refresh(self) -> Refresh:
+        """How hard negatives are found anew."""
+        device = self.encoder.device
+        return Refresh(
+            self.settings.mine_from,
+            self.settings.mine_every,
+            run=lambda: self.negatives.refresh(self.label_keys.now()),
+            state=self.negatives.state,
+            restore=lambda kept: self.negatives.restore({name: x.to(device) for name, x in kept.items()}),
+        )
+
+
+def related_pairs(targets: sp.csr_array) -> npt.NDArray[np.int64]:
+    """Pairs of documents that share a label, by the full truth: Y Y^T > 0, each document with itself too.
+
+    Args:
+        targets: (B, L) truth of the batch.
+
+    Returns:
+        (2, r) int64, both rows of the batch.
+    """
+    ones = sp.csr_array((np.ones(targets.nnz, dtype=np.int64), targets.indices, targets.indptr), shape=targets.shape)
+    shared = sp.coo_array(ones @ ones.T)
+    own = np.arange(targets.shape[0])
+    flat = np.unique(np.concatenate([shared.row.astype(np.int64) * len(own) + shared.col, own * (len(own) + 1)]))
+    return np.vstack(np.divmod(flat, max(1, len(own))))
+
+
+def contrast(
+    loss: ClosedForm,
+    queries: Tensor,
+    keys: Tensor,
+    positives: Tensor,
+    hidden: Tensor | None,
+    related: Tensor,
+    *,
+    temperature: float,
+    related_positive: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """RAE-XMC's loss on the columns [labels of the pool | documents of the batch].
+
+    L_i = -log e^s(i,p) / ( e^s(i,p) + sum_n e^s(i,n) + sum_k e^s(i,k) ), n over the labels of the pool that are not
+    true for i, k over the documents that share no label with it; with several positives the mean over them. Gradients
+    flow into both documents of a pair.
+
+    Args:
+        loss: closed form of the decoupled softmax.
+        queries: (B, D) document vectors.
+        keys: (P, D) label vectors.
+        positives: (2, M) int64 pairs (row, column of the pool).
+        hidden: (2, H) int64 true pairs that were not drawn.
+        related: (2, r) int64 pairs of documents that share a label, each document with itself too.
+        temperature: divides the products.
+        related_positive: other documents that share a label are positives instead of hidden.
+        dtype: of the products; None keeps that of the queries.
+    """
+    shifted = torch.stack([related[0], related[1] + len(keys)])
+    own = related[0] == related[1]
+    masked = shifted[:, own] if related_positive else shifted
+    if related_positive:
+        positives = torch.cat([positives, shifted[:, ~own]], dim=1)
+    if hidden is not None:
+        masked = torch.cat([hidden, masked], dim=1)
+    columns = torch.cat([keys, queries])
+    return linear_loss(loss, queries, columns, positives, temperature=temperature, hidden=masked, dtype=dtype)
+
+
+def contrast_own(
+    queries: Tensor,
+    keys: Tensor,
+    positives: npt.NDArray[np.int64],
+    negatives: list[npt.NDArray[np.int64]],
+    related: Tensor,
+    *,
+    temperature: float,
+    related_positive: bool = False,
+) -> Tensor:
+    """The same loss with only a document's own hard negatives among the labels.
+
+    Args:
+        queries: (B, D) document vectors.
+        keys: (P, D) label vectors.
+        positives: (2, M) pairs (row, column of the pool), sorted by row.
+        negatives: for each document columns of the pool.
+        related: (2, r) int64 pairs of documents that share a label, each document with itself too.
+        temperature: divides the products.
+        related_positive: other documents that share a label are positives instead of hidden.
+    """
+    size = len(queries)
+    counts = np.bincount(positives[0], minlength=size)
+    place = np.arange(positives.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = int(max((count + len(own) for count, own in zip(counts.tolist(), negatives, strict=True)), default=0))
+    table = np.full((size, width), -1, dtype=np.int64)
+    table[positives[0], place] = positives[1]
+    for row, own in enumerate(negatives):
+        table[row, counts[row] : counts[row] + len(own)] = own
+    columns = torch.from_numpy(table).to(queries.device)
+    products = torch.einsum("bd,bcd->bc", queries, keys[columns.clamp(min=0)])
+    to_labels = products.masked_fill(columns < 0, -torch.inf)
+    mask = torch.zeros(size, size, dtype=torch.bool, device=queries.device)
+    same = related[0] == related[1]
+    hide = related[:, same] if related_positive else related
+    mask[hide[0], hide[1]] = True
+    to_documents = (queries @ queries.T).masked_fill(mask, -torch.inf)
+    pairs = torch.from_numpy(np.vstack([positives[0], place])).to(queries.device)
+    if related_positive:
+        others = related[:, ~same]
+        pairs = torch.cat([pairs, torch.stack([others[0], others[1] + width])], dim=1)
+    return decoupled_softmax(torch.cat([to_labels, to_documents], dim=1) / temperature, pairs)
+
+
+def _tensor(pairs: npt.NDArray[np.int64] | None, like: Tensor) -> Any:
+    return None if pairs is None else torch.from_numpy(pairs).to(like.device)
+
+
+def _memory_seconds(encoder: Encoder, documents: Tokens) -> float:
+    """How long the keys of all documents and the tuning will take, from a sample of documents."""
+    rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
+    sample = documents.take(rows)
+    precision, encoder.precision = encoder.precision, "float32"
+    try:
+        begun = time.monotonic()
+        encoder.encode(sample)
+        seconds = time.monotonic() - begun
+    finally:
+        encoder.precision = precision
+    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
+    return 1.15 * seconds * share + TUNING_SECONDS
+
+
+def _used() -> int:
+    return peak_memory() or 0

@@ -1,0 +1,403 @@
+"""Choosing how keys vote, on documents that are not among the keys: a full grid from one search.
+
+The nearest label keys and the nearest document keys of every validation document are found once, deep enough for every
+setting, and kept apart. Each setting then is two sums of votes, and each weight between them a comparison of lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+from .evaluation import evaluate
+from .keys import BoolArray, IntArray
+from .memory import FloatArray, Found, Memory, Voting, weigh
+from .types import Predictions
+
+KS = (1, 3, 5)
+METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in KS)
+DEFAULT_OBJECTIVE = "P@1,P@3,P@5"
+BLOCK = 500
+"""Validation documents whose candidates are held at a time."""
+DOCUMENTS = 4000
+"""Validation documents that are looked at, at most."""
+SHOWN = 12
+"""Settings of the front that are shown, at most."""
+TILT = 1e-12
+"""Share by which votes count less from label to label, so that of equal scores the first label wins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is tried; a field with one value is fixed.
+
+    Args:
+        search: ways to search.
+        depths: of a joint search.
+        label_depths: of a two-sided search.
+        document_depths: of a two-sided search.
+        temperatures: of the softmax.
+        votes: raw and normalized.
+        weights: of the documents' votes, rising.
+    """
+
+    search: Sequence[str] = ("joint", "two-sided")
+    depths: Sequence[int] = (20, 50, 100, 200)
+    label_depths: Sequence[int] = (20, 50, 100, 200)
+    document_depths: Sequence[int] = (20, 50, 100, 200)
+    temperatures: Sequence[float] = (0.02, 0.04, 0.05, 0.07, 0.1, 0.15)
+    votes: Sequence[str] = ("raw", "normalized")
+    weights: Sequence[float] = tuple(i / 50 for i in range(51))
+
+    @classmethod
+    def fixed(cls, **settings: Any) -> Grid:
+        """The grid with some settings of `Voting` fixed.
+
+        Args:
+            settings: by name; None leaves a setting to be tried.
+
+        Raises:
+            SettingsError: a value out of bounds.
+        """
+        fields = {"search": "search", "depth": "depths", "label_depth": "label_depths", "votes": "votes"}
+        fields |= {"document_depth": "document_depths", "temperature": "temperatures", "weight": "weights"}
+        given = {name: value for name, value in settings.items() if value is not None}
+        try:
+            Voting(**given)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        return cls(**{fields[name]: (value,) for name, value in given.items()})
+
+    def ways(self, labels: int, documents: int) -> list[Voting]:
+        """Every setting but the weight, which is set to a half.
+
+        Args:
+            labels: label keys that there are.
+            documents: document keys that there are.
+        """
+        sides: list[dict[str, Any]] = []
+        if "joint" in self.search:
+            sides += [{"search": "joint", "depth": b} for b in _useful(self.depths, labels + documents)]
+        if "two-sided" in self.search:
+            sides += [
+                {"search": "two-sided", "label_depth": a, "document_depth": c}
+                for a in _useful(self.label_depths, labels)
+                for c in _useful(self.document_depths, documents)
+            ]
+        return [
+            Voting(weight=0.5, temperature=tau, votes=votes, **side)  # type: ignore[arg-type]
+            for votes in self.votes
+            for tau in self.temperatures
+            for side in sides
+        ]
+
+
+def _useful(depths: Sequence[int], most: int) -> list[int]:
+    """Depths up to the first one that takes everything."""
+    ordered = sorted(set(depths))
+    return [b for i, b in enumerate(ordered) if i == 0 or ordered[i - 1] < most]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen.
+
+    Args:
+        voting: how keys vote.
+        objective: names of metrics whose mean was the highest.
+        value: that mean, in percent.
+        documents: validation documents that were looked at.
+        tried: settings that were tried.
+        front: the settings that no other beats in both the mean of P and the mean of PSP at 1, 3 and 5, P falling:
+            their values and metrics.
+        metrics: of the chosen setting.
+    """
+
+    voting: Voting
+    objective: str
+    value: float
+    documents: int
+    tried: int
+    front: list[dict[str, Any]]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+
+def parse_objective(objective: str) -> list[str]:
+    """Names of metrics in an objective.
+
+    Args:
+        objective: metrics apart by commas; their mean counts.
+
+    Raises:
+        SettingsError: an unknown metric.
+    """
+    names = [name.strip() for name in objective.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise SettingsError(
+            f"the objective {objective!r} is not made of known metrics; give one or more, apart by commas, of "
+            f"{', '.join(METRICS)}"
+        )
+    return names
+
+
+def tune(
+    memory: Memory,
+    queries: Tensor,
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+    *,
+    left_out: BoolArray | None = None,
+    objective: str = DEFAULT_OBJECTIVE,
+    grid: Grid | None = None,
+) -> Tuned:
+    """Find the setting with the best mean of some metrics; of equals the one of the smallest weight.
+
+    Args:
+        memory: keys of both kinds; how they vote at present does not matter.
+        queries: (v, D) vectors of the validation documents.
+        truth: (v, L) their labels, in the memory's numbers.
+        label_weights: (L,) inverse propensities.
+        left_out: (places,) document keys that must not vote: the validation documents themselves, and equal texts.
+        objective: metrics apart by commas, see METRICS.
+        grid: what to try; None tries everything.
+
+    Raises:
+        SettingsError: an unknown metric.
+    """
+    names = parse_objective(objective)
+    grid = grid or Grid()
+    keys = memory.n_labels, memory.n_documents - (0 if left_out is None else int(left_out.sum()))
+    ways = grid.ways(*keys)
+    deepest = [0, 0]
+    for way in ways:
+        deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
+    found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
+    weights = np.array(sorted(grid.weights), dtype=np.float64)
+    sums = np.zeros((len(ways), len(METRICS), len(weights)))
+    best = np.zeros(len(METRICS))
+    for start in range(0, len(found), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
+        best += block.best
+        for number, way in enumerate(ways):
+            sums[number] += block.gains(way, weights)
+    values = 100 * sums / np.where(best > 0, best, 1.0)[:, None]
+    joint = np.array([way.search == "joint" for way in ways])
+    sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
+    if len(grid.search) > 1 and not sides.all():
+        values[np.ix_(joint, np.arange(len(METRICS)), sides)] = -1.0
+
+    aim = values[:, [METRICS.index(name) for name in names]].mean(axis=1)
+    order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
+                        np.tile(weights, len(ways)), -aim.ravel().round(9)))  # fmt: skip
+    place, weight = divmod(int(order[0]), len(weights))
+
+    def named(way: int, weight: int) -> tuple[Voting, dict[str, float]]:
+        voting = dataclasses.replace(ways[way], weight=float(weights[weight]))
+        return voting, {name: round(float(values[way, i, weight]), 4) for i, name in enumerate(METRICS)}
+
+    voting, metrics = named(place, weight)
+    front = []
+    for at in _front(values):
+        setting, own = named(*divmod(at, len(weights)))
+        front.append({"settings": _relevant(setting), **own, **_deep(memory, found, setting, truth)})
+    metrics.update(_deep(memory, found, voting, truth))
+    tried = int((values[:, 0] >= 0).sum())
+    return Tuned(voting, ",".join(names), float(aim[place, weight]), len(found), tried, front, metrics)
+
+
+def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> dict[str, float]:
+    numbers, scores = memory.rank(found, voting, min(100, memory.n_labels))
+    deep = evaluate(Predictions(numbers, scores), truth, None, ks=(10, 100))
+    return {name: round(deep[name], 4) for name in ("R@10", "R@100") if name in deep}
+
+
+def _relevant(voting: Voting) -> dict[str, Any]:
+    """The settings that say something, given how is searched."""
+    unused = ("label_depth", "document_depth") if voting.search == "joint" else ("depth",)
+    values = dataclasses.asdict(voting)
+    return {name: value for name, value in values.items() if name not in (*unused, "scoring")}
+
+
+def _front(values: npt.NDArray[np.float64]) -> list[int]:
+    """Flat numbers (way, weight) of the settings that none beats in both P and PSP; at most SHOWN, spread evenly."""
+    p = values[:, [METRICS.index(f"P@{k}") for k in KS]].mean(axis=1).ravel()
+    psp = values[:, [METRICS.index(f"PSP@{k}") for k in KS]].mean(axis=1).ravel()
+    order = np.lexsort((-psp.round(9), -p.round(9)))
+    above = np.maximum.accumulate(np.concatenate([[-1.0], psp[order]]))[:-1]
+    front = order[psp[order] > above + 1e-9]
+    if len(front) > SHOWN:  # evenly in P, both ends kept
+        wanted = np.linspace(p[front[0]], p[front[-1]], SHOWN)
+        places = {int(np.abs(p[front] - value).argmin()) for value in wanted}
+        front = front[sorted(places)]
+    return [int(at) for at in front]
+
+
+class _Candidates:
+    """Labels of some documents that a setting could rank among the best five, and the sums of votes of a setting.
+
+    With A the votes of documents and Q those of label keys, the score is weight A + (1 - weight) Q. Of the labels with
+    A alone, and of those with Q alone, only the best five of either can come among the best five, whatever the weight.
+    """
+
+    def __init__(self, memory: Memory, found: Found, truth: sp.csr_array, label_weights: FloatArray):
+        self.found = found
+        n, a = found.labels.shape
+        n_labels = memory.n_labels
+        there = found.documents >= 0
+        self.entry_key = np.flatnonzero(there.ravel())  # flat (row, rank) of the document keys
+        counts, numbers, raw = memory.votes_of(found.documents.ravel()[self.entry_key], "raw")
+        _, _, shared = memory.votes_of(found.documents.ravel()[self.entry_key], "normalized")
+        self.entry_key = np.repeat(self.entry_key, counts)
+        self.values = {"raw": raw, "normalized": shared}
+        entry_pairs = self.entry_key // max(1, there.shape[1]) * n_labels + numbers
+        key_rows, key_ranks = np.nonzero(found.labels >= 0)
+        self.key_places = key_rows * a + key_ranks
+        key_pairs = key_rows * n_labels + found.labels[key_rows, key_ranks]
+        pairs, inverse = np.unique(np.concatenate([entry_pairs, key_pairs]), return_inverse=True)
+        self.entry_pair, self.key_pair = inverse[: len(entry_pairs)], inverse[len(entry_pairs) :]
+        self.size = len(pairs)
+        has_a, has_q = np.zeros(self.size, dtype=bool), np.zeros(self.size, dtype=bool)
+        has_a[self.entry_pair], has_q[self.key_pair] = True, True
+        rows = pairs // n_labels
+        self.tilt = np.append(1 - TILT * _rank_in_row(rows), 0.0)
+
+        own_q = has_q[self.key_pair] & ~has_a[self.key_pair]  # in falling order within a row
+        kept = self.key_pair[own_q][_rank_in_row(key_rows[own_q]) < max(KS)]
+        self.either = _table(np.concatenate([np.flatnonzero(has_a & has_q), kept]), rows, n, self.size)
+        self.documents_only = _table(np.flatnonzero(has_a & ~has_q), rows, n, self.size)
+
+        true = sp.coo_array(truth)
+        wanted = true.row.astype(np.int64) * n_labels + true.col
+        at = np.minimum(np.searchsorted(pairs, wanted), max(0, self.size - 1))
+        met = pairs[at] == wanted if self.size else np.zeros(len(wanted), dtype=bool)
+        self.true_pair, self.true_row = at[met], true.row[met].astype(np.int64)
+        sizes = np.bincount(true.row, minlength=n)
+        weights = label_weights[true.col]
+        ranked = np.lexsort((-weights, true.row))
+        place = _rank_in_row(true.row[ranked])
+        ideal = {k: _discounts(np.minimum(sizes, k)) for k in KS}
+        self.true_gain = np.ones((len(METRICS), len(self.true_pair)))
+        self.best = np.zeros(len(METRICS))
+        for i, name in enumerate(METRICS):
+            metric, k = name.split("@")
+            if metric == "P":
+                self.best[i] = n * int(k)
+            elif metric == "nDCG":
+                self.best[i] = n
+                self.true_gain[i] = 1 / ideal[int(k)][self.true_row]
+            else:
+                self.best[i] = weights[ranked][place < int(k)].sum()
+                self.true_gain[i] = weights[met]
+
+    def gains(self, way: Voting, weights: FloatArray) -> FloatArray:
+        """What the documents add to each metric, (metrics, weights)."""
+        label_weights, document_weights, label_mask, document_mask = weigh(self.found, way)
+        label_weights, document_weights = label_weights * label_mask, document_weights * document_mask
+        q, a = np.zeros(self.size + 1), np.zeros(self.size + 1)
+        q[self.key_pair] = label_weights.ravel()[self.key_places]
+        cast = document_weights.ravel()[self.entry_key] * self.values[way.votes]
+        a[: self.size] = np.bincount(self.entry_pair, weights=cast, minlength=self.size)
+        a, q = a * self.tilt, q * self.tilt
+        only = a[self.documents_only]
+        if only.shape[1] > max(KS):
+            only = torch.from_numpy(only).topk(max(KS), dim=1, sorted=False).values.numpy()
+        both = self.either
+        rivals_a = np.concatenate([a[both], only], axis=1)[self.true_row]
+        rivals_q = np.concatenate([q[both], np.zeros_like(only)], axis=1)[self.true_row]
+        true_a, true_q = a[self.true_pair], q[self.true_pair]
+        above = _beaten(rivals_a - true_a[:, None], rivals_q - true_q[:, None], weights)
+        scores = weights * true_a[:, None] + (1 - weights) * true_q[:, None]
+        above[scores <= 0] = max(KS)  # no key voted for it
+        sums = np.zeros((len(METRICS), len(weights)))
+        discount = 1 / np.log2(np.arange(2, 3 + max(KS)))
+        rank = np.minimum(above, max(KS))
+        for i, name in enumerate(METRICS):
+            metric, k = name.split("@")
+            gain = np.where(np.arange(max(KS) + 1) < int(k), discount if metric == "nDCG" else 1.0, 0.0)
+            sums[i] = self.true_gain[i] @ gain[rank]
+        return sums
+
+
+def _beaten(a: FloatArray, q: FloatArray, weights: FloatArray) -> IntArray:
+    """How many rivals score higher at each weight: weight a + (1 - weight) q > 0.
+
+    Args:
+        a: (m, r) how much more votes of documents a rival has.
+        q: (m, r) how much more votes of label keys.
+        weights: (w,) rising.
+
+    Returns:
+        (m, w).
+    """
+    m, w = len(a), len(weights)
+    rows = np.broadcast_to((w + 1) * np.arange(m)[:, None], a.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        equal = q / (q - a)  # where both score the same
+    always = (a > 0) & (q > 0)
+    rising = (a > 0) & ~always
+    falling = (q > 0) & ~always
+    begin = rows[rising] + np.searchsorted(weights, equal[rising], side="right")
+    end = rows[falling] + np.searchsorted(weights, equal[falling], side="left")
+    size = m * (w + 1)
+    change = (np.bincount(begin, minlength=size) - np.bincount(end, minlength=size)).reshape(m, w + 1)
+    change[:, 0] += (always | falling).sum(axis=1)
+    return np.cumsum(change, axis=1)[:, :w]
+
+
+def _rank_in_row(rows: IntArray) -> IntArray:
+    """Place of each entry among those of its row; rows are sorted."""
+    counts = np.bincount(rows) if len(rows) else np.zeros(0, dtype=np.int64)
+    return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _table(pairs: IntArray, rows: IntArray, n: int, filler: int) -> IntArray:
+    """Pairs as a table with one row a document, filled up."""
+    owner = rows[pairs]
+    order = np.argsort(owner, kind="stable")
+    rank = _rank_in_row(owner[order])
+    table = np.full((n, int(rank.max(initial=-1)) + 1), filler, dtype=np.int64)
+    table[owner[order], rank] = pairs[order]
+    return table
+
+
+def _discounts(counts: IntArray) -> FloatArray:
+    """Gain of that many hits in the first places; 1 for none, which nothing is divided by."""
+    running = np.concatenate([[1.0], np.cumsum(1 / np.log2(np.arange(2, 2 + max(KS))))])
+    return np.asarray(running[counts])
+
+
+def render(tuned: dict[str, Any]) -> str:
+    """What was chosen and the front, for reading.
+
+    Args:
+        tuned: the result, as `Tuned.as_dict` gives it.
+    """
+    return "\n".join(_lines(tuned))
+
+
+def _lines(tuned: dict[str, Any]) -> Iterator[str]:
+    yield f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent"
+    yield f"settings that none beats in both P and PSP, the most precise first; * is the best for {tuned['objective']}"
+    names = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5", "R@100")
+    yield "  " + "".join(f"{name:>7}" for name in names) + "  settings"
+    chosen = {"settings": _relevant(Voting(**tuned["voting"])), **tuned["metrics"]}
+    rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
+    for row in rows:
+        shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["settings"].items())
+        figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
+        yield f"{'*' if row == chosen else ' '} {figures}  {shown}"

@@ -1,0 +1,409 @@
+"""A model that is changed after training: equal to one built afresh, whole on disk at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import labelspace as ls
+from labelspace.cli import main
+from labelspace.keys import Keys
+from labelspace.memory import Memory, Voting
+
+NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
+IDS = ["L0", "L1", "L2", "L3"]
+TEXTS = ["a red oak", "history of the wild rose", "moss", "old vine of the red moss", "tall wheat"]
+
+
+@pytest.fixture
+def model(tiny_transformer: Path) -> ls.Model:
+    made = ls.Model.from_encoder(str(tiny_transformer), ls.Labels(IDS, NAMES), device="cpu")
+    made.add_documents(["an old red oak", "ferns, tall", "roses of the wild"], [["L0"], ["L1", "L3"], ["wild rose"]])
+    return made
+
+
+def afresh(model: ls.Model, labels: dict[str, str], documents: dict[str, tuple[str, list[str]]]) -> ls.Model:
+    """A model of these labels and documents, made in one go."""
+    made = ls.Model.from_encoder(model.encoder, ls.Labels(list(labels), list(labels.values())), device="cpu")
+    rows = {name: (text, own) for name, (text, own) in documents.items() if own}
+    if rows:
+        made.add_documents([text for text, _ in rows.values()], [own for _, own in rows.values()], list(rows))
+    made.memory.voting = model.memory.voting
+    return made
+
+
+def same(a: ls.Model, b: ls.Model, k: int = 6) -> None:
+    one, two = a.predict(TEXTS, k), b.predict(TEXTS, k)
+    np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
+    for row in range(len(TEXTS)):
+        mine, theirs = ({name: s for name, _, s in p.named(row)} for p in (one, two))
+        for name in set(mine) ^ set(theirs):  # equal scores may fall off differently at the cut
+            assert (mine | theirs)[name] == pytest.approx(min((mine | theirs).values()), abs=1e-6)
+
+
+def test_added_documents_and_labels_count_at_once(model: ls.Model) -> None:
+    assert model.memory.voting == Voting()
+    model.add_labels(["blue stone", "vine"], ["L4", "L5"])
+    assert list(model.labels.ids) == [*IDS, "L4", "L5"]
+    assert model.predict(["blue stone"], 1).named(0)[0][:2] == ("L4", "blue stone")
+    ids = model.add_documents(["tall wheat"], [["vine"]])
+    assert ids == ["added-4"]
+    best = model.predict(["tall wheat"], 1, why=True)
+    model.memory.voting = Voting(weight=1.0)
+    assert model.predict(["tall wheat"], 1).named(0)[0][0] == "L5"
+    assert best.reasons is not None
+    keys = [(r.kind, r.id) for label in model.predict(["tall wheat"], 6, why=True).reasons[0] for r in label]  # type: ignore[index]
+    assert ("document", "added-4") in keys
+    model.rename_labels({"L5": "old vine"})
+    assert model.predict(["old vine"], 6, labels=["old vine"]).named(0)[0][:2] == ("L5", "old vine")
+    model.remove_labels(["L5"])
+    assert "L5" not in list(model.labels.ids) and len(model.labels) == 5
+    assert model.predict(["tall wheat"], 6).indices.max() < 5
+    model.remove_documents(["added-1", "added-2", "added-3", "added-4"])
+    assert model.memory.voting.scoring == "similarity" and model.memory.n_documents == 0
+    assert [entry["change"] for entry in model.history] == [
+        "add documents", "add labels", "add documents", "rename labels", "remove labels", "remove documents"
+    ]  # fmt: skip
+
+
+def test_ids_stay_and_never_come_back_as_others(model: ls.Model, tmp_path: Path) -> None:
+    model.remove_documents(["added-2"])
+    model.remove_labels(["L1"])
+    model.save(tmp_path / "m")
+    for again in (model, ls.Model.load(tmp_path / "m")):
+        assert again.add_documents(["something new"], [["L0"]]) != ["added-2"]
+        with pytest.raises(ls.DataError, match="'added-2' was the id of a document with another text"):
+            again.add_documents(["something new"], [["L0"]], ["added-2"])
+        with pytest.raises(ls.DataError, match="'L1' was the id of a label with another text"):
+            again.add_labels(["something"], ["L1"])
+        again.add_documents(["ferns, tall"], [["L0"]], ["added-2"])
+        again.add_labels(["tall fern"], ["L1"])
+        assert list(again.labels.ids) == ["L0", "L2", "L3", "L1"]
+    again.compact()
+    again.remove_labels(["L1"])
+    again.compact()
+    with pytest.raises(ls.DataError, match="was the id of a label"):
+        again.add_labels(["something"], ["L1"])
+
+
+def test_bad_changes_are_refused_and_change_nothing(model: ls.Model) -> None:
+    before = model.predict(TEXTS, 4)
+    for change, message in (
+        (lambda: model.add_documents(["x"], [["L9"]]), "no label 'L9'"),
+        (lambda: model.add_documents(["x"], [[]]), "has no label"),
+        (lambda: model.add_documents(["x", "y"], [["L0"]]), "2 documents, but labels of 1"),
+        (lambda: model.add_documents(["x", "y"], [["L0"], ["L0"]], ["a", "a"]), "'a' is given twice"),
+        (lambda: model.add_documents(["x"], [["L0"]], ["added-1"]), "has a document 'added-1' already"),
+        (lambda: model.add_documents(["x"], [["L0"]], ["a", "b"]), "2 ids for 1"),
+        (lambda: model.remove_documents(["added-1", "added-9"]), "'added-9' is not in the model; the nearest"),
+        (lambda: model.remove_documents(["added-1", "added-1"]), "given twice"),
+        (lambda: model.add_labels(["x"], ["L0"]), "has a label 'L0' already; rename it"),
+        (lambda: model.rename_labels({"L0": "x", "L7": "y"}), "'L7' is not in the model"),
+        (lambda: model.remove_labels(IDS), "at least one label"),
+    ):
+        with pytest.raises(ls.DataError, match=message):
+            change()
+    after = model.predict(TEXTS, 4)
+    assert np.array_equal(before.scores, after.scores) and len(model.history) == 1
+
+
+def test_a_document_can_be_replaced(model: ls.Model) -> None:
+    model.add_documents(["a dry moss"], [["L3"]], ["added-1"], replace=True)
+    assert model.memory.n_documents == 3
+    documents = {"added-2": ("ferns, tall", ["L1", "L3"]), "added-3": ("roses of the wild", ["L2"])}
+    same(model, afresh(model, dict(zip(IDS, NAMES, strict=True)), {**documents, "added-1": ("a dry moss", ["L3"])}))
+
+
+@pytest.mark.parametrize("votes", ["raw", "normalized"])
+def test_a_thousand_changes_equal_building_the_final_state(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, votes: Any
+) -> None:
+    monkeypatch.setattr("labelspace.keys.SMALL", 5)
+    rng = np.random.default_rng(0)
+    words = ["red", "tall", "wild", "dry", "oak", "rose", "fern", "moss", "vine", "wheat", "old", "short"]
+
+    def text() -> str:
+        return " ".join(rng.choice(words, 4))
+
+    model.memory.voting = Voting(label_depth=7, document_depth=9, weight=0.4, votes=votes)
+    labels = dict(zip(IDS, NAMES, strict=True))
+    documents = {f"added-{i + 1}": (model.memory.document_keys.texts(np.array([i]))[0], own)
+                 for i, own in enumerate([["L0"], ["L1", "L3"], ["L2"]])}  # fmt: skip
+    model.save(tmp_path / "m")
+    count = 0
+    for number in range(1000):
+        kind = rng.choice(["add document", "remove document", "add label", "rename", "remove label", "replace"])
+        if kind == "add document":
+            own = rng.choice(list(labels), min(len(labels), int(rng.integers(1, 4))), replace=False).tolist()
+            added = text()
+            (name,) = model.add_documents([added], [own])
+            assert name not in documents
+            documents[name] = (added, own)
+        elif kind == "remove document" and len(documents) > 1:
+            name = str(rng.choice(list(documents)))
+            model.remove_documents([name])
+            del documents[name]
+        elif kind == "replace" and documents:
+            name, own = str(rng.choice(list(documents))), [str(rng.choice(list(labels)))]
+            documents[name] = (text(), own)
+            model.add_documents([documents[name][0]], [own], [name], replace=True)
+        elif kind == "add label":
+            count += 1
+            labels[f"N{count}"] = text()
+            model.add_labels([labels[f"N{count}"]], [f"N{count}"])
+        elif kind == "rename":
+            name = str(rng.choice(list(labels)))
+            labels[name] = text()
+            model.rename_labels({name: labels[name]})
+        elif kind == "remove label" and len(labels) > 2:
+            name = str(rng.choice(list(labels)))
+            model.remove_labels([name])
+            del labels[name]
+            documents = {d: (t, [x for x in own if x != name]) for d, (t, own) in documents.items()}
+        if number % 199 == 0:
+            model.save()
+            model = ls.Model.load(tmp_path / "m")
+        if number % 499 == 0:
+            same(model, afresh(model, labels, documents))
+    assert dict(zip(model.labels.ids, model.labels.texts, strict=True)) == labels
+    expected = afresh(model, labels, documents)
+    same(model, expected)
+    model.save()
+    same(ls.Model.load(tmp_path / "m"), expected)
+    model.compact()
+    same(model, expected)
+    model.save()
+    assert len(list((tmp_path / "m" / "memory").iterdir())) == 3
+    same(ls.Model.load(tmp_path / "m"), expected)
+    model.save(tmp_path / "other")
+    same(ls.Model.load(tmp_path / "other"), expected)
+
+
+def test_only_what_changed_is_written(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.keys.REWRITE_SHARE", 0.5)
+    folder = tmp_path / "m"
+    model.save(folder)
+    before = {p: p.stat().st_ino for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    again = ls.Model.load(folder)
+    again.add_documents(["dry"], [["L3"]])
+    again.remove_documents(["added-1"])
+    again.save()
+    after = {p: p.stat().st_ino for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    assert {p: i for p, i in after.items() if p in before} == before
+    assert sorted(p.name for p in set(after) - set(before)) == ["changes-2.safetensors", "documents-2-1.safetensors"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["revision"] == 2 and manifest["documents"] == 3
+    assert [entry["change"] for entry in manifest["history"]] == ["add documents", "add documents", "remove documents"]
+    with pytest.raises(ls.ModelError, match="was changed by another since it was opened"):
+        model.save()
+
+
+KILLER = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import labelspace as ls
+
+home, encoder = Path(sys.argv[1]), sys.argv[2]
+labels = ls.Labels(["L0", "L1", "L2"], ["red oak", "tall fern", "wild rose"])
+made = ls.Model.from_encoder(encoder, labels, device="cpu")
+made.add_documents(["an old red oak", "ferns, tall"], [["L0"], ["L1"]])
+made.save(home / "whole")
+
+def change(model):
+    model.add_documents(["roses of the wild"], [["L2"]], ["new"])
+    model.remove_documents(["added-1"])
+    model.add_labels(["dry moss"], ["L3"])
+    model.rename_labels({"L0": "green oak"})
+    model.save()
+
+def state(model):
+    keys = model.memory.document_keys
+    return sorted(keys.ids(keys.present())), sorted(zip(model.labels.ids, model.labels.texts)), len(model.history)
+
+old = state(made)
+entry = json.loads((home / "whole" / "manifest.json").read_text())["memory"]
+made.history = []
+shutil.copytree(home / "whole", home / "changed")
+model = ls.Model.load(home / "changed")
+change(model)
+new = state(model)
+assert state(ls.Model.load(home / "changed")) == new != old
+
+def kill_at(point):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandir", "os.truncate", "fsync"):
+            seen += 1
+            if seen == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+    real = os.fsync
+    def fsync(descriptor):
+        sys.audit("fsync", descriptor)
+        real(descriptor)
+        sys.audit("fsync", descriptor)
+    os.fsync = fsync
+    sys.addaudithook(hook)
+
+def on_disk(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    memory = ls.memory.Memory.open(folder / "memory", manifest["memory"])
+    keys, labels = memory.document_keys, memory.labels
+    return sorted(keys.ids(keys.present())), sorted(zip(labels.ids, labels.texts)), len(manifest["history"])
+
+found = []
+for point in range(1, 200):
+    folder = home / f"m{point}"
+    shutil.copytree(home / "whole", folder)
+    model.memory, model.labels, model.history = ls.memory.Memory.open(folder / "memory", entry), made.labels, [{}]
+    model.folder, model._revision, model._numbers = folder.resolve(), 1, None
+    child = os.fork()
+    if child == 0:
+        kill_at(point)
+        change(model)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found.append({str(old): "old", str(new): "new"}.get(str(on_disk(folder)), "third"))
+    if point % 9 == 0:  # what the killed one left is no hindrance, and does not stay
+        left = ls.Model.load(folder)
+        if found[-1] == "old":
+            change(left)
+        else:
+            left.remove_documents(["new"])
+            left.save()
+        listed = json.loads((folder / "manifest.json").read_text())["files"]
+        there = {f"memory/{p.name}" for p in (folder / "memory").iterdir()}
+        assert there == {name for name in listed if name.startswith("memory/")}
+    shutil.rmtree(folder)
+    if not os.WIFSIGNALED(status):
+        break
+print(" ".join(found))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(tiny_transformer: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), str(tiny_transformer)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    states = done.stdout.split()
+    assert len(states) > 12 and set(states) == {"old", "new"}
+    assert states == sorted(states, reverse=True) and states.count("new") > 2
+
+
+def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "m"
+    model.save(folder)
+    expected = model.predict(TEXTS, 4)
+    model.add_documents(["dry"], [["L3"]])
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr("labelspace.model.sync", fail)
+        model.save()
+    assert np.array_equal(ls.Model.load(folder).predict(TEXTS, 4).scores, expected.scores)
+    model.save()
+    assert ls.Model.load(folder).memory.n_documents == 4
+
+
+def test_two_do_not_change_one_folder_at_a_time(model: ls.Model, tmp_path: Path) -> None:
+    from labelspace.files import folder_lock
+
+    model.save(tmp_path / "m")
+    model.add_labels(["vine"])
+    with folder_lock(tmp_path / "m"), pytest.raises(ls.LabelspaceError, match="another process is changing"):
+        model.save()
+    model.save()
+
+
+def test_a_large_memory_opens_without_being_read(tmp_path: Path, tiny_transformer: Path) -> None:
+    """Its keys and texts are mapped: nothing of them is in this process before it is asked for."""
+    import torch
+
+    from labelspace.keys import Segment
+    from labelspace.strings import Strings
+
+    n = 300_000
+    offsets = np.arange(n + 1) * 8
+    strings = Strings(np.frombuffer("".join(f"{i:08d}" for i in range(n)).encode(), dtype=np.uint8), offsets)
+    keys = torch.zeros(n, 128, dtype=torch.bfloat16)
+    documents = Segment(keys, np.arange(n + 1), np.arange(n, dtype=np.int32) % 4, None, strings, strings)
+    labels = Memory.of_labels(torch.eye(4, 128), ls.Labels(IDS, NAMES)).label_keys
+    entry = Memory(labels, Keys([documents], 128), Voting()).write(tmp_path, 1)
+    script = (
+        "import sys, json, pathlib; from labelspace.memory import Memory;"
+        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096;"
+        "before = resident(); m = Memory.open(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]));"
+        "print(resident() - before, m.n_documents, m.document_keys.texts.__name__)"
+    )
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), json.dumps(entry)], capture_output=True, text=True, check=True
+    )
+    grown, found, _ = done.stdout.split()
+    assert int(found) == n and int(grown) < 20e6 < (tmp_path / entry["segments"]["documents"][0]).stat().st_size
+
+
+def test_from_the_command_line(model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "m")
+    model.save(folder)
+    (tmp_path / "new.csv").write_text("id,text,labels\nd1,dry moss of old,dry moss;L0\nd2,short vine,L2\n")
+    (tmp_path / "plain.csv").write_text("text,labels\nwild wheat,L1\n")
+    (tmp_path / "labels.csv").write_text("id,text\nL9,blue stone\n")
+    (tmp_path / "names.txt").write_text("green stone\n")
+    (tmp_path / "renamed.csv").write_text("id,text\nL9,dark blue stone\n")
+    (tmp_path / "gone.txt").write_text("d2\n")
+    (tmp_path / "labels.txt").write_text("L1\n")
+
+    def run(*tokens: str) -> str:
+        assert main([*tokens, "--quiet"]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert "added 2 documents" in run("documents", "add", folder, str(tmp_path / "new.csv"))
+    assert json.loads(run("documents", "add", folder, str(tmp_path / "plain.csv"), "--json"))["added"] == ["added-6"]
+    run("labels", "add", folder, str(tmp_path / "labels.csv"))
+    run("labels", "add", folder, str(tmp_path / "names.txt"))
+    run("labels", "rename", folder, str(tmp_path / "renamed.csv"))
+    run("documents", "remove", folder, str(tmp_path / "gone.txt"))
+    run("labels", "remove", folder, str(tmp_path / "labels.txt"))
+    assert "L9\tdark blue stone" in run("labels", "list", folder)
+    listed = run("documents", "list", folder)
+    assert "d1\tL0;L3\tdry moss of old" in listed and "d2" not in listed
+    run("compact", folder)
+    assert run("documents", "list", folder) == listed
+    assert main(["documents", "remove", folder, str(tmp_path / "gone.txt")]) == 1
+    assert "'d2' is not in the model" in capsys.readouterr().err
+    (tmp_path / "query.txt").write_text("old dry moss\n")
+    shown = run("predict", folder, str(tmp_path / "query.txt"), "--why", "--k", "2")
+    assert "(document d1, similarity" in shown
+    record = json.loads(run("predict", folder, str(tmp_path / "query.txt"), "--why", "--format", "jsonl", "--k", "2"))
+    for label in record["labels"]:
+        assert sum(key["share"] for key in label["why"]) == pytest.approx(label["score"], abs=1e-5)
+    assert main(["predict", folder, str(tmp_path / "query.txt"), "--why", "--format", "tsv"]) == 2
+    assert "--why cannot be written as tsv" in capsys.readouterr().err
+
+
+def test_a_dual_encoder_explains_itself(tiny_transformer: Path) -> None:
+    plain = ls.Model.from_encoder(str(tiny_transformer), ls.Labels(IDS, NAMES), device="cpu")
+    pred = plain.predict(TEXTS, 2, why=True)
+    assert pred.reasons is not None
+    for row, reasons in enumerate(pred.reasons):
+        for rank, keys in enumerate(reasons):
+            (key,) = keys
+            assert (key.kind, key.text) == ("label", pred.named(row)[rank][1])
+            assert key.share == key.similarity == pytest.approx(float(pred.scores[row, rank]))

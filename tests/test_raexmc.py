@@ -1,0 +1,187 @@
+"""RAE-XMC: the loss against loops in float64, training, and the memory at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import labelspace as ls
+from labelspace.cli import main
+from labelspace.losses import closed_form
+from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
+
+TAU = 0.3
+
+
+def batch(seed: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, np.ndarray]:
+    """Truth, document and label vectors, drawn positives; documents share undrawn labels, two are duplicates."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((7, 11)) < 0.3).astype(np.float32)
+    truth[:, :2] = 0
+    truth[np.arange(7), 2 + np.arange(7)] = 1
+    truth[0, 9] = truth[3, 9] = 1  # shared, and drawn for neither
+    truth[6] = truth[5]
+    documents, labels = torch.from_numpy(rng.normal(size=(7, 4))), torch.from_numpy(rng.normal(size=(11, 4)))
+    documents[6] = documents[5]
+    drawn = np.array([int(rng.choice([j for j in np.flatnonzero(row) if j != 9])) for row in truth])
+    return truth, documents, labels, drawn
+
+
+def by_loops(
+    truth: np.ndarray,
+    documents: torch.Tensor,
+    labels: torch.Tensor,
+    drawn: list[list[int]],
+    negatives: list[list[int]],
+    related_positive: bool = False,
+) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(documents)):
+        against = [documents[i] @ labels[j] / TAU for j in negatives[i] if not truth[i, j]]
+        positives = [documents[i] @ labels[j] / TAU for j in drawn[i]]
+        for k in range(len(documents)):
+            if k == i:
+                continue
+            s = documents[i] @ documents[k] / TAU
+            if not any(truth[i, j] and truth[k, j] for j in range(truth.shape[1])):
+                against.append(s)
+            elif related_positive:
+                positives.append(s)
+        mean = torch.zeros((), dtype=torch.float64)
+        for p in positives:
+            mean = mean - (p - torch.logsumexp(torch.stack([p, *against]), 0)) / len(positives)
+        total = total + mean
+    return total / len(documents)
+
+
+def test_related_documents_are_those_that_share_any_label() -> None:
+    truth, *_ = batch(0)
+    truth[4] = 0  # a document without labels is still its own
+    found = {(int(i), int(k)) for i, k in related_pairs(sp.csr_array(truth)).T}
+    expected = {(i, k) for i in range(7) for k in range(7) if i == k or (truth[i] * truth[k]).any()}
+    assert found == expected and (0, 3) in found and (5, 6) in found
+
+
+@pytest.mark.parametrize("related_positive", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_equals_loops(seed: int, several: bool, related_positive: bool) -> None:
+    truth, documents, labels, one = batch(seed)
+    drawn = [np.flatnonzero(row).tolist() if several else [int(j)] for row, j in zip(truth, one, strict=True)]
+    pool = np.unique(np.concatenate([*drawn, [0, 9]]))  # a mined negative of all, and an undrawn label of two
+    rows, columns = truth[:, pool].nonzero()
+    chosen = np.array([pool[c] in drawn[r] for r, c in zip(rows, columns, strict=True)])
+    pairs = torch.from_numpy(np.vstack([rows, columns]))
+    x, y = documents.clone().requires_grad_(), labels.clone().requires_grad_()
+    expected = by_loops(truth, x, y, drawn, [pool.tolist()] * 7, related_positive)
+    expected.backward()
+    a, b = documents.clone().requires_grad_(), labels.clone().requires_grad_()
+    loss = contrast(
+        closed_form("decoupled_softmax"),
+        a,
+        b[torch.from_numpy(pool)],
+        pairs[:, chosen],
+        pairs[:, ~chosen],
+        torch.from_numpy(related_pairs(sp.csr_array(truth))),
+        temperature=TAU,
+        related_positive=related_positive,
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-10)
+    assert x.grad is not None and y.grad is not None
+    torch.testing.assert_close(a.grad, x.grad, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(b.grad, y.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("related_positive", [False, True])
+def test_own_negatives_equal_loops(related_positive: bool) -> None:
+    truth, documents, labels, one = batch(4)
+    rng = np.random.default_rng(0)
+    own = [
+        rng.choice(np.flatnonzero(row == 0), count, replace=False) for row, count in zip(truth, range(7), strict=True)
+    ]
+    x, y = documents.clone().requires_grad_(), labels.clone().requires_grad_()
+    expected = by_loops(truth, x, y, [[int(j)] for j in one], [o.tolist() for o in own], related_positive)
+    expected.backward()
+    a, b = documents.clone().requires_grad_(), labels.clone().requires_grad_()
+    loss = contrast_own(
+        a,
+        b,
+        np.vstack([np.arange(7), one]),
+        [np.asarray(o, dtype=np.int64) for o in own],
+        torch.from_numpy(related_pairs(sp.csr_array(truth))),
+        temperature=TAU,
+        related_positive=related_positive,
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(a.grad, x.grad, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(b.grad, y.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def data(toy_folder: Path) -> ls.Dataset:
+    return ls.load(toy_folder)
+
+
+def options(tiny_transformer: Path, **others: Any) -> dict[str, Any]:
+    return {"recipe": "raexmc", "base": str(tiny_transformer), "lr": 0.03, "batch_size": 50, **others}
+
+
+def test_training_learns_the_toy_corpus_and_keeps_every_document(
+    data: ls.Dataset, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    model = ls.train(data, out=tmp_path / "run", **options(tiny_transformer, epochs=12, patience=0))
+    assert data.test is not None
+    found = ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1, 3))
+    untrained = ls.train(data, **options(tiny_transformer, epochs=0))
+    before = ls.evaluate(untrained.predict(data.test.texts), data.test.targets, ks=(1, 3))
+    assert found["P@1"] > 95 and found["P@1"] >= before["P@1"]
+    assert model.memory.n_documents == untrained.memory.n_documents == len(data.train)
+    assert set(model.memory.document_keys.ids(model.memory.document_keys.present())) == set(data.train.ids)
+    assert model.memory.voting.scoring == "votes" and model.info["tuning"]["documents"] == len(data.valid)
+    again = ls.Model.load(tmp_path / "run")
+    assert np.array_equal(again.predict(data.test.texts).scores, model.predict(data.test.texts).scores)
+    assert untrained.info["fit"]["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shared_negatives": False},
+        {"shared_negatives": False, "related_documents": "positive", "positives": 0},
+        {"related_documents": "positive"},
+        {"positives": 0, "key_precision": "bf16", "objective": "PSP@5"},
+    ],
+)
+def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, settings: dict[str, Any]) -> None:
+    model = ls.train(data, **options(tiny_transformer, epochs=6, mine_every=0.2, **settings))
+    assert data.test is not None
+    assert ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"] > 85
+    bits = model.memory.document_keys.segments[0].keys.dtype
+    assert bits == (torch.bfloat16 if settings.get("key_precision") == "bf16" else torch.float32)
+
+
+def test_renumbering_labels_changes_no_weight(data: ls.Dataset, tiny_transformer: Path) -> None:
+    order = np.random.default_rng(1).permutation(len(data.labels))
+    settings = options(tiny_transformer, epochs=2, mine_every=0.3)
+    a, b = ls.train(data, **settings), ls.train(data.renumbered(order), **settings)
+    assert torch.equal(b.memory.keys, a.memory.keys[torch.from_numpy(order)])
+    assert a.memory.voting == b.memory.voting
+
+
+def test_from_the_command_line(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    flags = ["--recipe", "raexmc", "--epochs", "0", "--encoder", str(tiny_transformer), "--out", out, "--quiet"]
+    assert main(["train", str(toy_folder), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "settings that none beats" in shown and "finished after 0 steps" in shown
+    assert main(["train", str(toy_folder), "--recipe", "raexmc", "--objective", "P@7", "--out", out, "--quiet"]) == 2
+    assert "the objective 'P@7'" in capsys.readouterr().err

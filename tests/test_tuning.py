@@ -1,0 +1,194 @@
+"""Tuning against trying every setting one by one, and what it must never do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import labelspace as ls
+from labelspace.cli import main
+from labelspace.keys import Keys, Segment
+from labelspace.memory import Memory, Voting
+from labelspace.metrics import propensity_weights
+from labelspace.strings import Strings
+from labelspace.tuning import METRICS, Grid, render, tune
+
+N, L, V, D = 60, 15, 40, 8
+
+
+def made(seed: int = 0) -> tuple[Memory, torch.Tensor, sp.csr_array, np.ndarray]:
+    """Documents near their labels, and queries near both, with noise."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(L, D))
+    targets = (rng.random((N + V, L)) < 0.12).astype(np.float32)
+    targets[np.arange(N + V), rng.integers(0, L, N + V) ** 2 // L] = 1
+    vectors = targets @ centres + rng.normal(size=(N + V, D)) * 1.5
+    unit = [torch.nn.functional.normalize(torch.from_numpy(x).float(), dim=1) for x in (centres, vectors)]
+    labels = Memory.of_labels(unit[0], ls.Labels([f"L{i}" for i in range(L)], [f"label {i}" for i in range(L)]))
+    own = sp.csr_array(targets[:N])
+    names = Strings.of([f"d{i}" for i in range(N)])
+    segment = Segment(unit[1][:N], own.indptr.astype(np.int64), own.indices.astype(np.int32), None, names, names)
+    truth = sp.csr_array(targets[N:])
+    return Memory(labels.label_keys, Keys([segment], D)), unit[1][N:], truth, propensity_weights(own)
+
+
+GRID = Grid(
+    depths=(3, 10),
+    label_depths=(2, 15),
+    document_depths=(4, 30),
+    temperatures=(0.05, 0.2),
+    weights=(0, 0.1, 0.5, 0.9, 1),
+)
+
+
+@pytest.mark.parametrize("objective", ["P@1,P@3,P@5", "PSP@5", "nDCG@3,PSP@1"])
+@pytest.mark.parametrize("block", [7, 1000])
+def test_the_choice_equals_trying_every_setting(objective: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.tuning.BLOCK", block)
+    memory, queries, truth, weights = made()
+    left_out = np.zeros(N, dtype=bool)
+    left_out[:9] = True
+    found = tune(memory, queries, truth, weights, left_out=left_out, objective=objective, grid=GRID)
+    names = objective.split(",")
+    tried = {}
+    for way in GRID.ways(L, N):
+        for weight in GRID.weights:
+            if way.search == "joint" and weight in (0, 1):
+                continue
+            memory.voting = dataclasses.replace(way, weight=float(weight))
+            numbers, scores = memory.predict(queries, 5, left_out=left_out)
+            figures = ls.evaluate(ls.Predictions(numbers, scores), truth, None, ks=(1, 3, 5), propensity=weights)
+            tried[memory.voting] = figures
+    assert found.tried == len(tried)
+    best = max(np.mean([figures[name] for name in names]) for figures in tried.values())
+    assert found.value == pytest.approx(best, abs=1e-6)
+    for name in METRICS:
+        assert found.metrics[name] == pytest.approx(tried[found.voting][name], abs=1e-3)
+    good = [v.weight for v, f in tried.items() if np.mean([f[name] for name in names]) > best - 1e-9]
+    assert found.voting.weight == min(good)
+    p = {v: np.mean([f[f"P@{k}"] for k in (1, 3, 5)]) for v, f in tried.items()}
+    psp = {v: np.mean([f[f"PSP@{k}"] for k in (1, 3, 5)]) for v, f in tried.items()}
+    for row in found.front:
+        mine = np.mean([row[f"P@{k}"] for k in (1, 3, 5)]), np.mean([row[f"PSP@{k}"] for k in (1, 3, 5)])
+        assert not any(p[v] > mine[0] + 1e-3 and psp[v] > mine[1] + 1e-3 for v in tried)
+    assert found.front[0]["P@1"] >= 0 and "R@10" in found.front[0]
+    shown = render(json.loads(json.dumps(found.as_dict())))
+    assert shown.count("\n* ") == 1 and f"--weight {found.voting.weight}" in shown
+
+
+def test_a_fixed_setting_is_kept() -> None:
+    memory, queries, truth, weights = made()
+    found = tune(memory, queries, truth, weights, grid=Grid.fixed(search="joint", temperature=0.03, votes="normalized"))
+    assert (found.voting.search, found.voting.temperature, found.voting.votes) == ("joint", 0.03, "normalized")
+    only = tune(memory, queries, truth, weights, grid=Grid.fixed(search="joint", weight=1.0, depth=20))
+    assert only.voting.weight == 1 and only.tried == 10 and only.metrics["P@1"] >= 0
+    with pytest.raises(ls.SettingsError, match="weight must be from 0 to 1"):
+        Grid.fixed(weight=2.0)
+    with pytest.raises(ls.SettingsError, match="'R@7' is not made of known metrics"):
+        tune(memory, queries, truth, weights, objective="R@7")
+
+
+def test_random_vectors_are_tuned_to_chance() -> None:
+    """A validation document that met itself would be right nearly always."""
+    rng = np.random.default_rng(0)
+    n, count = 400, 100
+    words = [f"w{i}" for i in range(3000)]
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(n)]
+    texts[7] = texts[390].upper() + "!"  # the same text as a document that is held out
+    targets = sp.csr_array(np.eye(count, dtype=np.float32)[rng.integers(0, count, n)])
+    rows = np.arange(300, n)
+    train = ls.Corpus([f"d{i}" for i in range(n)], texts, targets)
+    data = ls.Dataset("random", ls.Labels([f"L{i}" for i in range(count)], [f"label {i}" for i in range(count)]),
+                      train, train.rows(rows), None, rows)  # fmt: skip
+
+    class Hashed(ls.Model):
+        def encode(self, texts, batch_size=256):  # type: ignore[no-untyped-def]
+            vectors = [np.random.default_rng(abs(hash(text)) % 2**32).normal(size=32) for text in texts]
+            return np.stack([v / np.linalg.norm(v) for v in vectors]).astype(np.float32)
+
+    encoder = torch.nn.Linear(1, 1)
+    encoder.dim = 32  # type: ignore[assignment]
+    vectors = np.stack([np.random.default_rng(i).normal(size=32) for i in range(count)]).astype(np.float32)
+    model = Hashed(encoder, Memory.of_labels(torch.from_numpy(vectors)), data.labels)  # type: ignore[arg-type]
+    found = model.tune(data)
+    assert found is not None and found.metrics["P@1"] < 8
+    mask = model.held_out(data)
+    assert mask[300:].all() and mask[7] and mask.sum() == 101
+    assert model.memory.n_documents == n  # afterwards every document votes
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_untrained_encoder_with_a_memory_beats_itself(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, precision: str
+) -> None:
+    data = ls.load(toy_folder)
+    assert data.test is not None
+    plain = ls.Model.from_encoder(str(tiny_transformer), data.labels, device="cpu")
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert model.memory.n_documents == len(data.train)
+    before, after = (ls.evaluate(m.predict(data.test.texts, 5), data.test.targets)["P@1"] for m in (plain, model))
+    assert after > before + 10
+    model.save(tmp_path / "m")
+    again = ls.Model.load(tmp_path / "m")
+    assert again.memory.voting == model.memory.voting and again.info["tuning"]["documents"] == len(data.valid)
+    assert (
+        str(again.memory.document_keys.segments[0].keys.dtype)
+        == f"torch.{'bfloat16' if precision == 'bf16' else precision}"
+    )
+    assert np.array_equal(again.predict(data.test.texts).scores, model.predict(data.test.texts).scores)
+
+
+def test_a_trained_model_is_tuned_from_the_command_line(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ls.load(toy_folder)
+    out = tmp_path / "dexml"
+    ls.train(data, base=str(tiny_transformer), epochs=2, out=out)
+    assert ls.Model.load(out).memory.voting.scoring == "similarity"
+    assert main(["tune", str(out), str(toy_folder), "--quiet"]) == 0
+    assert "settings that none beats" in capsys.readouterr().out
+    tuned = ls.Model.load(out)
+    assert tuned.memory.n_documents == 300 and tuned.memory.voting.scoring == "votes"
+    other = [
+        "tune",
+        str(out),
+        str(toy_folder),
+        "--objective",
+        "PSP@5",
+        "--weight",
+        "0.06",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    assert main([*other, "--json", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tuning"]["voting"]["weight"] == 0.06 and printed["tuning"]["objective"] == "PSP@5"
+    assert ls.Model.load(tmp_path / "b").memory.n_documents == 300  # none is there twice
+    assert main(["tune", str(out), str(toy_folder), "--objective", "R@1"]) == 2
+
+
+def test_validation_documents_do_not_vote_when_they_are_measured(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ls.load(toy_folder)
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu")
+    model.memory.voting = Voting(weight=1.0, document_depth=1)
+    model.save(tmp_path / "m")
+    assert main(["evaluate", str(tmp_path / "m"), str(toy_folder), "--split", "valid", "--json"]) == 0
+    captured = capsys.readouterr()
+    told = int(captured.err.split(" documents that are measured on do not vote")[0].split()[-1])
+    assert told == int(model.held_out(data).sum()) >= len(data.valid)
+    rows = data.valid_rows
+    mine = model.predict(data.valid.texts, 3, why=True)
+    assert mine.reasons is not None
+    own = [row[0][0].id == data.train.ids[i] for row, i in zip(mine.reasons, rows.tolist(), strict=True)]
+    honest = model.predict(data.valid.texts, 3, why=True, left_out=model.held_out(data))
+    assert honest.reasons is not None and np.mean(own) > 0.8
+    voters = {key.id for row in honest.reasons for label in row for key in label}
+    assert not voters & {data.train.ids[i] for i in rows.tolist()}
