@@ -67,16 +67,19 @@ class LabelTable(nn.Module):
         self.weight = nn.Parameter(rows)
         self.dropout = dropout
 
-    def forward(self, pool: npt.NDArray[np.int64]) -> Tensor:
+    def forward(self, pool: npt.NDArray[np.int64] | None) -> Tensor:
         """Vectors of the labels of a pool, with a graph.
 
         Args:
-            pool: (P,) distinct label numbers, rising.
+            pool: (P,) distinct label numbers, rising; None for all, whose gradient is dense.
 
         Returns:
             (P, D) float32.
         """
-        rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
+        if pool is None:
+            rows = self.weight.float()
+        else:
+            rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
         return dropout(rows, self.dropout) if self.training and self.dropout else rows
 
 

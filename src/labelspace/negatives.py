@@ -58,7 +58,7 @@ class Filter:
             kept &= scores <= positive[:, None] - self.absolute_margin
         if self.relative_margin is not None:
             # a share of a negative score would allow more than the score itself
-            share = np.where(np.isfinite(positive), self.relative_margin * np.abs(positive), 0.0)
+            share = self.relative_margin * np.where(np.isfinite(positive), np.abs(positive), 0.0)
             kept &= scores <= (positive - share)[:, None]
         return kept
 

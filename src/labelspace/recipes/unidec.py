@@ -150,12 +150,13 @@ def train(
     def step(batch: Batch) -> Tensor:
         search.forget()
         assert batch.pool is not None
+        pool = None if settings.pool == "all" else batch.pool
         tokens = documents.take(batch.rows)
         queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
         positives = torch.from_numpy(batch.positives).to(device)
         loss = queries.new_zeros(())
         if settings.encoder_weight > 0:
-            keys = heads.dual(labels(batch.pool, kept - len(tokens.ids)))
+            keys = heads.dual(labels(pool, kept - len(tokens.ids)))
             loss = loss + settings.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
         if settings.encoder_weight < 1:
             vectors = heads.document(queries)
@@ -163,7 +164,9 @@ def train(
                 # rates are those of the sum for the table, but the encoder learns from means
                 classified = table.loss(vectors, true_pairs(targets, batch.rows).to(device)) / len(vectors)
             else:
-                classified = score.classifier(vectors, heads.label(table(batch.pool)), positives)
+                classified = score.classifier(
+                    vectors, heads.label(table(pool if all_at_once(settings) else batch.pool)), positives
+                )
             loss = loss + (1 - settings.encoder_weight) * classified
         return loss
 
@@ -502,6 +505,16 @@ class Renewal:
         self.plan.clusters = state["clusters"].numpy() if "clusters" in state else None
 
 
+def all_at_once(settings: UnidecSettings) -> bool:
+    """Whether every row of the label table is updated in every step, by torch's AdamW; `RowAdamW` does the same slower.
+
+    Args:
+        settings: of the run.
+    """
+    plain = settings.table_optimizer == "adamw" and settings.table_dtype == "float32"
+    return plain and settings.pool == "all" and settings.classifier_labels == "pool"
+
+
 def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.optim.Optimizer]:
     """The optimisers of encoder, heads and table, each parameter in exactly one group.
 
@@ -515,6 +528,9 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
     if isinstance(module.table, OneVsAll):
         found.append(OneVsAllSGD(module.table, settings.table_lr, decay, settings.table_momentum, seed=settings.seed))
+    elif all_at_once(settings):
+        fused = module.table.weight.device.type in ("cpu", "cuda")
+        found.append(torch.optim.AdamW(module.table.parameters(), settings.table_lr, weight_decay=decay, fused=fused))
     elif settings.table_optimizer == "adagrad":
         found.append(RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed))
     else:
