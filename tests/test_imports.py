@@ -17,7 +17,7 @@ ROWS = [
     {"types", "config", "files", "machine", "data.npz", "strings"},
     {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
-    | {"data.tokens", "losses_fused", "optim"},
+    | {"data.tokens", "losses_fused", "optim", "clusters"},
     {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.exact"},
     {"data.formats.lf", "data.formats.xc", "encoders.transformer", "indexes", "indexes.faiss", "evaluation"},
     {"data.formats.labels", "keys"},
@@ -31,7 +31,7 @@ ROWS = [
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},
     {"recipes.preparation"},
-    {"recipes.dexml", "recipes.raexmc"},
+    {"recipes.dexml", "recipes.unidec", "recipes.raexmc"},
     {"recipes", "bench"},
     {"commands"},
     {"memory_commands"},

@@ -167,10 +167,10 @@ def test_a_thousand_changes_equal_building_the_final_state(
             model.remove_labels([name])
             del labels[name]
             documents = {d: (t, [x for x in own if x != name]) for d, (t, own) in documents.items()}
-        if number % 97 == 0:
+        if number % 199 == 0:
             model.save()
             model = ls.Model.load(tmp_path / "m")
-        if number % 331 == 0:
+        if number % 499 == 0:
             same(model, afresh(model, labels, documents))
     assert dict(zip(model.labels.ids, model.labels.texts, strict=True)) == labels
     expected = afresh(model, labels, documents)
@@ -407,3 +407,38 @@ def test_a_dual_encoder_explains_itself(tiny_transformer: Path) -> None:
             (key,) = keys
             assert (key.kind, key.text) == ("label", pred.named(row)[rank][1])
             assert key.share == key.similarity == pytest.approx(float(pred.scores[row, rank]))
+
+
+@pytest.mark.parametrize("recipe", ["dexml", "unidec"])
+def test_models_of_every_recipe_take_a_memory_and_changes(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, recipe: str
+) -> None:
+    data = ls.load(toy_folder)
+    assert data.test is not None
+    model = ls.train(data, recipe=recipe, base=str(tiny_transformer), epochs=3, lr=0.03, out=tmp_path / "m")
+    plain = ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"]
+    assert model.tune(data) is not None
+    assert model.memory.n_documents == len(data.train)
+    assert ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"] > plain - 5
+    model.memory.voting = Voting()
+    before = model.memory.keys.clone()
+    model.add_labels(["purple wheat"], ["new"])
+    model.add_documents(["purple wheat of old"], [["new"]], ["d"])
+    model.rename_labels({"L0": "crimson oak"})
+    model.save()
+    again = ls.Model.load(tmp_path / "m")
+    for pred in (
+        model.predict(["purple wheat of old"], 3, why=True),
+        again.predict(["purple wheat of old"], 3, why=True),
+    ):
+        assert pred.reasons is not None and pred.named(0)[0][0] == "new"
+        assert {(r.kind, r.id) for r in pred.reasons[0][0]} >= {("document", "d"), ("label", "new")}
+    learned = slice(before.shape[1], None) if model.heads is None else model.heads.columns("classifier")
+    assert np.array_equal(again.memory.keys[0, learned].numpy(), before[0, learned].numpy())
+    assert not np.array_equal(again.memory.keys[0].numpy(), before[0].numpy())
+    if model.heads is not None:
+        assert not again.memory.keys[-1, learned].any()
+    again.remove_labels(["new"])
+    again.remove_documents(["d"])
+    again.rename_labels({"L0": data.labels.texts[0]})
+    np.testing.assert_allclose(again.memory.keys.numpy(), before.numpy(), atol=1e-6)

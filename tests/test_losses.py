@@ -12,10 +12,13 @@ import torch
 from labelspace import losses
 from labelspace.losses_fused import linear_loss, linear_loss_plain
 
-NAMES = ["softmax", "decoupled_softmax", "bce", "soft_top_k"]
+NAMES = ["softmax", "decoupled_softmax", "supcon", "balanced", "bce", "soft_top_k"]
+OF_ROWS = [name for name in NAMES if name != "bce"]
 FUNCTIONS = {
     "softmax": losses.softmax,
     "decoupled_softmax": losses.decoupled_softmax,
+    "supcon": losses.supcon,
+    "balanced": losses.balanced,
     "bce": losses.bce,
     "soft_top_k": partial(losses.soft_top_k, k=2),
 }
@@ -56,6 +59,11 @@ def reference(name: str, logits: torch.Tensor, positives: torch.Tensor, weights:
         rows += 1
         if name == "softmax":
             total += sum(r * (logsumexp(row) - row[j]) for j, r in labels.items())
+        elif name == "supcon":
+            total += sum(r * (logsumexp(row) - row[j]) for j, r in labels.items()) / len(labels)
+        elif name == "balanced":
+            lowered = logsumexp([s - (math.log(len(labels)) if j in labels else 0.0) for j, s in enumerate(row)])
+            total += sum(r * (lowered - row[j]) for j, r in labels.items()) / len(labels)
         elif name == "decoupled_softmax":
             rest = [s for j, s in enumerate(row) if j not in labels]
             total += sum(r * (logsumexp([row[j], *rest]) - row[j]) for j, r in labels.items()) / len(labels)
@@ -85,6 +93,9 @@ def test_equals_loops(name: str, weighted: bool, seed: int) -> None:
     w = weights if weighted else None
     value = FUNCTIONS[name](logits, pairs, w)
     assert float(value) == pytest.approx(reference(name, logits, pairs, w), rel=1e-10)
+    whole = logits.nan_to_num(neginf=-1.0)  # the other direction: a column of the pool is a row
+    value = FUNCTIONS[name](whole.T, pairs.flip(0), w)
+    assert float(value) == pytest.approx(reference(name, whole.T, pairs.flip(0), w), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +118,7 @@ def test_masked_entries_have_no_gradient(name: str) -> None:
     assert logits.grad[0, 5] == 0 and logits.grad[4, 0] == 0
 
 
-@pytest.mark.parametrize("name", ["softmax", "decoupled_softmax", "soft_top_k"])
+@pytest.mark.parametrize("name", OF_ROWS)
 def test_row_without_positive_changes_nothing(name: str) -> None:
     logits, pairs, _ = example()
     with_empty = logits.clone().requires_grad_()
@@ -138,7 +149,7 @@ def test_row_of_positives_only() -> None:
         assert (logits.grad == 0).all()
     one = torch.tensor([[0.3]], requires_grad=True)
     pair = torch.zeros(2, 1, dtype=torch.int64)
-    for function in (losses.softmax, losses.decoupled_softmax):
+    for function in (losses.softmax, losses.decoupled_softmax, losses.supcon, losses.balanced):
         assert function(one, pair).item() == pytest.approx(0)
     with pytest.raises(ValueError, match="0 < k"):
         losses.soft_top_k(one, pair, k=1)
@@ -158,7 +169,7 @@ def test_finite_at_extreme_logits(name: str, dtype: torch.dtype) -> None:
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("name", ["softmax", "decoupled_softmax", "soft_top_k"])
+@pytest.mark.parametrize("name", OF_ROWS)
 def test_shift_invariant(name: str) -> None:
     logits, pairs, _ = example()
     assert float(FUNCTIONS[name](logits - 200, pairs)) == pytest.approx(float(FUNCTIONS[name](logits, pairs)), rel=1e-9)
@@ -245,6 +256,19 @@ def test_every_label_once_as_the_only_positive(bounds: list[int]) -> None:
         pair = torch.tensor([[2], [label]])
         values, _ = Shards(bounds).run("decoupled_softmax", logits, pair)
         assert values[0] == pytest.approx(reference("decoupled_softmax", logits, pair, None), rel=1e-12)
+
+
+def test_the_balanced_denominator_is_the_negatives_and_the_mean_positive() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.5, -0.3]], dtype=torch.float64)
+    value = losses.balanced(logits, torch.tensor([[0, 0], [0, 1]]))
+    mean = (math.exp(1) + math.exp(2)) / 2
+    assert float(value) == pytest.approx(math.log(mean + math.exp(0.5) + math.exp(-0.3)) - 1.5, rel=1e-12)
+
+
+def test_supcon_is_softmax_with_weights_of_one_over_m() -> None:
+    logits, pairs, _ = example()
+    m = torch.bincount(pairs[0]).double()[pairs[0]]
+    assert float(losses.supcon(logits, pairs)) == pytest.approx(float(losses.softmax(logits, pairs, 1 / m)), rel=1e-12)
 
 
 def test_soft_top_k_shift_sums_to_k() -> None:

@@ -1,11 +1,11 @@
-"""RowAdamW against torch's AdamW, and gradient clipping over dense and sparse gradients."""
+"""Row optimisers against torch's and plain loops, stochastic rounding, clipping over dense and sparse gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from labelspace.optim import RowAdamW, clip_gradients, make_optimizers
+from labelspace.optim import RowAdagrad, RowAdamW, clip_gradients, make_optimizers, round_stochastically
 
 
 def sparse(rows: list[int], values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -74,6 +74,93 @@ def test_duplicate_rows_of_a_gradient_are_summed() -> None:
     for parameter in (a, b):
         RowAdamW([parameter], lr=0.1).step()
     assert torch.equal(a, b)
+
+
+def test_adamw_keeps_state_of_rows_seen_alone() -> None:
+    table = torch.nn.Parameter(torch.zeros(1000, 3))
+    optimizer = RowAdamW([table], lr=0.1)
+    for rows in ([7, 900], [7, 3], [900, 1, 2, 4]):
+        table.grad = sparse(rows, torch.ones(len(rows), 3), (1000, 3))
+        optimizer.step()
+    state = optimizer.state[table]
+    assert state["used"] == 6 and len(state["exp_avg"]) == len(state["last"]) <= 9
+    assert (state["places"] >= 0).nonzero().ravel().tolist() == [1, 2, 3, 4, 7, 900]
+    assert torch.equal((table != 0).any(1), state["places"] >= 0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_adagrad_equals_loops(decay: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    optimizer = RowAdagrad([table], lr=0.1, weight_decay=decay)
+    weights, sums, last = table.tolist(), [0.0] * 6, [0] * 6
+    for step in range(1, 6):
+        rows = torch.randperm(6, generator=g)[:3].tolist()
+        gradient = torch.randn(3, 3, generator=g, dtype=torch.float64)
+        table.grad = sparse(rows, gradient, (6, 3))
+        optimizer.step()
+        for row, values in zip(rows, gradient.tolist(), strict=True):
+            sums[row] += sum(x * x for x in values) / 3
+            for _ in range(step - last[row]):
+                weights[row] = [w * (1 - 0.1 * decay) for w in weights[row]]
+            weights[row] = [w - 0.1 * x / sums[row] ** 0.5 for w, x in zip(weights[row], values, strict=True)]
+            last[row] = step
+    torch.testing.assert_close(table.detach(), torch.tensor(weights, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_rounding_is_unbiased_and_exact_where_it_can_be() -> None:
+    g = torch.Generator().manual_seed(0)
+    for value in (1.001, -1.001, 3.14159e-20, -2.71828e20, 1e-39):
+        x = torch.full((200_000,), value)
+        rounded = round_stochastically(x, g)
+        below, above = float(rounded.float().min()), float(rounded.float().max())
+        assert rounded.dtype == torch.bfloat16 and below <= float(x[0]) <= above and len(rounded.unique()) <= 2
+        error = rounded.double().mean() - x[0].double()
+        assert abs(float(error)) <= 4 * (above - below) / 2 / 200_000**0.5
+    exact = torch.tensor([0.0, 1.0, -2.5, float("inf"), float("-inf")])
+    assert torch.equal(round_stochastically(exact, g).float(), exact)
+    assert round_stochastically(torch.tensor([float("nan")]), g).isnan().all()
+
+
+def test_small_updates_of_bf16_weights_add_up() -> None:
+    """10,000 weights at 1.0, 2,000 steps of 5e-5: the mean goes where float32 goes, rounding to nearest stays."""
+    results = {}
+    for kind in (torch.float32, torch.bfloat16):
+        table = torch.nn.Parameter(torch.ones(10, 1000, dtype=kind))
+        optimizer = RowAdagrad([table], lr=1e-4, eps=1.0)
+        optimizer.state[table] = {"step": 0, "sum": torch.zeros(10), "last": torch.zeros(10, dtype=torch.int32)}
+        for _ in range(2_000):
+            optimizer.state[table]["sum"].zero_()  # so that a step is lr g / (g + 1)
+            table.grad = sparse(list(range(10)), torch.ones(10, 1000, dtype=kind), (10, 1000))
+            optimizer.step()
+        results[kind] = float(table.detach().float().mean())
+    assert results[torch.float32] == pytest.approx(0.9, abs=1e-3)
+    assert results[torch.bfloat16] == pytest.approx(results[torch.float32], rel=1e-3)
+    assert float(torch.tensor(1.0).bfloat16() - 5e-5) == 1.0
+
+
+@pytest.mark.parametrize("kind", [RowAdamW, RowAdagrad])
+def test_rounding_repeats_and_goes_on_after_a_checkpoint(kind: type[RowAdamW | RowAdagrad]) -> None:
+    def run(steps: int, table: torch.nn.Parameter, optimizer: RowAdamW | RowAdagrad) -> None:
+        g = torch.Generator().manual_seed(optimizer.state[table].get("step", 0))
+        for _ in range(steps):
+            table.grad = sparse([3, 1], torch.randn(2, 40, generator=g).bfloat16(), (5, 40))
+            optimizer.step()
+
+    def fresh(seed: int = 0) -> tuple[torch.nn.Parameter, RowAdamW | RowAdagrad]:
+        table = torch.nn.Parameter(torch.ones(5, 40, dtype=torch.bfloat16))
+        return table, kind([table], lr=1e-3, seed=seed)
+
+    whole, other, broken = fresh(), fresh(1), fresh()
+    for part in (whole, other, broken):
+        run(4, *part)
+    run(4, *whole)
+    again = fresh()
+    with torch.no_grad():
+        again[0].copy_(broken[0])
+    again[1].state[again[0]] = dict(broken[1].state[broken[0]])
+    run(4, *again)
+    assert torch.equal(whole[0], again[0]) and not torch.equal(other[0], broken[0])
 
 
 def test_clip_scales_dense_and_sparse_together() -> None:

@@ -33,7 +33,9 @@ def blocks() -> list[tuple[str, str, str]]:
 
 def same(printed: str, shown: str) -> bool:
     """Equal words, line by line, and numbers within 0.15: similarities vary a little between machines."""
-    a, b = ([line.split() for line in text.splitlines() if line.strip()] for text in (printed, shown))
+    a, b = (
+        [line.replace(")", " )").split() for line in text.splitlines() if line.strip()] for text in (printed, shown)
+    )
     if [len(line) for line in a] != [len(line) for line in b]:
         return False
     for x, y in zip(sum(a, []), sum(b, []), strict=True):

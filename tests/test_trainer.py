@@ -201,3 +201,14 @@ def test_devices() -> None:
     assert device_of("cpu").type == "cpu"
     with pytest.raises(LabelspaceError, match="the device 'abacus' cannot be used"):
         device_of("abacus")
+
+
+def test_work_after_the_loop_is_kept_free() -> None:
+    settings, now = FitSettings(max_minutes=10), time.monotonic()
+    plain, busy = (Schedule(settings, 100, now, ending) for ending in (0.0, 300.0))
+    assert busy.reserve == plain.reserve + 300
+    for schedule in (plain, busy):
+        schedule.plan_end(7.0)
+    assert busy.reserve == plain.reserve + 300
+    late = Schedule(settings, 100, now, ending=601.0)
+    assert late.progress(1) == 1.0 > busy.progress(1)

@@ -54,7 +54,7 @@ def test_the_choice_equals_trying_every_setting(objective: str, block: int, monk
     memory, queries, truth, weights = made()
     left_out = np.zeros(N, dtype=bool)
     left_out[:9] = True
-    found = tune(memory, queries, truth, weights, left_out=left_out, objective=objective, grid=GRID)
+    found = tune(memory, queries, truth, weights, left_out=left_out, objective=objective, grid=GRID, tolerance=0)
     names = objective.split(",")
     tried = {}
     for way in GRID.ways(L, N):
@@ -87,11 +87,20 @@ def test_a_fixed_setting_is_kept() -> None:
     found = tune(memory, queries, truth, weights, grid=Grid.fixed(search="joint", temperature=0.03, votes="normalized"))
     assert (found.voting.search, found.voting.temperature, found.voting.votes) == ("joint", 0.03, "normalized")
     only = tune(memory, queries, truth, weights, grid=Grid.fixed(search="joint", weight=1.0, depth=20))
-    assert only.voting.weight == 1 and only.tried == 10 and only.metrics["P@1"] >= 0
+    assert only.voting.weight == 1 and only.tried == 2 * len(Grid().temperatures) and only.metrics["P@1"] >= 0
     with pytest.raises(ls.SettingsError, match="weight must be from 0 to 1"):
         Grid.fixed(weight=2.0)
     with pytest.raises(ls.SettingsError, match="'R@7' is not made of known metrics"):
         tune(memory, queries, truth, weights, objective="R@7")
+
+
+def test_near_the_best_the_deepest_list_wins() -> None:
+    memory, queries, truth, weights = made()
+    best = tune(memory, queries, truth, weights, grid=GRID, tolerance=0)
+    wide = tune(memory, queries, truth, weights, grid=GRID, tolerance=8.0)
+    assert best.value >= wide.value >= best.value - 8.0
+    assert wide.metrics["R@10"] > best.metrics["R@10"]
+    assert render(wide.as_dict()).count("\n* ") == 1
 
 
 def test_random_vectors_are_tuned_to_chance() -> None:

@@ -183,7 +183,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: Literal["dexml", "raexmc"] | None = None,
+    recipe: Literal["dexml", "unidec", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
@@ -202,7 +202,7 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        How to train: dexml or raexmc; dexml when not given, or as the run to resume. The settings are the recipe's.
+        dexml, unidec or raexmc; dexml when not given, or as the run to resume. The settings are those of the recipe.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -271,6 +271,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
 
 train_dexml = _train_by("dexml")
 train_raexmc = _train_by("raexmc")
+train_unidec = _train_by("unidec")
 
 
 def evaluate(
@@ -313,7 +314,7 @@ def evaluate(
     from .data import require_texts
     from .data.formats.table import suffix
     from .data.scores import SUFFIXES, load_scores
-    from .evaluation import longest_filter_row, render, report
+    from .evaluation import longest_filter_row, render, render_rankings, report
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
@@ -340,7 +341,7 @@ def evaluate(
     targets, train_targets = corpus.targets, dataset.train.targets
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
-        given = load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)
+        given = {"combined": load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)}
     else:
         require_texts(dataset, split if split != "auto" else "valid" if dataset.test is None else "test")
         depth = min(k + longest, len(opened.labels))
@@ -351,19 +352,27 @@ def evaluate(
         elif opened.memory.n_documents and corpus is dataset.train:
             logger.warning("the model's documents vote for themselves here, so these figures say little")
         probable = opened.calibration is not None or threshold is not None
-        given = opened.predict(corpus.texts, k=depth, probabilities=probable, left_out=left_out)
+        given = opened.rankings(corpus.texts, k=depth, probabilities=probable, left_out=left_out)
         given, (targets, train_targets) = _align(given, opened.labels, dataset.labels, [targets, train_targets])
     if len(dataset.train) < 2:
         logger.warning("propensities need at least two training documents; PSP is left out")
         train_targets = None
-    result = report(
-        given, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
-        name=dataset.name, filter_source=None if source is None else str(source), threshold=threshold,
-    )  # fmt: skip
+    results = {
+        name: report(
+            predictions, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
+            name=dataset.name, filter_source=None if source is None else str(source),
+            threshold=threshold if predictions.probabilities is not None else None,
+        )
+        for name, predictions in given.items()
+    }  # fmt: skip
+    result = results["combined"]
+    rankings = {name: of.metrics for name, of in results.items()} if len(results) > 1 else {}
     if output.json:
-        _print_json(result.as_dict())
+        _print_json({**result.as_dict(), **({"rankings": rankings} if rankings else {})})
     else:
         print(render(result))
+        if rankings:
+            print("\n" + render_rankings(rankings))
 
 
 def calibrate(
@@ -578,10 +587,12 @@ def _choose_split(data: Dataset, split: str) -> Corpus:
     return corpus
 
 
-def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[Any]) -> tuple[Predictions, list[Any]]:
+def _align(
+    given: dict[str, Predictions], mine: Labels, theirs: Labels, truths: list[Any]
+) -> tuple[dict[str, Predictions], list[Any]]:
     """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
     if list(mine.ids) == list(theirs.ids):
-        return predictions, truths
+        return given, truths
     import numpy as np
     import scipy.sparse as sp
 
@@ -604,7 +615,11 @@ def _align(predictions: Predictions, mine: Labels, theirs: Labels, truths: list[
             "the model and the data have no label id in common; is this the data that the model is for?"
         )
     wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
-    return Predictions(place[predictions.indices], predictions.scores, probabilities=predictions.probabilities), wide
+    there = {
+        name: Predictions(place[found.indices], found.scores, probabilities=found.probabilities)
+        for name, found in given.items()
+    }
+    return there, wide
 
 
 def _warn_of_unknown_variables() -> None:

@@ -176,6 +176,90 @@ class DexmlSettings(MiningSettings, RunSettings):
             raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
 
 
+Loss = Literal["decoupled_softmax", "softmax", "supcon", "balanced", "soft_top_k", "bce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnidecSettings(MiningSettings, RunSettings):
+    """UniDEC: a dual encoder and a classifier behind one encoder, trained together on a picked pool of labels.
+
+    Args:
+        encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k``
+            or ``bce``.
+        classifier_loss: of the classifier, one of the same.
+        classifier_labels: ``pool`` trains the label table on the labels of the pool; ``all`` by one-vs-all BCE on every
+            label in every step, a chunk of labels at a time (Renee, ELMO), by stochastic gradient descent.
+        add_bce: weight of BCE on the pool added to the classifier's loss.
+        directions: which heads also learn from labels to documents, with half the weight of their loss.
+        encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
+        k: places of ``soft_top_k``.
+        alpha: steepness of ``soft_top_k``.
+        temperature: divides the scores of both heads; the paper multiplies by 18.
+        num_positives: labels of a document drawn into the pool; 0 for all.
+        num_negatives: hard negatives drawn for a document.
+        cap: most labels in a pool; 8 times the batch size when not given.
+        gap: no more is added to a pool once so few places are left.
+        pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
+            ``static`` and up to 65,536 labels, else ``some``.
+        clusters: make each batch of documents that are alike, once hard negatives are made; when not given, with the
+            pool ``some``.
+        encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
+            transformer when not given.
+        classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
+        identity: heads begin as the identity, instead of at random.
+        table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random; random
+            for one-vs-all when not given.
+        head_dropout: of the heads' vectors of texts; 0 for ``static`` and 0.1 for a transformer when not given.
+        table_dropout: of the rows of the label table; as for head_dropout.
+        classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
+            search and training, or ``never``; when not given, ``never`` after one-vs-all or ``bce``, else ``search``.
+        head_lr: learning rate of the heads; twice that of the encoder when not given.
+        table_lr: learning rate of the label table.
+        table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
+        table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
+        table_dtype: ``float32``, or ``bf16`` rounded stochastically.
+        label_documents: the text of every label is a training document too, with that label alone.
+    """
+
+    encoder_loss: Loss = "decoupled_softmax"
+    classifier_loss: Loss = "decoupled_softmax"
+    classifier_labels: Literal["pool", "all"] = "pool"
+    add_bce: Annotated[float, Field(ge=0)] = 0.0
+    directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
+    encoder_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    k: Count = 5
+    alpha: Positive = 2.0
+    temperature: Positive = 0.0556
+    num_positives: Annotated[int, Field(ge=0)] = 3
+    num_negatives: Count = 6
+    range_max: Count = 30
+    cap: Count | None = None
+    gap: Annotated[int, Field(ge=0)] = 10
+    pool: Literal["auto", "some", "all"] = "auto"
+    clusters: bool | None = None
+    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.2
+    encoder_dim: Annotated[int, Field(ge=0)] | None = None
+    classifier_dim: Annotated[int, Field(ge=0)] | None = None
+    identity: bool = True
+    table_init: Literal["labels", "random"] | None = None
+    head_dropout: Probability | None = None
+    table_dropout: Probability | None = None
+    classifier_norm: Literal["search", "both", "never"] | None = None
+    head_lr: Positive | None = None
+    table_lr: Positive = 1e-3
+    table_momentum: Probability = 0.0
+    table_optimizer: Literal["adamw", "adagrad"] = "adamw"
+    table_dtype: Literal["float32", "bf16"] = "float32"
+    label_documents: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier_labels == "all" and self.classifier_norm == "both":
+            raise ValueError("classifier_norm: 'both' does not go with classifier_labels 'all'; take search or never")
+        if self.classifier_labels == "pool" and self.table_momentum:
+            raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaexmcSettings(MiningSettings, RunSettings):
     """RAE-XMC: one encoder for documents and labels, and a memory of both that answers.
@@ -203,14 +287,14 @@ class RaexmcSettings(MiningSettings, RunSettings):
     key_precision: Literal["float32", "bf16"] = "float32"
 
 
-RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "raexmc": RaexmcSettings}
+RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings, "raexmc": RaexmcSettings}
 
 
 def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings:
     """The settings of a recipe with the given values put over its defaults.
 
     Args:
-        recipe: ``dexml`` or ``raexmc``.
+        recipe: ``dexml``, ``unidec`` or ``raexmc``.
         given: values by name.
         source: where they came from, for error messages.
 

@@ -491,6 +491,18 @@ def _groups(scored: _Scored, train_targets: Any, ks: Sequence[int]) -> dict[str,
     return result
 
 
+def render_rankings(rankings: dict[str, dict[str, float]]) -> str:
+    """The main figures of a model's rankings side by side, as plain text for a terminal.
+
+    Args:
+        rankings: percent by metric, by ranking.
+    """
+    first = next(iter(rankings.values()))
+    shown = [name for name in ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "R@100") if name in first]
+    rows = [[name, *(_number(metrics[metric]) for metric in shown)] for name, metrics in rankings.items()]
+    return "\n".join(_table(["ranking", *shown], rows))
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table: first column to the left, others to the right."""
     cells = [list(header), *(list(row) for row in rows)]

@@ -1,14 +1,29 @@
-"""Heads: label numbers -> label vectors (P, D)."""
+"""Heads: label numbers -> label vectors (P, D), and what stands between the encoder and the scores (UniDEC)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout, normalize
 
 from .data.tokens import Tokens
 from .encoders.interface import Encoder
+from .errors import ModelError
 from .gradcache import encode_cached
+from .optim import round_stochastically
+
+ClassifierNorm = Literal["search", "both", "never"]
+Ranking = Literal["combined", "encoder", "classifier"]
+RANKINGS: tuple[Ranking, ...] = ("combined", "encoder", "classifier")
 
 
 class LabelEncoder:
@@ -35,3 +50,374 @@ class LabelEncoder:
         """
         tokens = self.tokens if pool is None else self.tokens.take(pool)
         return encode_cached(self.encoder, tokens, self.chunk_size, kept_tokens)
+
+
+class LabelTable(nn.Module):
+    """The classifier's head: a label's vector is a row of its own (UniDEC, Renee).
+
+    Only the rows of a pool get a gradient, which is sparse; nothing of the table's size is made in a step.
+
+    Args:
+        rows: (L, D) first vectors, float32 or bf16; they become the weights without a copy.
+        dropout: share of the entries of the rows used that are set to 0 in training.
+    """
+
+    def __init__(self, rows: Tensor, dropout: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(rows)
+        self.dropout = dropout
+
+    def forward(self, pool: npt.NDArray[np.int64]) -> Tensor:
+        """Vectors of the labels of a pool, with a graph.
+
+        Args:
+            pool: (P,) distinct label numbers, rising.
+
+        Returns:
+            (P, D) float32.
+        """
+        rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
+        return dropout(rows, self.dropout) if self.training and self.dropout else rows
+
+
+def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A table's first vectors, Xavier-uniform.
+
+    Args:
+        count: L, rows.
+        dim: D, columns.
+        dtype: float32 or bf16.
+        device: where to put them.
+    """
+    bound = (6 / (count + dim)) ** 0.5
+    return torch.empty(count, dim, dtype=dtype, device=device).uniform_(-bound, bound)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table as float32; the gradient is a coalesced sparse tensor of them."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.dtype = table.shape, table.dtype
+        return table.index_select(0, rows).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        gradient = torch.sparse_coo_tensor(
+            rows[None], grad.to(ctx.dtype), ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None
+
+
+class OneVsAll(LabelTable):
+    """A label table trained against all labels at once by one-vs-all BCE (Renee, ELMO).
+
+    The gradients are the closed form ``G = sigmoid(Z) - Y``, ``dE = G W``, ``dW = G^T E`` of logits Z, found for a
+    chunk of labels at a time; autograd sees only dE, and `OneVsAllSGD` finds dW when it updates the weights.
+
+    Args:
+        rows: (L, D) first vectors, float32 or bf16; they become the weights without a copy.
+        scale: logits are so many times the products of queries and rows.
+        chunk: labels whose logits are held at a time.
+    """
+
+    def __init__(self, rows: Tensor, *, scale: float = 1.0, chunk: int = 16_384):
+        super().__init__(rows)
+        self.scale, self.chunk = scale, chunk
+        self.pending: tuple[Tensor, Tensor] | None = None
+        """Queries and positives of the step that the weights were not updated for."""
+
+    def loss(self, queries: Tensor, positives: Tensor) -> Tensor:
+        """BCE summed over documents and labels; its gradient in the queries uses the weights as they are now.
+
+        Args:
+            queries: (B, D) float32 documents.
+            positives: (2, M) int64 pairs (row of the batch, label number), in any order.
+        """
+        positives = positives[:, torch.argsort(positives[1])]
+        self.pending = (queries.detach(), positives)
+        value: Tensor = _OneVsAll.apply(queries, self, positives)
+        return value
+
+    def chunks(self, queries: Tensor, positives: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Labels of each chunk, their rows as they multiply, and their logits (B, c), whose memory may be written to.
+
+        Args:
+            queries: (B, D) documents.
+            positives: (2, M) pairs, sorted by label.
+        """
+        scaled = (queries * self.scale).to(self._products(queries))
+        for start in range(0, len(self.weight), self.chunk):
+            rows = self.weight.detach()[start : start + self.chunk].to(scaled.dtype)
+            yield slice(start, start + len(rows)), rows, (scaled @ rows.T).to(queries.dtype)
+
+    def _products(self, queries: Tensor) -> torch.dtype:
+        return torch.bfloat16 if self.weight.dtype == torch.bfloat16 else queries.dtype
+
+
+def positives_within(positives: Tensor, labels: slice) -> tuple[Tensor, Tensor]:
+    """Rows and columns, counted from the first label, of the pairs whose label is in a chunk.
+
+    Args:
+        positives: (2, M) pairs, sorted by label.
+        labels: the chunk.
+    """
+    bounds = torch.tensor([labels.start, labels.stop], device=positives.device)
+    first, last = torch.searchsorted(positives[1].contiguous(), bounds).tolist()
+    return positives[0, first:last], positives[1, first:last] - labels.start
+
+
+class _OneVsAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, head: OneVsAll, positives: Tensor) -> Tensor:
+        gradient = torch.zeros_like(queries)
+        value = torch.zeros((), dtype=torch.float64, device=queries.device)
+        for labels, rows, logits in head.chunks(queries, positives):
+            own = positives_within(positives, labels)
+            value -= logits[own].sum()
+            value += logits.clamp(min=0).sum() + logits.abs().neg_().exp_().log1p_().sum()
+            g = logits.sigmoid_()
+            g[own] -= 1
+            gradient += (g.to(rows.dtype) @ rows).to(queries.dtype)
+        ctx.save_for_backward(gradient.mul_(head.scale))
+        return value.to(queries.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+class OneVsAllSGD(torch.optim.Optimizer):
+    """Updates the weights of a `OneVsAll` head chunk by chunk: ``W -= lr (G^T E + decay W)``.
+
+    The gradient is that of the sum over documents and labels, as published rates assume. bf16 weights are rounded
+    stochastically, seeded by the step; there is no master copy.
+
+    Args:
+        head: whose last loss is learnt from.
+        lr: learning rate.
+        weight_decay: decay of the weights.
+        momentum: of the gradient, a buffer as large as the weights; 0 for none.
+        seed: of the rounding.
+    """
+
+    def __init__(
+        self, head: OneVsAll, lr: float = 0.05, weight_decay: float = 0.0, momentum: float = 0.0, seed: int = 0
+    ):
+        super().__init__([head.weight], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "seed": seed})
+        self.head = head
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all rows.
+
+        Args:
+            closure: computes the loss again, as every torch optimiser allows.
+        """
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        if self.head.pending is None:
+            return value
+        (queries, positives), self.head.pending = self.head.pending, None
+        group, weight = self.param_groups[0], self.head.weight
+        state = self.state[weight]
+        state["step"] = state.get("step", 0) + 1
+        if group["momentum"] and "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight, dtype=torch.float32)
+        generator = torch.Generator(weight.device).manual_seed((group["seed"] * 1_000_003 + state["step"]) % 2**63)
+        for labels, rows, logits in self.head.chunks(queries, positives):
+            g = logits.sigmoid_()
+            g[positives_within(positives, labels)] -= 1
+            change = (g.to(rows.dtype).T @ queries.to(rows.dtype)).to(queries.dtype).mul_(self.head.scale)
+            old = weight[labels].to(change.dtype)
+            change.add_(old, alpha=group["weight_decay"])
+            if group["momentum"]:
+                change = state["momentum"][labels].mul_(group["momentum"]).add_(change)
+            new = old.add_(change, alpha=-group["lr"])
+            weight[labels] = round_stochastically(new, generator) if weight.dtype == torch.bfloat16 else new
+        return value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the last loss.
+
+        Args:
+            set_to_none: as torch has it.
+        """
+        super().zero_grad(set_to_none)
+        self.head.pending = None
+
+
+class TwoHeads(nn.Module):
+    """The dual encoder's and the classifier's head behind one encoder (UniDEC).
+
+    With e the encoder's vector of a text, documents and labels have ``g_D = unit(dropout(tanh(linear(e))))``, and
+    documents also ``g_C = dropout(linear(e))``, to be multiplied with the rows W of a label table.
+
+    Args:
+        dim: D, dimensions of e.
+        encoder_dim: dimensions of g_D; 0 leaves linear layer and tanh out, so that g_D is e, unit length.
+        classifier_dim: dimensions of g_C; 0 leaves the linear layer out, so that g_C is e.
+        dropout: of both heads.
+        identity: linear layers begin as the identity (as rows of an orthogonal matrix where they change the
+            dimensions), so that training starts from the encoder's own geometry; otherwise Xavier-uniform.
+        classifier_norm: g_C and W are scaled to unit length in ``search`` only, in ``both`` search and training, or
+            ``never``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        encoder_dim: int = 0,
+        classifier_dim: int = 0,
+        *,
+        dropout: float = 0.0,
+        identity: bool = True,
+        classifier_norm: ClassifierNorm = "search",
+    ):
+        super().__init__()
+        self.dim, self.encoder_dim, self.classifier_dim = dim, encoder_dim, classifier_dim
+        self.dropout, self.classifier_norm = dropout, classifier_norm
+        self.encoder = _linear(dim, encoder_dim, identity) if encoder_dim else None
+        self.classifier = _linear(dim, classifier_dim, identity) if classifier_dim else None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Dimensions of g_D and of g_C."""
+        return self.encoder_dim or self.dim, self.classifier_dim or self.dim
+
+    def dual(self, vectors: Tensor) -> Tensor:
+        """g_D of documents or labels, for training and search.
+
+        Args:
+            vectors: (n, D) of the encoder.
+        """
+        if self.encoder is not None:
+            vectors = torch.tanh(self.encoder(vectors))
+        return normalize(self._dropped(vectors), dim=1)
+
+    def _dropped(self, vectors: Tensor) -> Tensor:
+        return dropout(vectors, self.dropout) if self.training and self.dropout else vectors
+
+    def document(self, vectors: Tensor) -> Tensor:
+        """g_C of documents, for training.
+
+        Args:
+            vectors: (n, D) of the encoder.
+        """
+        if self.classifier is not None:
+            vectors = self.classifier(vectors)
+        vectors = self._dropped(vectors)
+        return normalize(vectors, dim=1) if self.classifier_norm == "both" else vectors
+
+    def label(self, rows: Tensor) -> Tensor:
+        """Rows of the label table, for training.
+
+        Args:
+            rows: (P, d_C).
+        """
+        return normalize(rows, dim=1) if self.classifier_norm == "both" else rows
+
+    @torch.no_grad()
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What documents ask a memory with: [g_D; g_C], g_C unit length unless it is ``never`` scaled.
+
+        Args:
+            vectors: (n, D) of the encoder.
+
+        Returns:
+            (n, d_D + d_C) float32.
+        """
+        training = self.training
+        self.eval()
+        dual, classifier = self.dual(vectors), self.document(vectors)
+        self.train(training)
+        return torch.cat([dual, classifier if self.classifier_norm == "never" else normalize(classifier, dim=1)], dim=1)
+
+    @torch.no_grad()
+    def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
+        """What labels answer with: [g_D; W], W unit length unless it is ``never`` scaled.
+
+        Args:
+            vectors: (n, D) of the encoder, from the label texts.
+            rows: (n, d_C) of the table; None for labels without a row, whose W is 0: they rank by their texts alone.
+
+        Returns:
+            (n, d_D + d_C) float32.
+        """
+        training = self.training
+        self.eval()
+        dual = self.dual(vectors)
+        self.train(training)
+        if rows is None:
+            rows = dual.new_zeros(len(dual), self.widths[1])
+        rows = rows.float()
+        return torch.cat([dual, rows if self.classifier_norm == "never" else normalize(rows, dim=1)], dim=1)
+
+    def columns(self, ranking: Ranking) -> slice:
+        """Columns of queries and keys that a ranking multiplies.
+
+        Args:
+            ranking: ``combined``, ``encoder`` or ``classifier``.
+        """
+        first = self.widths[0]
+        return {"combined": slice(None), "encoder": slice(first), "classifier": slice(first, None)}[ranking]
+
+    def save(self, file: Path) -> dict[str, Any]:
+        """Write the weights and return the settings that `load` needs.
+
+        Args:
+            file: a safetensors file to be.
+        """
+        save_file({name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}, file)
+        return {
+            "kind": "two heads",
+            "dim": self.dim,
+            "encoder_dim": self.encoder_dim,
+            "classifier_dim": self.classifier_dim,
+            "classifier_norm": self.classifier_norm,
+        }
+
+    @classmethod
+    def load(cls, file: Path, settings: dict[str, Any], device: str = "cpu") -> TwoHeads:
+        """Read what `save` wrote.
+
+        Args:
+            file: the file.
+            settings: what `save` returned.
+            device: where to put the weights.
+
+        Raises:
+            ModelError: a file that is damaged, or heads of another kind.
+        """
+        if settings.get("kind") != "two heads":
+            raise ModelError(f"{file} holds heads of the unknown kind {settings.get('kind')!r}")
+        try:
+            heads = cls(
+                int(settings["dim"]),
+                int(settings["encoder_dim"]),
+                int(settings["classifier_dim"]),
+                classifier_norm=settings["classifier_norm"],
+            )
+            heads.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:300]}") from error
+        return heads.to(device).eval()
+
+
+def _linear(dim: int, out: int, identity: bool) -> nn.Linear:
+    layer = nn.Linear(dim, out)
+    nn.init.zeros_(layer.bias)
+    if not identity:
+        nn.init.xavier_uniform_(layer.weight)
+    elif out == dim:
+        nn.init.eye_(layer.weight)
+    else:
+        nn.init.orthogonal_(layer.weight)
+    return layer

@@ -1,4 +1,5 @@
-"""Losses over a pool of labels, as functions of logits and positive pairs (DEXML, Gupta et al., ICLR 2024).
+"""Losses over a pool of labels, as functions of logits and positive pairs (DEXML, Gupta et al., ICLR 2024; UniDEC,
+Kharbanda et al., 2024).
 
 Every loss has one signature::
 
@@ -156,6 +157,47 @@ def decoupled_softmax(
     return apply(closed_form("decoupled_softmax"), logits, positives, weights, reduce)
 
 
+def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
+    """Supervised contrastive loss: softmax over all columns, averaged over the positives of a row (UniDEC).
+
+    It is `softmax` with each positive weighted by 1/m_i, so that a document with many labels counts as one.
+
+    Args:
+        logits: (B, P) scores divided by the temperature.
+        positives: (2, M) int64 pairs (row, column).
+        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
+        reduce: combines a (B,) tensor over label shards; None for one shard.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    """
+    return apply(closed_form("supcon"), logits, positives, weights, reduce)
+
+
+def balanced(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
+    """Balanced softmax: the negatives and the mean of the positives stand in the denominator (UniDEC).
+
+    ``logD_i = logsumexp_j(s_ij - y_ij log m_i)``, and the loss of a row is logD_i minus the mean of its positives;
+    nothing is exponentiated on its own, so logits of any size are safe.
+
+    Args:
+        logits: (B, P) scores divided by the temperature.
+        positives: (2, M) int64 pairs (row, column).
+        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
+        reduce: combines a (B,) tensor over label shards; None for one shard.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    """
+    return apply(closed_form("balanced"), logits, positives, weights, reduce)
+
+
 def bce(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
     """One-vs-all binary cross-entropy, averaged over all B P entries.
 
@@ -210,7 +252,7 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     """A loss by name, in the form that can be found in blocks.
 
     Args:
-        name: one of ``softmax``, ``decoupled_softmax``, ``bce``, ``soft_top_k``.
+        name: one of ``softmax``, ``decoupled_softmax``, ``supcon``, ``balanced``, ``bce``, ``soft_top_k``.
         options: ``k``, ``alpha`` and ``clamp`` of ``soft_top_k``.
 
     Raises:
@@ -219,13 +261,15 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     forms: dict[str, Form] = {
         "softmax": softmax_form,
         "decoupled_softmax": decoupled_softmax_form,
+        "supcon": supcon_form,
+        "balanced": balanced_form,
         "bce": bce_form,
         "soft_top_k": soft_top_k_form,
     }
     if name not in forms:
         raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(forms)}")
     compute = partial(forms[name], **options) if options else forms[name]
-    return ClosedForm(compute, positives_apart=name == "decoupled_softmax")
+    return ClosedForm(compute, positives_apart=name in ("decoupled_softmax", "balanced"))
 
 
 class _Loss(torch.autograd.Function):
@@ -371,14 +415,55 @@ def _scaled_exp(block: Tensor, log_scale: Tensor) -> Tensor:
 
 def softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `softmax`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / R."""
-    log_z = scan(_log_sum_exp(pairs), "logsumexp")
+    return _softmax(
+        pairs, pairs.weights / pairs.divisor, scan(_log_sum_exp(pairs), "logsumexp"), pairs.logits, gradient
+    )
+
+
+def supcon_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
+    """Value and gradient of `supcon`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / (m_i R)."""
+    weights = pairs.weights / (pairs.per_row[pairs.rows] * pairs.divisor)
+    return _softmax(pairs, weights, scan(_log_sum_exp(pairs), "logsumexp"), pairs.logits, gradient)
+
+
+def balanced_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
+    """Value and gradient of `balanced`; its scan leaves out positives.
+
+    d/ds_ij = ((sum_p r_ip) exp(s_ij - y_ij log m_i - logD_i) - r_ij y_ij) / (m_i R).
+    """
+    weights = pairs.weights / (pairs.per_row[pairs.rows] * pairs.divisor)
+    lowered = pairs.logits - pairs.per_row[pairs.rows].log()
+    of_positives = pairs.reduce(_log_sum_exp_pairs(pairs, lowered), "logsumexp")
+    log_d = torch.logaddexp(scan(_log_sum_exp(pairs), "logsumexp"), of_positives)
+    return _softmax(pairs, weights, log_d, lowered, gradient)
+
+
+def _log_sum_exp_pairs(pairs: Pairs, values: Tensor) -> Tensor:
+    """The logsumexp of (M,) values by row, of this shard; -inf for none."""
+    top = torch.full_like(pairs.per_row, -torch.inf).scatter_reduce(0, pairs.rows, values, "amax")
+    top = torch.where(top == -torch.inf, torch.zeros_like(top), top)
+    return _sum_rows(pairs.rows, (values - top[pairs.rows]).exp(), len(top)).log() + top
+
+
+def _softmax(
+    pairs: Pairs, weights: Tensor, log_z: Tensor, in_denominator: Tensor, gradient: bool
+) -> tuple[Tensor, Gradient | None]:
+    """Sum over the positives of weight (log denominator - logit).
+
+    Args:
+        pairs: the positives.
+        weights: (M,) of the positives, divisor included.
+        log_z: (B,) log of the denominators.
+        in_denominator: (M,) what stands of the positives in them, before exp.
+        gradient: whether it is wanted.
+    """
     here = log_z[pairs.rows]
-    value = pairs.row_sums(pairs.weights * (here - pairs.logits)).sum() / pairs.divisor
+    value = pairs.row_sums(weights * (here - pairs.logits)).sum()
     if not gradient:
         return value, None
-    mass = pairs.row_sums(pairs.weights) / pairs.divisor
+    mass = pairs.row_sums(weights)
     log_scale = torch.where(mass > 0, mass.log() - log_z, -torch.inf)
-    at_positives = (pairs.logits - here).exp() * mass[pairs.rows] - pairs.weights / pairs.divisor
+    at_positives = (in_denominator - here).exp() * mass[pairs.rows] - weights
     return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), at_positives)
 
 

@@ -28,6 +28,7 @@ def tune(
     *,
     out: Path | None = None,
     objective: str = "P@1,P@3,P@5",
+    tolerance: float = 0.25,
     search: Literal["joint", "two-sided"] | None = None,
     depth: int | None = None,
     label_depth: int | None = None,
@@ -52,6 +53,8 @@ def tune(
         Folder to write to; the model's own when not given.
     objective
         Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
+    tolerance
+        Points of that mean that may be given up for a higher R@100; 0 for none.
     search
         Try only this: joint, or two-sided with a depth for each kind of key.
     depth
@@ -83,7 +86,9 @@ def tune(
         require_writable(out)
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
-    found = opened.tune(_load(data, options, seed), objective=objective, grid=grid, precision=precision)
+    found = opened.tune(
+        _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision
+    )
     opened.save(out)
     if output.json:
         _print_json({"model": str(out or model), "tuning": None if found is None else found.as_dict()})

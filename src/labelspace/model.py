@@ -29,13 +29,14 @@ from .encoders import Encoder, Precision, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError, SettingsError
 from .files import atomic_file, atomic_folder, folder_lock, sync
+from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
 from .machine import cache_folder, require_memory
 from .memory import Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, Grid, Tuned, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 FORMAT, FORMAT_VERSION = "labelspace model", 2
 PARTS = ("encoder/modules.json",)
 """Files without which a folder is no model, beside those of its memory."""
+HEADS = "head.safetensors"
+"""Weights between the encoder and the memory, of models that have such."""
 HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
@@ -60,6 +63,7 @@ class Model:
         labels: the L labels that are voted for.
         info: what made the model: recipe, config, data, metrics; all of it JSON.
         calibration: from scores to probabilities.
+        heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
 
     Attributes:
         history: changes of labels, documents and voting, the oldest first.
@@ -76,12 +80,15 @@ class Model:
         labels: Labels,
         info: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
+        heads: TwoHeads | None = None,
     ):
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
-        if memory.label_keys.dim != encoder.dim:
-            raise ValueError(f"keys have {memory.label_keys.dim} dimensions, the encoder {encoder.dim}")
+        dim = encoder.dim if heads is None else sum(heads.widths)
+        if memory.label_keys.dim != dim:
+            raise ValueError(f"keys have {memory.label_keys.dim} dimensions, the encoder {dim}")
         self.encoder = encoder.eval()
+        self.heads = None if heads is None else heads.eval()
         self.encoder.precision = "float32"
         self.memory = memory
         if not memory.named:
@@ -178,7 +185,49 @@ class Model:
             DataError: something that is not a text, by its place.
         """
         checked = _checked_texts(texts, "text")
-        return self.encoder.encode(self.encoder.tokenize(checked), batch_size)
+        vectors = self.encoder.encode(self.encoder.tokenize(checked), batch_size)
+        if self.heads is None:
+            return vectors
+        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
+
+    def rankings(
+        self,
+        texts: Sequence[str] | str,
+        k: int = 5,
+        batch_size: int = 256,
+        *,
+        probabilities: bool = False,
+        left_out: npt.NDArray[np.bool_] | None = None,
+    ) -> dict[str, Predictions]:
+        """The best k labels of each text by each ranking of the model, the model's own first.
+
+        A model with two heads ranks by both together (``combined``), and by the label keys of its dual encoder
+        (``encoder``) and of its classifier alone; any other has one ranking, ``combined``.
+
+        Args:
+            texts: n texts; a single string counts as one.
+            k: labels a text.
+            batch_size: texts encoded at a time.
+            probabilities: whether the predictions of the first ranking hold probabilities, see `calibrate`.
+            left_out: as for `predict`, in the first ranking.
+
+        Raises:
+            DataError: something that is not a text, or k below 1.
+            ModelError: probabilities of a model that is not calibrated.
+            ResourceError: n times k predictions would not fit into memory.
+        """
+        first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
+        found = {"combined": first}
+        if self.heads is None:
+            return found
+        keys = self.memory.keys
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
+        depth = min(k, len(self.labels))
+        for ranking in RANKINGS[1:]:
+            part = self.heads.columns(ranking)
+            indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
+            found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
+        return found
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
         """Keys of labels that are known by their texts alone.
@@ -188,9 +237,12 @@ class Model:
             batch_size: texts encoded at a time.
 
         Returns:
-            (n, D) float32.
+            (n, D) float32; with heads, the half of the classifier is 0.
         """
-        return self.encode(texts, batch_size)
+        if self.heads is None:
+            return self.encode(texts, batch_size)
+        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
+        return self.heads.keys(torch.from_numpy(vectors).to(self.encoder.device), None).cpu().numpy()
 
     def encode_documents(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
         """Keys of documents.
@@ -609,6 +661,7 @@ class Model:
         *,
         objective: str = DEFAULT_OBJECTIVE,
         grid: Grid | None = None,
+        tolerance: float = TOLERANCE,
         precision: Precision = "float32",
         batch_size: int = 256,
         vectors: npt.NDArray[np.float32] | None = None,
@@ -624,6 +677,7 @@ class Model:
             objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
                 or 5. PSP in it favours rare labels.
             grid: what to try; None tries everything.
+            tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space.
             batch_size: texts encoded at a time.
             vectors: (N, D) keys of the training documents, if they are known; None encodes them.
@@ -662,6 +716,7 @@ class Model:
             left_out=self.held_out(data),
             objective=objective,
             grid=grid,
+            tolerance=tolerance,
         )
         self.memory.voting = found.voting
         self.info["tuning"] = found.as_dict()
@@ -754,14 +809,18 @@ class Model:
         return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
 
     def _renamed_keys(self, old: torch.Tensor, texts: list[str], batch_size: int) -> torch.Tensor:
-        """Keys of labels under their new texts.
+        """Keys of labels under their new texts; what a classifier learned of a label stays.
 
         Args:
             old: (n, D) keys that they have.
             texts: n new texts.
             batch_size: texts encoded at a time.
         """
-        return self._as_keys(self.encode_labels(texts, batch_size))
+        keys = self._as_keys(self.encode_labels(texts, batch_size))
+        if self.heads is not None:
+            learned = self.heads.columns("classifier")
+            keys[:, learned] = old[:, learned].to(keys)
+        return keys
 
     def _add_label_keys(
         self, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
@@ -891,6 +950,7 @@ class Model:
         with atomic_folder(path) as folder:
             (folder / "encoder").mkdir()
             self.encoder.save(folder / "encoder")
+            heads = None if self.heads is None else self.heads.save(folder / HEADS)
             (folder / "memory").mkdir()
             entry = memory.write(folder / "memory", 1)
             parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -907,6 +967,7 @@ class Model:
                     "long_documents": self.encoder.long_documents,
                     "max_chunks": self.encoder.max_chunks,
                 },
+                **({} if heads is None else {"heads": heads}),
                 **self._described(entry),
                 **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
@@ -1027,6 +1088,7 @@ class Model:
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
+        heads = TwoHeads.load(folder / HEADS, manifest["heads"], str(place)) if "heads" in manifest else None
         calibration = None
         if "calibration" in manifest:
             try:
@@ -1034,7 +1096,7 @@ class Model:
             except ModelError as error:  # all else can be used, and the calibration be made again
                 logger.warning("%s: %s", folder / "manifest.json", error)
         try:
-            model = cls(encoder, memory, labels, manifest["info"], calibration)
+            model = cls(encoder, memory, labels, manifest["info"], calibration, heads)
         except ValueError as error:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
         model.folder, model._revision, model.history = folder.resolve(), manifest["revision"], manifest["history"]
@@ -1099,8 +1161,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
     kinds |= {"history": list, "revision": int, "documents": int}
-    if "encoder" in manifest:  # without it texts are cut at their head
-        kinds["encoder"] = dict
+    # without "encoder" texts are cut at their head, and only models with heads have those
+    kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
@@ -1108,7 +1170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
     except (KeyError, TypeError) as error:
         raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
-    lost = [name for name in (*PARTS, *own) if name not in manifest["files"]]
+    lost = [name for name in (*PARTS, *own, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest

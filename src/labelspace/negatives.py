@@ -16,6 +16,9 @@ from torch import Tensor
 
 from .indexes import ExactIndex
 
+QUERY_BLOCK = 512
+"""Documents whose shortlists are searched at a time."""
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -119,6 +122,28 @@ class HardNegatives:
         found = np.take_along_axis(labels, places, axis=1)
         good = np.isfinite(np.take_along_axis(lots, places, axis=1))
         return [np.sort(row[kept]) for row, kept in zip(found, good, strict=True)]
+
+    def candidates(self, rows: npt.NDArray[np.int64], queries: Tensor, count: int) -> npt.NDArray[np.int32]:
+        """The best of what may be drawn for each document.
+
+        Args:
+            rows: (B,) documents.
+            queries: (B, D) their vectors, without a graph.
+            count: the most for a document.
+
+        Returns:
+            (B, count) label numbers, none of them true for the document, falling in score; -1 after them.
+        """
+        found = np.full((len(rows), count), -1, dtype=np.int32)
+        for start in range(0, len(rows), QUERY_BLOCK):
+            part = slice(start, start + QUERY_BLOCK)
+            labels, scores, positive = self.shortlist(rows[part], queries[part])
+            true = labels < 0
+            allowed = ~true & self.filter.allowed(scores, positive, np.cumsum(~true, axis=1) - 1)
+            first = np.argsort(~allowed, axis=1, kind="stable")[:, :count]
+            best = np.take_along_axis(np.where(allowed, labels, -1), first, axis=1)
+            found[part, : best.shape[1]] = best
+        return found
 
     def shortlist(
         self, rows: npt.NDArray[np.int64], queries: Tensor

@@ -1,4 +1,4 @@
-"""AdamW for rows: an optimiser that touches only the rows that have a gradient."""
+"""Optimisers for rows: they touch only the rows that have a gradient, and keep nothing of the others."""
 
 from __future__ import annotations
 
@@ -9,36 +9,16 @@ import torch
 from torch import Tensor, nn
 
 ROW_BLOCK = 2048
+GROWTH = 1.5
+"""Rows of state are made so many times as many when more are needed."""
 
 
-class RowAdamW(torch.optim.Optimizer):
-    """AdamW over the rows of sparse gradients; a row that is not touched does not move.
+class RowOptimizer(torch.optim.Optimizer):
+    """What optimisers of sparse gradients share: the rows touched, in blocks, and bf16 weights.
 
-    Equal to `torch.optim.AdamW` when every row is touched at every step. With d steps since the last touch and g the
-    gradient: ``W *= (1 - lr decay)^d``, ``m = b1^e m + (1 - b1) g``, ``v = b2^e v + (1 - b2) g^2``,
-    ``W -= lr m/(1 - b1^t) / (sqrt(v/(1 - b2^t)) + eps)``. The moments of a row decay either by the steps that went by
-    (e = d), or once a touch (e = 1, as in `torch.optim.SparseAdam`), which lets rare rows build up momentum.
-
-    Args:
-        params: tables (V, D) whose gradients are sparse in rows.
-        lr: learning rate.
-        betas: decay of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled decay, paid when a row is touched.
-        decay_by: ``steps`` or ``touches``, what the moments of a row decay by.
+    Weights in bf16 are updated in float32 and rounded up or down at random, so that the mean of many small updates is
+    right (`round_stochastically`). The random numbers follow from seed and step, so a resumed run draws the same.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decay_by: Literal["steps", "touches"] = "steps",
-    ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay_by": decay_by}
-        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -51,38 +31,206 @@ class RowAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is None:
-                    continue
-                gradient = table.grad.coalesce()
-                state = self.state[table]
-                if not state:
-                    state["step"] = 0
-                    state["exp_avg"] = torch.zeros_like(table)
-                    state["exp_avg_sq"] = torch.zeros_like(table)
-                    state["last"] = torch.zeros(len(table), dtype=torch.int64, device=table.device)
-                state["step"] += 1
-                rows, values = gradient.indices()[0], gradient.values()
-                for start in range(0, len(rows), ROW_BLOCK):
-                    block = slice(start, start + ROW_BLOCK)
-                    _update(table, rows[block], values[block], state, group)
+        tables = [(group, table) for group in self.param_groups for table in group["params"]]
+        for place, (group, table) in enumerate(tables):
+            if table.grad is None:
+                continue
+            gradient = table.grad.coalesce()
+            state = self.state[table]
+            if not state:
+                state["step"] = 0
+                self.begin(table, state)
+            state["step"] += 1
+            generator = None
+            if table.dtype == torch.bfloat16:
+                generator = torch.Generator(table.device)
+                generator.manual_seed(((group["seed"] * 1_000_003 + place) * 1_000_003 + state["step"]) % 2**63)
+            rows, values = gradient.indices()[0], gradient.values()
+            for start in range(0, len(rows), ROW_BLOCK):
+                block = rows[start : start + ROW_BLOCK]
+                g = values[start : start + ROW_BLOCK]
+                weights = table[block]
+                if generator is None:
+                    table[block] = self.update(weights, g, block, state, group)
+                else:
+                    new = self.update(weights.float(), g.float(), block, state, group)
+                    table[block] = round_stochastically(new, generator)
         return value
 
+    def begin(self, table: Tensor, state: dict[str, Any]) -> None:
+        """Make the state of a table that no row of which was touched.
 
-def _update(table: Tensor, rows: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    t = state["step"]
-    b1, b2 = group["betas"]
-    since = (t - state["last"][rows]).to(g.dtype)[:, None]
-    elapsed = since if group["decay_by"] == "steps" else 1
-    m = state["exp_avg"][rows].mul_(b1**elapsed).add_(g, alpha=1 - b1)
-    v = state["exp_avg_sq"][rows].mul_(b2**elapsed).addcmul_(g, g, value=1 - b2)
-    state["exp_avg"][rows], state["exp_avg_sq"][rows], state["last"][rows] = m, v, t
-    weights = table[rows]
-    if group["weight_decay"]:
-        weights.mul_((1 - group["lr"] * group["weight_decay"]) ** since)
-    denominator = v.div_(1 - b2**t).sqrt_().add_(group["eps"])
-    table[rows] = weights.addcdiv_(m, denominator, value=-group["lr"] / (1 - b1**t))
+        Args:
+            table: (V, D) weights.
+            state: of the table, to be filled.
+        """
+        raise NotImplementedError
+
+    def update(self, weights: Tensor, g: Tensor, rows: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """New weights of some rows; may write over the given ones.
+
+        Args:
+            weights: (n, D) of the rows.
+            g: (n, D) their gradient.
+            rows: (n,) distinct row numbers.
+            state: of the table.
+            group: of the optimiser.
+        """
+        raise NotImplementedError
+
+
+class RowAdamW(RowOptimizer):
+    """AdamW over the rows of sparse gradients; a row that is not touched does not move.
+
+    Equal to `torch.optim.AdamW` when every row is touched at every step. With d steps since the last touch and g the
+    gradient: ``W *= (1 - lr decay)^d``, ``m = b1^e m + (1 - b1) g``, ``v = b2^e v + (1 - b2) g^2``,
+    ``W -= lr m/(1 - b1^t) / (sqrt(v/(1 - b2^t)) + eps)``. The moments of a row decay either by the steps that went by
+    (e = d), or once a touch (e = 1, as in `torch.optim.SparseAdam`), which lets rare rows build up momentum.
+
+    The two moments are float32, and there are such only for rows that were touched.
+
+    Args:
+        params: tables (V, D) whose gradients are sparse in rows, float32, float64 or bf16.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay, paid when a row is touched.
+        decay_by: ``steps`` or ``touches``, what the moments of a row decay by.
+        seed: of the rounding of bf16 weights.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decay_by: Literal["steps", "touches"] = "steps",
+        seed: int = 0,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay_by": decay_by}
+        super().__init__(params, {**defaults, "seed": seed})
+
+    def begin(self, table: Tensor, state: dict[str, Any]) -> None:
+        """Make the state of a table that no row of which was touched.
+
+        Args:
+            table: (V, D) weights.
+            state: of the table, to be filled.
+        """
+        kind = torch.float32 if table.dtype == torch.bfloat16 else table.dtype
+        state["used"] = 0
+        state["places"] = torch.full((len(table),), -1, dtype=torch.int32, device=table.device)
+        state["exp_avg"] = torch.zeros(0, table.shape[1], dtype=kind, device=table.device)
+        state["exp_avg_sq"] = torch.zeros(0, table.shape[1], dtype=kind, device=table.device)
+        state["last"] = torch.zeros(0, dtype=torch.int32, device=table.device)
+
+    def update(self, weights: Tensor, g: Tensor, rows: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """New weights of some rows; writes over the given ones.
+
+        Args:
+            weights: (n, D) of the rows.
+            g: (n, D) their gradient.
+            rows: (n,) distinct row numbers.
+            state: of the table.
+            group: of the optimiser.
+        """
+        t = state["step"]
+        b1, b2 = group["betas"]
+        places = _places(rows, state)
+        since = (t - state["last"][places]).to(g.dtype)[:, None]
+        elapsed = since if group["decay_by"] == "steps" else 1
+        m = state["exp_avg"][places].mul_(b1**elapsed).add_(g, alpha=1 - b1)
+        v = state["exp_avg_sq"][places].mul_(b2**elapsed).addcmul_(g, g, value=1 - b2)
+        state["exp_avg"][places], state["exp_avg_sq"][places], state["last"][places] = m, v, t
+        if group["weight_decay"]:
+            weights.mul_((1 - group["lr"] * group["weight_decay"]) ** since)
+        denominator = v.div_(1 - b2**t).sqrt_().add_(group["eps"])
+        return weights.addcdiv_(m, denominator, value=-group["lr"] / (1 - b1**t))
+
+
+def _places(rows: Tensor, state: dict[str, Any]) -> Tensor:
+    """Where the state of rows is; rows that were not touched before get a place, and the state grows if it must."""
+    places = state["places"][rows]
+    new = rows[places < 0]
+    if len(new):
+        used, needed = state["used"], state["used"] + len(new)
+        if needed > len(state["last"]):
+            size = min(len(state["places"]), max(needed, int(GROWTH * len(state["last"]))))
+            for name in ("exp_avg", "exp_avg_sq", "last"):
+                old = state[name]
+                state[name] = old.new_zeros(size, *old.shape[1:])
+                state[name][:used] = old[:used]
+        state["places"][new] = torch.arange(used, needed, dtype=torch.int32, device=rows.device)
+        state["used"] = needed
+        places = state["places"][rows]
+    return places.long()
+
+
+class RowAdagrad(RowOptimizer):
+    """Adagrad with one number a row: ``v += mean(g^2)``, ``W -= lr g / (sqrt(v) + eps)``.
+
+    Beside the weights it keeps eight bytes a row, so that tables of millions of labels fit.
+
+    Args:
+        params: tables (V, D) whose gradients are sparse in rows, float32, float64 or bf16.
+        lr: learning rate.
+        eps: added to the root of the sum of squares.
+        weight_decay: decoupled decay, paid when a row is touched, for all steps since the last touch.
+        seed: of the rounding of bf16 weights.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0.0, seed: int = 0
+    ):
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "seed": seed})
+
+    def begin(self, table: Tensor, state: dict[str, Any]) -> None:
+        """Make the state of a table that no row of which was touched.
+
+        Args:
+            table: (V, D) weights.
+            state: of the table, to be filled.
+        """
+        kind = torch.float32 if table.dtype == torch.bfloat16 else table.dtype
+        state["sum"] = torch.zeros(len(table), dtype=kind, device=table.device)
+        state["last"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+
+    def update(self, weights: Tensor, g: Tensor, rows: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """New weights of some rows; writes over the given ones.
+
+        Args:
+            weights: (n, D) of the rows.
+            g: (n, D) their gradient.
+            rows: (n,) distinct row numbers.
+            state: of the table.
+            group: of the optimiser.
+        """
+        v = state["sum"][rows] + g.square().mean(dim=1)
+        if group["weight_decay"]:
+            since = (state["step"] - state["last"][rows]).to(g.dtype)[:, None]
+            weights.mul_((1 - group["lr"] * group["weight_decay"]) ** since)
+        state["sum"][rows], state["last"][rows] = v, state["step"]
+        return weights.addcdiv_(g, (v.sqrt() + group["eps"])[:, None].expand_as(g), value=-group["lr"])
+
+
+def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Round float32 to bf16, up or down at random, so that the mean is the value itself (ELMO).
+
+    A random number of 16 bits is added to the bits of the value and the low 16 are cut off; inf and NaN stay.
+
+    Args:
+        x: float32, any shape.
+        generator: source of the random numbers.
+
+    Returns:
+        bf16 of the same shape.
+    """
+    bits = x.contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    rounded = noise.add_(bits).bitwise_and_(-65536).view(torch.float32)
+    return torch.where(torch.isfinite(x), rounded, x).bfloat16()
 
 
 def make_optimizers(

@@ -1,10 +1,13 @@
 """Pools: which labels are scored in a step.
 
 A pool is a function of the draws of a batch: ``pool(draws) -> (P,)`` distinct label numbers in order, or None for all
-labels. Hard negatives are found with the documents' vectors, so they widen the pool later, within the step.
+labels. DEXML finds hard negatives with the documents' present vectors, so they widen its pool later, within the step;
+`PickSome` draws them from shortlists that were made before.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +44,105 @@ class InBatch:
             draws: of the batch.
         """
         return np.unique(draws.labels if self.positives is None else draws.labels[draws.rank < self.positives])
+
+
+@dataclass(frozen=True)
+class PickSome:
+    """Some positives of each document, hard negatives, and more positives while there is room (UniDEC).
+
+    Of all the labels of a batch's documents and their shortlists it picks at most ``cap``. Picking all positives and
+    picking one a document are the settings ``num_positives=None`` and ``num_positives=1``. No step looks at labels
+    outside the draws and shortlists of the batch, so the cost does not depend on L.
+
+    Args:
+        num_positives: positives drawn for a document; None for all.
+        num_negatives: hard negatives drawn for a document.
+        cap: the most labels in a pool; None for no limit, so that all hard negatives drawn and all positives come in.
+        gap: nothing more is added once the room left in a pool is this small.
+    """
+
+    num_positives: int | None = 3
+    num_negatives: int = 6
+    cap: int | None = None
+    gap: int = 10
+
+    def __call__(
+        self, draws: Draws, shortlists: npt.NDArray[np.integer] | None, rng: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        """The distinct labels, in label order.
+
+        1. Each document draws its positives; the pool is the distinct ones.
+        2. If those are more than the cap, the most drawn stay, and the pool is done.
+        3. If more than ``gap`` places are free, each document draws hard negatives from its shortlist: without
+           replacement, or with it if the shortlist is too short. The most drawn come in, up to the free places.
+        4. If more than ``gap`` places are still free, other positives of the documents come in, those first that most
+           documents of the batch have.
+
+        Labels drawn equally often are chosen between by lot.
+
+        Args:
+            draws: of the batch.
+            shortlists: (B, s) hard negatives of each document, -1 for no label; None before the first were made.
+            rng: source of the draws of negatives and of the lots.
+        """
+        drawn = draws.labels if self.num_positives is None else draws.labels[draws.rank < self.num_positives]
+        pool, counts = np.unique(drawn, return_counts=True)
+        if self.cap is not None and len(pool) > self.cap:
+            return np.sort(pool[_most_drawn(counts, self.cap, rng)])
+        if shortlists is not None and self._room(pool) > self.gap:
+            found, counts = np.unique(draw_from(shortlists, self.num_negatives, rng), return_counts=True)
+            pool = self._with_most_drawn(pool, found, counts, rng)
+        if self._room(pool) > self.gap:
+            found, counts = np.unique(draws.labels, return_counts=True)
+            pool = self._with_most_drawn(pool, found, counts, rng)
+        return pool
+
+    def _room(self, pool: npt.NDArray[np.int64]) -> float:
+        return np.inf if self.cap is None else self.cap - len(pool)
+
+    def _with_most_drawn(
+        self,
+        pool: npt.NDArray[np.int64],
+        found: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> npt.NDArray[np.int64]:
+        new = ~np.isin(found, pool, assume_unique=True)
+        found, counts = found[new], counts[new]
+        chosen = _most_drawn(counts, int(min(len(found), self._room(pool))), rng)
+        return np.union1d(pool, found[chosen])
+
+
+def _most_drawn(counts: npt.NDArray[np.int64], most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Places of the largest counts, equal ones in random order."""
+    return np.lexsort((rng.random(len(counts)), -counts))[:most]
+
+
+def draw_from(shortlists: npt.NDArray[np.integer], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw from each row of shortlists: without replacement, with it where a row is too short, none where it is empty.
+
+    Args:
+        shortlists: (B, s) label numbers, distinct in a row, -1 for no label.
+        count: how many to draw a row.
+        rng: source of the draws.
+
+    Returns:
+        (d,) label numbers of all rows together.
+    """
+    if not shortlists.size or not count:
+        return np.zeros(0, dtype=np.int64)
+    there = shortlists >= 0
+    lengths = there.sum(axis=1)
+    width = min(count, shortlists.shape[1])
+    enough = lengths >= count
+    lots = np.where(there[enough], rng.random((int(enough.sum()), shortlists.shape[1])), np.inf)
+    places = np.argpartition(lots, width - 1, axis=1)[:, :width]
+    without = np.take_along_axis(shortlists[enough], places, axis=1) if enough.any() else shortlists[:0]
+    short = (lengths > 0) & ~enough
+    order = np.argsort(~there[short], axis=1, kind="stable")
+    places = (rng.random((int(short.sum()), count)) * lengths[short, None]).astype(np.int64)
+    again = np.take_along_axis(np.take_along_axis(shortlists[short], order, axis=1), places, axis=1)
+    return np.concatenate([without.ravel(), again.ravel()]).astype(np.int64)
 
 
 Pool = AllLabels | InBatch

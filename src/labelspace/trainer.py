@@ -254,9 +254,12 @@ def fit(
             run.begin()
             last_log, texts, loss_sum, loss_count = time.monotonic(), 0, 0.0, 0
             for epoch in range(report.steps // steps_per_epoch, settings.epochs):
-                for batch in epoch_batches(epoch, report.steps % steps_per_epoch):
+                first = report.steps % steps_per_epoch
+                batches = iter(epoch_batches(epoch, first))
+                for _ in range(first, steps_per_epoch):
                     if run.between_steps():
                         last_log, texts = time.monotonic(), 0
+                    batch = next(batches)  # after a refresh, which may change it
                     factor, begun = schedule.factor(run.progress), time.monotonic()
                     for group, rate in zip(groups, highest, strict=True):
                         group["lr"] = rate * factor

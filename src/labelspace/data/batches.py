@@ -126,3 +126,84 @@ class Batches:
         if self.weighted:
             batch = dataclasses.replace(batch, weights=draws.relevance[drawn])
         return batch
+
+
+@dataclass(eq=False)
+class PickedBatches:
+    """The batches of a run whose pools are picked, and whose documents may come in clusters (UniDEC).
+
+    Order and draws depend on the seed, the epoch, the step, and the clusters and shortlists of the last refresh, which
+    count from the next batch on.
+
+    Args:
+        targets: the truth, (N, L).
+        rows: (n,) documents to go through in an epoch, each with a label.
+        pick: the labels scored for a batch, from its draws, its shortlists and a source of random numbers.
+        batch_size: documents in a batch; with clusters up to twice as many.
+        seed: of the run.
+        clustered: cut an epoch into 2^depth batches of equal size, at least ``batch_size``, and let each be a cluster
+            once there are clusters.
+    """
+
+    targets: sp.csr_array
+    rows: npt.NDArray[np.int64]
+    pick: Callable[[Draws, npt.NDArray[np.integer] | None, np.random.Generator], npt.NDArray[np.int64]]
+    batch_size: int
+    seed: int
+    clustered: bool = False
+    shortlists: npt.NDArray[np.int32] | None = None
+    """(N, s) hard negatives of each document, -1 for no label."""
+    clusters: npt.NDArray[np.int64] | None = None
+    """(n,) the documents, cluster by cluster, all clusters of equal size but for one document."""
+
+    @property
+    def depth(self) -> int:
+        """How often the documents are halved to make clusters."""
+        return max(0, (len(self.rows) // self.batch_size).bit_length() - 1)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return 2**self.depth if self.clustered else -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """One epoch's batches.
+
+        Args:
+            epoch: its number.
+            start: the first batch to give.
+        """
+        order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+        places = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(self.per_epoch)
+        for step in range(start, self.per_epoch):
+            if not self.clustered:
+                chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            elif self.clusters is None:
+                chosen = halves(order, self.depth, step)
+            else:
+                chosen = halves(self.clusters, self.depth, int(places[step]))
+            yield self._assemble(chosen, (self.seed, epoch, step))
+
+    def _assemble(self, chosen: npt.NDArray[np.int64], key: tuple[int, ...]) -> Batch:
+        """Positives are all true pairs inside the pool; documents left without one are dropped."""
+        rng = np.random.default_rng(key)
+        draws = Draws.of(self.targets[chosen], rng)
+        labels = self.pick(draws, None if self.shortlists is None else self.shortlists[chosen], rng)
+        columns = np.searchsorted(labels, draws.labels)
+        inside = labels[np.minimum(columns, len(labels) - 1)] == draws.labels
+        kept, rows = np.unique(draws.rows[inside], return_inverse=True)
+        return Batch(chosen[kept], labels, np.vstack([rows, columns[inside]]), key=key)
+
+
+def halves(items: npt.NDArray[np.int64], depth: int, part: int) -> npt.NDArray[np.int64]:
+    """One of the 2^depth parts that come of halving so often; the first half gets the odd item.
+
+    Args:
+        items: (n,) in order.
+        depth: halvings.
+        part: number of the part, from 0.
+    """
+    for level in reversed(range(depth)):
+        middle = -(-len(items) // 2)
+        items = items[middle:] if part >> level & 1 else items[:middle]
+    return items

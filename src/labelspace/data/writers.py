@@ -47,7 +47,9 @@ def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
         stream.write(f"            {reason.share:8.4f}  {text}  ({where})\n")
     if len(reasons) > SHOWN_REASONS:
         rest = reasons[SHOWN_REASONS:]
-        stream.write(f"            {sum(r.share for r in rest):8.4f}  {len(rest)} more keys\n")
+        stream.write(
+            f"            {sum(r.share for r in rest):8.4f}  {len(rest)} more key{'s' if len(rest) > 1 else ''}\n"
+        )
 
 
 def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None, stream: TextIO) -> None:

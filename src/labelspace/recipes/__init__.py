@@ -34,7 +34,7 @@ def train(
 
     Args:
         data: a data set, or a path that `labelspace.load` reads.
-        recipe: ``dexml``, which is taken when none is given, or ``raexmc``.
+        recipe: ``dexml``, which is taken when none is given, ``unidec`` or ``raexmc``.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
             A model that is there is replaced, anything else is refused. While the run lasts, ``OUT.checkpoint`` beside
             it holds its log and its state.

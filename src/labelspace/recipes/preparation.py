@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
 from ..errors import DataError, SettingsError
 from ..estimate import Shape
 from ..evaluation import evaluate
+from ..heads import RANKINGS, TwoHeads
 from ..machine import bf16_pays, cache_folder
 from ..memory import Memory
 from ..model import Model
@@ -223,8 +224,20 @@ class LabelKeys:
         self._keys = None
 
 
+class Keys(Protocol):
+    """Where validation finds the present keys of all labels."""
+
+    def now(self) -> Tensor:
+        """(L, D) without a graph."""
+
+
 def validation(
-    data: Dataset, encoder: Encoder, label_keys: LabelKeys, settings: RunSettings, cache: Path
+    data: Dataset,
+    encoder: Encoder,
+    label_keys: Keys,
+    settings: RunSettings,
+    cache: Path,
+    heads: TwoHeads | None = None,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that evaluates the present weights on validation documents; None where there are none.
 
@@ -234,6 +247,7 @@ def validation(
         label_keys: vectors of all labels.
         settings: of the run.
         cache: folder of token arrays.
+        heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
     """
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
@@ -243,8 +257,18 @@ def validation(
 
     def run() -> dict[str, float]:
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
-        indices, scores = Memory.of_labels(label_keys.now()).predict(queries, depth)
-        predictions = Predictions(indices, scores)
+        keys = label_keys.now()
+        if heads is None:
+            return measured(queries, keys)
+        queries, found = heads.queries(queries), {}
+        for ranking in RANKINGS:
+            part = heads.columns(ranking)
+            metrics = measured(queries[:, part], keys[:, part])
+            found.update(metrics if ranking == "combined" else {f"{ranking} {k}": v for k, v in metrics.items()})
+        return found
+
+    def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
+        predictions = Predictions(*Memory.of_labels(keys).predict(queries, depth))
         return evaluate(
             predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name
         )

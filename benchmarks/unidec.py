@@ -1,0 +1,99 @@
+"""Ablation of UniDEC at equal time: one run a setting, figures of the three rankings on validation documents.
+
+    python benchmarks/unidec.py DATA [--minutes 5] [--seeds 0] [--only NAME ...] [--out FOLDER] [-- --lr 0.002 ...]
+
+What comes after ``--`` goes to every ``labelspace train``. ``dexml`` is the dual encoder alone by the other recipe.
+A line of JSON a run is appended to FOLDER/results.jsonl, and a table is printed at the end. Runs that are there already
+are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SOME = ["--pool", "some"]
+VARIANTS: dict[str, list[str]] = {
+    "dexml": ["--recipe", "dexml"],
+    "defaults": [],
+    "all labels": ["--pool", "all"],
+    "some labels, clusters": [*SOME, "--clusters"],
+    "some labels, no clusters": [*SOME, "--no-clusters"],
+    "all positives, no clusters": [*SOME, "--no-clusters", "--num-positives", "0"],
+    "one positive, no filling": [*SOME, "--no-clusters", "--num-positives", "1", "--gap", "1000000000"],
+    "16 negatives, cap 16 B": [*SOME, "--no-clusters", "--num-negatives", "16", "--range-max", "100", "--cap", "8192"],
+    "supcon": ["--encoder-loss", "supcon", "--classifier-loss", "supcon"],
+    "balanced": ["--encoder-loss", "balanced", "--classifier-loss", "balanced"],
+    "classifier bce": ["--classifier-loss", "bce"],
+    "classifier with bce added": ["--add-bce", "1"],
+    "encoder alone": ["--encoder-weight", "1"],
+    "classifier alone": ["--encoder-weight", "0"],
+    "lambda 0.3": ["--encoder-weight", "0.3"],
+    "lambda 0.7": ["--encoder-weight", "0.7"],
+    "documents to labels alone": ["--directions", "none"],
+    "norm both": ["--classifier-norm", "both"],
+    "norm never": ["--classifier-norm", "never"],
+    "table rate 3e-3": ["--table-lr", "0.003"],
+    "table rate 3e-4": ["--table-lr", "0.0003"],
+    "table at random": ["--table-init", "random"],
+    "adagrad": ["--table-optimizer", "adagrad", "--table-lr", "0.01"],
+    "bf16 table": ["--table-dtype", "bf16"],
+    "no label documents": ["--no-label-documents"],
+}
+SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/unidec"))
+    own, further = (
+        (sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :])
+        if "--" in sys.argv
+        else (sys.argv[1:], [])
+    )
+    given = parser.parse_args(own)
+    given.out.mkdir(parents=True, exist_ok=True)
+    record = given.out / "results.jsonl"
+    done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    for seed in given.seeds:
+        for name in given.only:
+            key = {"name": name, "seed": seed, "minutes": given.minutes, "further": further}
+            if any({k: run[k] for k in key} == key for run in done):
+                continue
+            recipe = [] if "--recipe" in VARIANTS[name] else ["--recipe", "unidec"]
+            command = [
+                *(sys.executable, "-m", "labelspace", "train", given.data, *recipe, *VARIANTS[name], *further),
+                *("--seed", str(seed), "--max-minutes", str(given.minutes), "--epochs", "1000", "--patience", "0"),
+                *("--out", str(given.out / "model"), "--json", "--quiet"),
+            ]
+            print(" ".join(command), file=sys.stderr, flush=True)
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            log = [json.loads(line) for line in (given.out / "model" / "log.jsonl").read_text().splitlines()]
+            memory = max((r["peak_memory_gb"] for r in log if r["event"] == "step"), default=float("nan"))
+            rankings = found.get("rankings") or {"combined": found["validation"]}
+            fit = {k: found["fit"][k] for k in ("steps", "best_step", "seconds")}
+            done.append({**key, "rankings": rankings, **fit, "peak_memory_gb": memory})
+            with record.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    print(
+        "| run | seed | steps | " + " | ".join(f"{r} {m}" for r in ("combined", "encoder", "classifier") for m in SHOWN)
+    )
+    for run in done:
+        cells = [
+            f"{run['rankings'][r][m]:.2f}" if r in run["rankings"] else ""
+            for r in ("combined", "encoder", "classifier")
+            for m in SHOWN
+        ]
+        print(f"| {run['name']} | {run['seed']} | {run['steps']} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,530 @@
+"""UniDEC: a dual encoder and a classifier trained together on a picked pool of labels (Kharbanda et al., 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoints, State
+from ..clusters import balanced_clusters
+from ..config import UnidecSettings
+from ..data.batches import PickedBatches, usable_rows
+from ..data.tokens import Tokens, log_cut
+from ..encoders import Encoder
+from ..errors import DataError
+from ..estimate import training_bytes
+from ..gradcache import encode_cached
+from ..heads import RANKINGS, LabelEncoder, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
+from ..losses import ClosedForm, closed_form
+from ..losses_fused import linear_loss
+from ..machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..memory import Memory
+from ..model import Model
+from ..negatives import HardNegatives
+from ..optim import RowAdagrad, RowAdamW, make_optimizers
+from ..pools import PickSome
+from ..trainer import Log, Refresh, fit, readable, stop_signals
+from ..types import Batch, Dataset
+from .preparation import (
+    MIN_VALID,
+    by_text,
+    calibrate,
+    describe_run,
+    fill_in,
+    hard_negatives,
+    make_encoder,
+    optimizers_of,
+    save_run,
+    shape_of,
+    validation,
+    with_label_documents,
+)
+
+logger = logging.getLogger(__name__)
+
+TRANSFORMER_DIM, TRANSFORMER_DECAY, TRANSFORMER_DROPOUT = 384, 0.05, 0.1
+MOST_IN_POOL = 65_536
+"""Up to so many labels a static encoder scores all of them unless told otherwise."""
+DOCUMENT_BLOCK = 16_384
+"""Documents encoded at a time when all are encoded anew."""
+
+
+class UnidecModule(nn.Module):
+    """All that is trained.
+
+    Args:
+        encoder: of documents and label texts.
+        heads: behind it.
+        table: a row a label.
+    """
+
+    def __init__(self, encoder: Encoder, heads: TwoHeads, table: LabelTable):
+        super().__init__()
+        self.encoder, self.heads, self.table = encoder, heads, table
+
+
+def train(
+    data: Dataset,
+    settings: UnidecSettings,
+    out: Path | None,
+    started: float,
+    checkpoints: Checkpoints | None = None,
+    state: State | None = None,
+) -> Model:
+    """Train a dual encoder and a classifier on a data set.
+
+    Args:
+        data: what to learn from; ``data.valid_rows`` are left out of the fit, the test part is not looked at.
+        settings: of the run.
+        out: folder to write the model to; None writes nothing.
+        started: when the command began, by `time.monotonic`.
+        checkpoints: of the run, begun and locked; None keeps none.
+        state: of an unfinished run, to go on with.
+
+    Raises:
+        DataError: no document has a label.
+        ResourceError: the run would not fit into memory.
+        CheckpointError: a state that does not fit.
+    """
+    given = data
+    order = by_text(data.labels)
+    data = data.renumbered(order)
+    rows = usable_rows(data.train.targets, data.fit_rows)
+    if not len(rows):
+        raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
+    torch.manual_seed(settings.seed)
+
+    encoder = make_encoder(data, settings)
+    size, device = len(data.labels), encoder.device
+    settings = decided(settings, encoder, size)
+    needed = _needed(settings, encoder, size, len(rows))
+    logger.info(
+        "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
+    )
+    remedy = "lower --batch-size, --cap or --max-words, or take --table-dtype bf16 or --table-optimizer adagrad"
+    require_memory(needed, "this run", remedy, device)
+
+    if len(data.valid) < MIN_VALID:
+        logger.warning(
+            "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
+        )
+    cache = cache_folder()
+    documents = encoder.tokenize(data.train.texts, cache)
+    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
+    truncated = {
+        "documents": log_cut("documents", documents, encoder.limit),
+        "labels": log_cut("labels", labels.tokens, encoder.limit),
+    }
+    targets = data.train.targets
+    if settings.label_documents:
+        targets, rows = with_label_documents(targets, rows)
+        documents = documents.followed_by(labels.tokens)
+    heads = TwoHeads(
+        encoder.dim,
+        settings.encoder_dim or 0,
+        settings.classifier_dim or 0,
+        dropout=settings.head_dropout or 0.0,
+        identity=settings.identity,
+        classifier_norm=settings.classifier_norm or "search",
+    ).to(device)
+    first = first_rows(settings, encoder, heads, labels.tokens)
+    if settings.classifier_labels == "all":
+        table: LabelTable = OneVsAll(first, scale=1 / settings.temperature)
+    else:
+        table = LabelTable(first, settings.table_dropout or 0.0)
+    module = UnidecModule(encoder, heads, table)
+    plan = batch_plan(targets, rows, settings)
+    renewal = Renewal(module, documents, labels.tokens, plan, hard_negatives(targets, settings), settings)
+    search = SearchKeys(module, labels.tokens)
+    kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
+    score = PoolLoss(settings, torch.bfloat16 if settings.precision == "bf16" else None)
+
+    def step(batch: Batch) -> Tensor:
+        search.forget()
+        assert batch.pool is not None
+        tokens = documents.take(batch.rows)
+        queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
+        positives = torch.from_numpy(batch.positives).to(device)
+        loss = queries.new_zeros(())
+        if settings.encoder_weight > 0:
+            keys = heads.dual(labels(batch.pool, kept - len(tokens.ids)))
+            loss = loss + settings.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
+        if settings.encoder_weight < 1:
+            vectors = heads.document(queries)
+            if isinstance(table, OneVsAll):
+                # rates are those of the sum for the table, but the encoder learns from means
+                classified = table.loss(vectors, true_pairs(targets, batch.rows).to(device)) / len(vectors)
+            else:
+                classified = score.classifier(vectors, heads.label(table(batch.pool)), positives)
+            loss = loss + (1 - settings.encoder_weight) * classified
+        return loss
+
+    refresh = None
+    if renewal.needed:
+        refresh = Refresh(settings.mine_from, settings.mine_every, renewal.run, renewal.state, renewal.restore)
+    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
+    try:
+        with stop_signals() as signals:
+            if state is None:
+                log.write(
+                    event="start",
+                    data=data.name,
+                    documents=len(rows),
+                    labels=size,
+                    truncated=truncated,
+                    estimated_gb=needed / 1e9,
+                )
+            report = fit(
+                step,
+                plan.epoch,
+                plan.per_epoch,
+                module,
+                optimizers(module, settings),
+                settings,
+                evaluate=validation(data, encoder, search, settings, cache, heads),
+                choose=len(data.valid) >= MIN_VALID,
+                log=log,
+                started=started,
+                signals=signals,
+                refresh=refresh,
+                checkpoints=checkpoints,
+                state=state,
+            )
+            encoder.precision = "float32"
+            search.forget()
+            back = torch.from_numpy(np.argsort(order))
+            info = describe_run("unidec", settings, given, truncated, report)
+            info["metrics"] = by_ranking(report.metrics)
+            model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            calibrate(model, given, settings)
+            if report.metrics:
+                logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
+            log.close()
+            save_run(model, out, checkpoints, settings)
+            return model
+    finally:
+        log.close()
+
+
+def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
+    """Validation metrics with those of each ranking apart.
+
+    Args:
+        metrics: as `preparation.validation` gives them.
+    """
+    combined = {name: value for name, value in metrics.items() if " " not in name}
+    if not combined:
+        return {"validation": {}}
+    others = {
+        ranking: {name.removeprefix(f"{ranking} "): v for name, v in metrics.items() if name.startswith(f"{ranking} ")}
+        for ranking in RANKINGS[1:]
+    }
+    return {"validation": combined, "rankings": {"combined": combined, **others}}
+
+
+def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSettings:
+    """The settings with every automatic value decided, and the encoder set to the chosen precision.
+
+    Args:
+        settings: of the run.
+        encoder: what will be trained.
+        size: L, labels.
+    """
+    static = encoder.row_sparse
+    if settings.weight_decay is None and not static:
+        settings = dataclasses.replace(settings, weight_decay=TRANSFORMER_DECAY)
+    settings = fill_in(settings, encoder)
+    dim, dropout = (0, 0.0) if static else (TRANSFORMER_DIM, TRANSFORMER_DROPOUT)
+    every = settings.classifier_labels == "all"
+    pool = settings.pool
+    if pool == "auto":
+        pool = "all" if static and size <= MOST_IN_POOL else "some"
+    never = every or settings.classifier_loss == "bce"
+    return dataclasses.replace(
+        settings,
+        pool=pool,
+        clusters=settings.clusters if settings.clusters is not None else pool == "some",
+        cap=settings.cap or 8 * settings.batch_size,
+        encoder_dim=dim if settings.encoder_dim is None else settings.encoder_dim,
+        classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
+        table_init=settings.table_init or ("random" if every else "labels"),
+        classifier_norm=settings.classifier_norm or ("never" if never else "search"),
+        head_dropout=dropout if settings.head_dropout is None else settings.head_dropout,
+        table_dropout=dropout if settings.table_dropout is None else settings.table_dropout,
+        head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
+    )
+
+
+def _needed(settings: UnidecSettings, encoder: Encoder, size: int, documents: int) -> int:
+    """Bytes that training takes beside the data: of one head, the table and its optimiser, vectors, shortlists."""
+    pool = size if settings.pool == "all" else min(size, settings.cap or size)
+    width = settings.classifier_dim or encoder.dim
+    row = width * (2 if settings.table_dtype == "bf16" else 4)
+    if settings.classifier_labels == "all":
+        state = 4 * width if settings.table_momentum else 0
+    else:
+        state = 8 * width if settings.table_optimizer == "adamw" else 8
+    vectors = documents * (settings.encoder_dim or encoder.dim) * 2 + documents * 4 * settings.range_max
+    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors
+
+
+def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labels: Tokens) -> Tensor:
+    """What the label table begins with.
+
+    Args:
+        settings: of the run.
+        encoder: untrained.
+        heads: untrained.
+        labels: texts of all labels.
+
+    Returns:
+        (L, d_C) of the wanted type.
+    """
+    kind = torch.bfloat16 if settings.table_dtype == "bf16" else torch.float32
+    width = heads.widths[1]
+    if settings.table_init == "random":
+        return xavier_rows(len(labels), width, kind, encoder.device)
+    rows = torch.empty(len(labels), width, dtype=kind, device=encoder.device)
+    heads.eval()
+    with torch.no_grad():
+        for start in range(0, len(labels), DOCUMENT_BLOCK):
+            part = labels.take(np.arange(start, min(start + DOCUMENT_BLOCK, len(labels))))
+            vectors = torch.from_numpy(encoder.encode(part)).to(encoder.device)
+            rows[start : start + DOCUMENT_BLOCK] = nn.functional.normalize(heads.document(vectors), dim=1)
+    heads.train()
+    return rows
+
+
+def true_pairs(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> Tensor:
+    """All true labels of documents as pairs (place in the batch, label number), (2, M) int64.
+
+    Args:
+        targets: the truth of all documents, (N, L).
+        rows: (B,) documents.
+    """
+    part = targets[rows]
+    places = np.repeat(np.arange(len(rows)), np.diff(part.indptr))
+    return torch.from_numpy(np.vstack([places, part.indices]).astype(np.int64))
+
+
+def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: UnidecSettings) -> PickedBatches:
+    """The batches of a run.
+
+    Args:
+        targets: the truth of all documents, (N, L).
+        rows: (n,) documents to train on.
+        settings: of the run.
+    """
+    if settings.pool == "all":
+        every = np.arange(targets.shape[1])
+        return PickedBatches(
+            targets,
+            rows,
+            lambda draws, shortlists, rng: every,
+            settings.batch_size,
+            settings.seed,
+            bool(settings.clusters),
+        )
+    pick = PickSome(settings.num_positives or None, settings.num_negatives, settings.cap, settings.gap)
+    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, bool(settings.clusters))
+
+
+class PoolLoss:
+    """The losses of the two heads on a pool.
+
+    Args:
+        settings: of the run.
+        dtype: of the matrix products; None for that of the vectors.
+    """
+
+    def __init__(self, settings: UnidecSettings, dtype: torch.dtype | None):
+        self.settings, self.dtype = settings, dtype
+        self.bce = closed_form("bce")
+        self.of_encoder, self.of_classifier = (self._form(x) for x in (settings.encoder_loss, settings.classifier_loss))
+
+    def _form(self, name: str) -> ClosedForm:
+        if name == "bce":
+            return self.bce
+        if name == "soft_top_k":  # a pool may have fewer labels than places
+            return closed_form(name, k=self.settings.k, alpha=self.settings.alpha, clamp=True)
+        return closed_form(name)
+
+    def encoder(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
+        """Loss of the dual encoder.
+
+        Args:
+            queries: (B, d_D) documents.
+            keys: (P, d_D) labels.
+            positives: (2, M) pairs.
+        """
+        both = self.settings.directions in ("encoder", "both")
+        return self._loss(self.of_encoder, queries, keys, positives, both)
+
+    def classifier(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
+        """Loss of the classifier.
+
+        Args:
+            queries: (B, d_C) documents.
+            keys: (P, d_C) rows of the table.
+            positives: (2, M) pairs.
+        """
+        both = self.settings.directions in ("classifier", "both")
+        loss = self._loss(self.of_classifier, queries, keys, positives, both)
+        if self.settings.add_bce:
+            loss = loss + self.settings.add_bce * self._loss(self.bce, queries, keys, positives, False)
+        return loss
+
+    def _loss(self, form: ClosedForm, queries: Tensor, keys: Tensor, positives: Tensor, both: bool) -> Tensor:
+        options: dict[str, Any] = {"temperature": self.settings.temperature, "dtype": self.dtype}
+        loss = linear_loss(form, queries, keys, positives, **options)
+        if both:
+            if form is not self.bce:  # labels without a document add nothing, and need not be looked at
+                there, columns = torch.unique(positives[1], return_inverse=True)
+                keys, positives = keys[there], torch.stack([positives[0], columns])
+            loss = (loss + linear_loss(form, keys, queries, positives.flip(0), **options)) / 2
+        return loss
+
+
+class SearchKeys:
+    """The present search keys of all labels, computed once between two steps.
+
+    Args:
+        module: in training.
+        tokens: texts of all labels.
+    """
+
+    def __init__(self, module: UnidecModule, tokens: Tokens):
+        self.module, self.tokens = module, tokens
+        self._keys: Tensor | None = None
+
+    def now(self) -> Tensor:
+        """(L, d_D + d_C) without a graph; bf16 where training multiplies in it."""
+        if self._keys is None:
+            encoder, heads, table = self.module.encoder, self.module.heads, self.module.table.weight
+            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+            keys = torch.empty(len(self.tokens), sum(heads.widths), dtype=kind, device=encoder.device)
+            for start in range(0, len(keys), DOCUMENT_BLOCK):
+                rows = np.arange(start, min(start + DOCUMENT_BLOCK, len(keys)))
+                vectors = torch.from_numpy(encoder.encode(self.tokens.take(rows))).to(encoder.device)
+                keys[start : start + len(rows)] = heads.keys(vectors, table.detach()[start : start + len(rows)])
+            self._keys = keys
+        return self._keys
+
+    def forget(self) -> None:
+        """The weights are about to change."""
+        self._keys = None
+
+
+class Renewal:
+    """What is made anew in the course of a run: shortlists of hard negatives, and clusters of documents.
+
+    Args:
+        module: in training.
+        documents: texts of all documents.
+        labels: texts of all labels.
+        plan: batches, which use what is made here.
+        negatives: searches and filters shortlists.
+        settings: of the run.
+    """
+
+    def __init__(
+        self,
+        module: UnidecModule,
+        documents: Tokens,
+        labels: Tokens,
+        plan: PickedBatches,
+        negatives: HardNegatives,
+        settings: UnidecSettings,
+    ):
+        self.module, self.documents, self.labels, self.plan = module, documents, labels, plan
+        self.negatives, self.settings, self.count = negatives, settings, 0
+
+    @property
+    def needed(self) -> bool:
+        """Whether anything is to be made."""
+        return self.settings.pool == "some" or bool(self.settings.clusters)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Encode labels and documents, search shortlists, and cluster."""
+        rows, plan, keys = self.plan.rows, self.plan, self._vectors(self.labels)
+        self.negatives.refresh(keys)
+        vectors = torch.empty(len(rows), keys.shape[1], dtype=torch.bfloat16, device=keys.device)
+        shortlists = np.full((self.plan.targets.shape[0], self.settings.range_max), -1, dtype=np.int32)
+        for start in range(0, len(rows), DOCUMENT_BLOCK):
+            part = rows[start : start + DOCUMENT_BLOCK]
+            queries = self._vectors(self.documents.take(part))
+            vectors[start : start + DOCUMENT_BLOCK] = queries
+            if self.settings.pool == "some":
+                shortlists[part] = self.negatives.candidates(part, queries, self.settings.range_max)
+        self.negatives.index = None
+        if self.settings.pool == "some":
+            plan.shortlists = shortlists
+        if self.settings.clusters:
+            rng = np.random.default_rng([self.settings.seed, self.count, 2])
+            plan.clusters = rows[balanced_clusters(vectors, plan.depth, rng)]
+        self.count += 1
+
+    def _vectors(self, tokens: Tokens) -> Tensor:
+        encoder, heads = self.module.encoder, self.module.heads
+        vectors = torch.from_numpy(encoder.encode(tokens)).to(encoder.device)
+        training = heads.training
+        heads.eval()
+        found = heads.dual(vectors)
+        heads.train(training)
+        return found.bfloat16() if encoder.precision == "bf16" and tokens is self.labels else found
+
+    def state(self) -> dict[str, Tensor]:
+        """Shortlists and clusters, for a checkpoint."""
+        found = {"count": torch.tensor(self.count)}
+        if self.plan.shortlists is not None:
+            found["shortlists"] = torch.from_numpy(self.plan.shortlists)
+        if self.plan.clusters is not None:
+            found["clusters"] = torch.from_numpy(self.plan.clusters)
+        return found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Args:
+            state: tensors by name.
+        """
+        self.count = int(state["count"])
+        self.plan.shortlists = state["shortlists"].numpy() if "shortlists" in state else None
+        self.plan.clusters = state["clusters"].numpy() if "clusters" in state else None
+
+
+def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.optim.Optimizer]:
+    """The optimisers of encoder, heads and table, each parameter in exactly one group.
+
+    Args:
+        module: what is trained.
+        settings: of the run, every value decided.
+    """
+    decay = settings.weight_decay or 0.0
+    found = optimizers_of(module.encoder, settings)
+    if list(module.heads.parameters()):
+        found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
+    if isinstance(module.table, OneVsAll):
+        found.append(OneVsAllSGD(module.table, settings.table_lr, decay, settings.table_momentum, seed=settings.seed))
+    elif settings.table_optimizer == "adagrad":
+        found.append(RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed))
+    else:
+        found.append(
+            RowAdamW(
+                module.table.parameters(),
+                settings.table_lr,
+                weight_decay=decay,
+                decay_by="touches" if module.encoder.row_sparse else "steps",
+                seed=settings.seed,
+            )
+        )
+    return found

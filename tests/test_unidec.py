@@ -1,0 +1,291 @@
+"""The UniDEC recipe end to end on the toy corpus."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import labelspace as ls
+from labelspace.cli import main
+from labelspace.config import UnidecSettings
+from labelspace.heads import LabelTable, TwoHeads
+from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
+
+
+@pytest.fixture(scope="module")
+def data(toy_folder: Path) -> ls.Dataset:
+    return ls.load(toy_folder)
+
+
+@pytest.fixture(scope="module")
+def static(tiny_transformer: Path) -> dict[str, Any]:
+    return {
+        "encoder": "static", "base": str(tiny_transformer), "epochs": 12, "batch_size": 32, "lr": 0.02,
+        "table_lr": 0.02, "precision": "float32", "device": "cpu", "evaluations": 2,
+    }  # fmt: skip
+
+
+def scores(model: ls.Model, data: ls.Dataset) -> dict[str, dict[str, float]]:
+    assert data.test is not None
+    found = model.rankings(data.test.texts, k=10)
+    return {name: ls.evaluate(p, data.test.targets, data.train.targets) for name, p in found.items()}
+
+
+def test_static_learns_the_toy_corpus_and_is_saved_whole(
+    data: ls.Dataset, static: dict[str, Any], tmp_path: Path
+) -> None:
+    model = ls.train(data, recipe="unidec", out=tmp_path / "a", **static)
+    found = scores(model, data)
+    assert {name: found[name]["P@1"] >= 90 for name in found} == dict.fromkeys(
+        ("combined", "encoder", "classifier"), True
+    )
+    again = ls.Model.load(tmp_path / "a")
+    assert scores(again, data) == found
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "encoder", "head.safetensors", "log.jsonl", "manifest.json", "memory", "settings.toml",
+    ]  # fmt: skip
+    recorded = tomllib.loads((tmp_path / "a" / "settings.toml").read_text())
+    assert recorded["recipe"] == "unidec" and recorded["cap"] == 8 * 32 and recorded["head_lr"] == 0.04
+    metrics = again.info["metrics"]
+    assert metrics["rankings"]["combined"] == metrics["validation"]
+    assert {"P@1", "PSP@5", "R@10"} <= set(metrics["rankings"]["classifier"])
+
+    from sentence_transformers import SentenceTransformer
+
+    stock = SentenceTransformer(str(tmp_path / "a" / "encoder"), device="cpu")
+    texts = list(data.labels.texts)
+    vectors = again.encoder.encode(again.encoder.tokenize(texts))
+    np.testing.assert_allclose(stock.encode(texts), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder_loss": "supcon", "classifier_loss": "balanced"},
+        {"encoder_loss": "balanced", "classifier_loss": "supcon", "directions": "both"},
+        {"encoder_loss": "softmax", "classifier_loss": "softmax", "directions": "none"},
+        {"encoder_loss": "soft_top_k", "classifier_loss": "soft_top_k", "k": 2},
+        {"classifier_loss": "bce", "add_bce": 0.0, "classifier_norm": "never"},
+        {"add_bce": 1.0, "directions": "classifier"},
+        {"pool": "some"},
+        {"num_positives": 0, "pool": "some", "clusters": False},
+        {"num_positives": 1, "num_negatives": 1, "gap": 1000, "pool": "some"},
+        {"cap": 8, "gap": 2, "pool": "some"},
+        {"pool": "all", "clusters": True},
+        {"classifier_norm": "both"},
+        {"classifier_norm": "never"},
+        {"encoder_dim": 32, "classifier_dim": 32, "head_dropout": 0.1, "table_dropout": 0.1},
+        {"encoder_dim": 16, "classifier_dim": 24, "identity": False, "table_init": "random"},
+        {"table_optimizer": "adagrad", "table_lr": 0.05},
+        {"table_dtype": "bf16"},
+        {"table_dtype": "bf16", "table_optimizer": "adagrad", "table_lr": 0.05},
+        {"label_documents": False, "weight_decay": 0.01},
+        {"precision": "bf16"},
+        {"max_score": 0.9, "relative_margin": 0.05, "pool": "some"},
+        {"classifier_labels": "all", "table_lr": 0.003},
+        {"classifier_labels": "all", "table_lr": 0.001, "table_momentum": 0.9, "table_dtype": "bf16"},
+    ],
+)
+def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any]) -> None:
+    found = scores(ls.train(data, recipe="unidec", **{**static, **changes}), data)
+    assert found["combined"]["P@1"] >= 75 and found["encoder"]["P@1"] >= 60
+    assert found["classifier"]["P@1"] >= 60 or changes.get("classifier_loss") == "bce"
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_one_head_alone(data: ls.Dataset, static: dict[str, Any], weight: float) -> None:
+    start = ls.train(data, recipe="unidec", **{**static, "lr": 1e-9, "table_lr": 1e-9, "epochs": 1})
+    model = ls.train(data, recipe="unidec", **static, encoder_weight=weight)
+    assert scores(model, data)["encoder" if weight else "classifier"]["P@1"] >= 85
+    rows, first = (m.memory.keys[:, m.heads.columns("classifier")] for m in (model, start) if m.heads is not None)
+    assert torch.allclose(rows, first, atol=1e-4) == (weight == 1.0)
+
+
+def test_a_transformer_learns(data: ls.Dataset, tiny_transformer: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "encoder": str(tiny_transformer), "epochs": 12, "batch_size": 32, "lr": 3e-3, "table_lr": 0.02,
+        "chunk_size": 16, "encoder_dim": 24, "classifier_dim": 20, "precision": "float32", "device": "cpu",
+        "evaluations": 2,
+    }  # fmt: skip
+    model = ls.train(data, recipe="unidec", out=tmp_path / "a", **settings)
+    found = scores(model, data)
+    assert found["combined"]["P@1"] >= 85 and model.info["config"]["weight_decay"] == 0.05
+    assert model.memory.keys.shape == (25, 44)
+    assert scores(ls.Model.load(tmp_path / "a"), data) == found
+
+
+def test_defaults_of_a_transformer_have_heads(data: ls.Dataset, tiny_transformer: Path) -> None:
+    model = ls.train(data, recipe="unidec", encoder=str(tiny_transformer), epochs=1, batch_size=64)
+    assert model.memory.keys.shape == (25, 768)
+
+
+@pytest.mark.parametrize("norm", ["search", "both", "never"])
+def test_scores_are_what_classifier_norm_says(norm: Any) -> None:
+    """Rows of unequal length, by plain NumPy."""
+    torch.manual_seed(0)
+    heads = TwoHeads(5, 4, 3, identity=False, classifier_norm=norm, dropout=0.3)
+    e, label_e, rows = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7, 3) * torch.arange(1, 8)[:, None]
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    assert heads.encoder is not None and heads.classifier is not None
+    weight, bias = (p.detach().numpy() for p in heads.encoder.parameters())
+    g_d = unit(np.tanh(e.numpy() @ weight.T + bias))
+    l_d = unit(np.tanh(label_e.numpy() @ weight.T + bias))
+    weight, bias = (p.detach().numpy() for p in heads.classifier.parameters())
+    g_c, w = e.numpy() @ weight.T + bias, rows.numpy()
+    if norm != "never":
+        g_c, w = unit(g_c), unit(w)
+    expected = {"encoder": g_d @ l_d.T, "classifier": g_c @ w.T}
+    expected["combined"] = expected["encoder"] + expected["classifier"]
+    heads.train()
+    queries, keys = heads.queries(e), heads.keys(label_e, rows)
+    assert heads.training
+    for ranking, scores in expected.items():
+        part = heads.columns(ranking)  # type: ignore[arg-type]
+        np.testing.assert_allclose(queries[:, part] @ keys[:, part].T, scores, atol=1e-5)
+    heads.eval()
+    trained = (heads.document(e) @ heads.label(rows).T).detach().numpy()
+    plain = e.numpy() @ weight.T + bias
+    np.testing.assert_allclose(
+        trained, unit(plain) @ unit(rows.numpy()).T if norm == "both" else plain @ rows.numpy().T, rtol=1e-4, atol=1e-5
+    )
+    new = heads.keys(label_e, None)
+    assert torch.equal(new[:, 4:], torch.zeros(7, 3))
+    np.testing.assert_allclose(queries @ new.T, expected["encoder"], atol=1e-5)
+
+
+def test_heads_that_begin_as_the_identity_leave_the_order_alone() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(n, 300), dim=1) for n in (5, 40))
+    same = TwoHeads(300, 300, 300)
+    torch.testing.assert_close(same.queries(x)[:, :300], x, atol=5e-3, rtol=0)
+    torch.testing.assert_close(same.queries(x)[:, 300:], x)
+    plain = TwoHeads(300)
+    assert list(plain.parameters()) == [] and torch.equal(plain.dual(y), torch.nn.functional.normalize(y, dim=1))
+
+
+def test_both_directions_are_the_mean_of_the_loss_and_its_transpose() -> None:
+    g = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(6, 5, generator=g), torch.randn(9, 5, generator=g)
+    positives = torch.tensor([[0, 1, 1, 4, 5], [3, 3, 8, 0, 2]])
+    for name in ("decoupled_softmax", "softmax", "supcon", "balanced", "bce"):
+        settings = UnidecSettings(encoder_loss=name, temperature=0.7)  # type: ignore[arg-type]
+        function = getattr(ls.losses, name)
+        logits = queries @ keys.T / 0.7
+        expected = (function(logits, positives) + function(logits.T, positives.flip(0))) / 2
+        torch.testing.assert_close(PoolLoss(settings, None).encoder(queries, keys, positives), expected)
+
+
+def test_only_rows_of_the_pool_get_a_gradient() -> None:
+    table = LabelTable(torch.randn(1000, 4))
+    pool = np.array([3, 70, 999])
+    rows = table(pool)
+    assert torch.equal(rows, table.weight[torch.from_numpy(pool)])
+    (rows * torch.arange(3.0)[:, None]).sum().backward()
+    gradient = table.weight.grad
+    assert gradient is not None and gradient.is_sparse
+    gradient = gradient.coalesce()
+    assert gradient.indices().tolist() == [[3, 70, 999]]
+    assert gradient.values().tolist() == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
+    low = LabelTable(torch.randn(10, 4).bfloat16(), dropout=0.5)
+    low(np.array([1, 5])).sum().backward()
+    assert low.weight.grad is not None and low.weight.grad.dtype == torch.bfloat16
+    dropped = low(np.arange(10))
+    assert 5 < int((dropped == 0).sum()) < 35
+    assert (low.eval()(np.arange(10)) != 0).all()
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
+    class Fake(torch.nn.Module):
+        row_sparse = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
+
+    module = UnidecModule(Fake(), TwoHeads(4, 4, 4), LabelTable(torch.zeros(9, 4)))  # type: ignore[arg-type]
+    settings = UnidecSettings(lr=0.1, head_lr=0.3, table_lr=0.7, weight_decay=0.05)
+    rates = {}
+    for optimizer in optimizers(module, settings):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert id(parameter) not in rates
+                rates[id(parameter)] = group["lr"]
+                assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
+    expected = {"encoder": 0.1, "heads": 0.3, "table": 0.7}
+    assert rates == {id(p): expected[name.split(".")[0]] for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "some"}, {"pool": "some", "clusters": False, "encoder_dim": 8, "classifier_dim": 8}]
+)
+def test_renumbering_labels_changes_no_weight(
+    data: ls.Dataset, static: dict[str, Any], options: dict[str, Any]
+) -> None:
+    order = np.random.default_rng(0).permutation(len(data.labels))
+    short = {**static, "epochs": 4, **options}
+    a, b = ls.train(data, recipe="unidec", **short), ls.train(data.renumbered(order), recipe="unidec", **short)
+    assert torch.equal(b.memory.keys, a.memory.keys[torch.from_numpy(order)])
+
+
+def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> None:
+    short = {**static, "epochs": 3, "table_dtype": "bf16", "pool": "some"}
+    one, two, other = (ls.train(data, recipe="unidec", **{**short, "seed": seed}) for seed in (3, 3, 4))
+    assert torch.equal(one.memory.keys, two.memory.keys)
+    assert not torch.equal(one.memory.keys, other.memory.keys)
+
+
+def test_evaluate_prints_three_rankings(
+    data: ls.Dataset, static: dict[str, Any], toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ls.train(data, recipe="unidec", out=tmp_path / "a", **{**static, "epochs": 2, "lr": 0.004})
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "a"), str(toy_folder), "--json", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed["rankings"]) == ["combined", "encoder", "classifier"]
+    assert printed["metrics"] == printed["rankings"]["combined"]
+    assert {k: v["P@1"] for k, v in printed["rankings"].items()} == pytest.approx(
+        {k: v["P@1"] for k, v in scores(model, data).items()}
+    )
+    assert len({v["nDCG@5"] for v in printed["rankings"].values()}) == 3
+    assert main(["evaluate", str(tmp_path / "a"), str(toy_folder), "--quiet"]) == 0
+    assert "classifier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classifier_labels": "all", "classifier_norm": "both"}, "'both' does not go with"),
+        ({"table_momentum": 0.9}, "it is for classifier_labels 'all'"),
+        ({"encoder_loss": "hinge"}, "encoder_loss"),
+        ({"encoder_weight": 1.5}, "encoder_weight"),
+        ({"loss": "softmax"}, "has no setting 'loss'"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ls.SettingsError, match=message) as caught:
+        ls.train(data, recipe="unidec", **{**static, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_heads_are_refused_by_name(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    ls.train(data, recipe="unidec", out=out, **{**static, "epochs": 1, "encoder_dim": 8, "classifier_dim": 8})
+    file = out / "head.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-3])
+    with pytest.raises(ls.ModelError, match=r"head\.safetensors is damaged"):
+        ls.Model.load(out)
+    file.unlink()
+    with pytest.raises(ls.ModelError, match=r"head\.safetensors is missing"):
+        ls.Model.load(out)
