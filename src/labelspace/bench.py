@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,10 +307,7 @@ def loss(runs: Runs, seed: int) -> dict[str, Any]:
 
 
 def _loss(size: int, with_plain: bool, runs: Runs, seed: int) -> dict[str, float | None]:
-    queries, keys = _unit(BATCH, seed).requires_grad_(), _unit(size, seed + 1).requires_grad_()
-    g = torch.Generator().manual_seed(seed)
-    columns = torch.randint(0, size, (5 * BATCH,), generator=g)
-    positives = torch.unique(torch.stack([torch.arange(BATCH).repeat_interleave(5), columns]), dim=1)
+    queries, keys, positives = _problem(size, DIM, BATCH, seed)
     form = closed_form("decoupled_softmax")
     low = torch.bfloat16 if bf16_pays(queries.device) else None
 
@@ -324,14 +322,24 @@ def _loss(size: int, with_plain: bool, runs: Runs, seed: int) -> dict[str, float
     def products() -> None:
         _products(queries.detach(), keys.detach(), low or torch.float32)
 
-    extra = _extra_memory(ours, 4 * (size + BATCH) * DIM)
     seconds = runs.in_turn(*([ours, products, plain] if with_plain else [ours, products]))
+    with get_context("spawn").Pool(1) as process:  # memory that other parts gave back would hide what is taken
+        extra = process.apply(_extra_memory, (size, DIM, BATCH, seed))
     return {
         "seconds": round(seconds[0], 3),
         "vs_products": round(seconds[0] / seconds[1], 2),
         "vs_plain": round(seconds[2] / seconds[0], 2) if with_plain else None,
         "extra_mb": None if extra is None else round(extra / 1e6),
     }
+
+
+def _problem(size: int, dim: int, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and about five positives a query."""
+    queries, keys = _unit(batch, seed, dim).requires_grad_(), _unit(size, seed + 1, dim).requires_grad_()
+    g = torch.Generator().manual_seed(seed)
+    columns = torch.randint(0, size, (5 * batch,), generator=g)
+    positives = torch.unique(torch.stack([torch.arange(batch).repeat_interleave(5), columns]), dim=1)
+    return queries, keys, positives
 
 
 def _products(queries: Tensor, keys: Tensor, low: torch.dtype) -> None:
@@ -347,8 +355,9 @@ def _products(queries: Tensor, keys: Tensor, low: torch.dtype) -> None:
         logits.T @ few
 
 
-def _extra_memory(work: Callable[[], None], counted: int) -> int | None:
-    """Bytes by which the process grows at the most while it works, less those counted; None where it cannot be told."""
+def _extra_memory(size: int, dim: int, batch: int, seed: int) -> int | None:
+    """Bytes that the loss takes beside queries, keys and their gradients, in a process of its own; None where that
+    cannot be told."""
     status, references = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not references.exists():
         return None
@@ -357,15 +366,17 @@ def _extra_memory(work: Callable[[], None], counted: int) -> int | None:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
         return 1024 * int(line.split()[1])
 
-    work()  # what libraries load once is not counted
-    gc.collect()
-    try:
-        references.write_text("5")
-    except OSError:
-        return None
-    before = read("VmRSS:") - counted  # the gradients of the run before are still there
-    work()
-    return max(0, read("VmHWM:") - before - counted)
+    form, low = closed_form("decoupled_softmax"), torch.bfloat16 if bf16_pays(torch.device("cpu")) else None
+    for rows in (1000, size):  # the first loads what libraries load once
+        queries, keys, positives = _problem(rows, dim, batch, seed)
+        gc.collect()
+        try:
+            references.write_text("5")  # the peak from here on
+        except OSError:
+            return None
+        before = read("VmRSS:")
+        linear_loss(form, queries, keys, positives, temperature=0.05, dtype=low).backward()
+    return max(0, read("VmHWM:") - before - 4 * (size + batch) * dim)
 
 
 def search(runs: Runs, seed: int) -> dict[str, Any]:
@@ -462,11 +473,12 @@ def _recall(truth: np.ndarray, found: np.ndarray) -> float:
     return round(float(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)])), 5)
 
 
-def _unit(count: int, seed: int) -> Tensor:
+def _unit(count: int, seed: int, dim: int | None = None) -> Tensor:
     g = torch.Generator().manual_seed(seed)
-    out = torch.empty(count, DIM)
+    dim = dim or DIM
+    out = torch.empty(count, dim)
     for part in out.split(1 << 16):
-        part.copy_(torch.nn.functional.normalize(torch.randn(len(part), DIM, generator=g), dim=1))
+        part.copy_(torch.nn.functional.normalize(torch.randn(len(part), dim, generator=g), dim=1))
     return out
 
 

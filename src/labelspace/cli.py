@@ -114,6 +114,7 @@ def _logging(quiet: bool) -> Iterator[None]:
     """Messages of labelspace on standard error while a command runs."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
@@ -122,6 +123,7 @@ def _logging(quiet: bool) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _recipe(tokens: list[str]) -> str:
