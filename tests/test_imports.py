@@ -35,6 +35,12 @@ ROWS = [
     {"recipes", "bench"},
     {"commands"},
     {"memory_commands"},
+    {"serving", "serving.worker", "serving.schemas", "serving.labels"},
+    {"serving.answers", "serving.http"},
+    {"serving.service"},
+    {"serving.annif", "serving.page"},
+    {"serving.app"},
+    {"serving.command"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,9 +1,9 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``, and
-what changes a model: ``labelspace tune | documents | labels | compact``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
+``bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage. What the commands do is in `commands` and `memory_commands`, which are loaded when one of
-them runs.
+plain message, 2 wrong usage. What the commands do is in `commands`, `memory_commands` and `serving.command`, which are
+loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
     "compact": "Rewrite what a model answers from without what was removed; predictions stay as they are.",
 }
+SERVE = "Answer over HTTP, with a page for people at /; ends on Ctrl-C or SIGTERM, when all that was taken is answered."
 GROUPS = {
     "documents": {
         "help": "Documents that vote for their labels: add, remove, list.",
@@ -100,6 +101,7 @@ def _app(recipe: str) -> App:
         app.command(f"labelspace.commands:{function}", name=(name, *ALIASES.get(name, ())), help=text)
     for name, text in MEMORY_COMMANDS.items():
         app.command(f"labelspace.memory_commands:{name}", name=name, help=text)
+    app.command("labelspace.serving.command:serve", name="serve", help=SERVE)
     for group, verbs in GROUPS.items():
         part = App(name=group, help=verbs["help"], help_format="plaintext")
         for verb, text in verbs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -309,6 +310,28 @@ class Model:
             if reasons is not None:
                 reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
+
+    def with_weight(self, weight: float) -> Model:
+        """The same model with another weight of the documents' votes; keys are shared, nothing is copied.
+
+        It is for predictions: it has no calibration, since that holds for the model's own weight alone, and what is
+        changed in one of the two may not be seen by the other.
+
+        Args:
+            weight: 0 lets the label keys vote alone, 1 the documents.
+
+        Raises:
+            DataError: a weight out of bounds, or a model without documents.
+        """
+        if self.memory.voting.scoring == "similarity":
+            raise DataError("this model has no documents that vote, so their votes can have no weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not 0 <= weight <= 1:
+            raise DataError(f"weight, of the documents' votes, must be from 0 to 1, got {weight!r}")
+        other = copy.copy(self)
+        other.memory = copy.copy(self.memory)
+        other.memory.voting = dataclasses.replace(self.memory.voting, weight=float(weight))
+        other._calibration = None
+        return other
 
     def _predict_probable(
         self,
@@ -876,7 +899,7 @@ class Model:
             found = keys.find(name)
             if found is not None:
                 if not replace:
-                    hint = "; remove it, or replace it with --replace" if kind == "documents" else "; rename it instead"
+                    hint = "; remove it, or ask to replace it" if kind == "documents" else "; rename it instead"
                     raise DataError(f"the model has a {kind[:-1]} {name!r} already{hint}")
                 there.append(found)
             elif name in gone and gone[name] != digest(text):
