@@ -129,7 +129,7 @@ def _predictions(app: FastAPI, service: Service) -> None:
         elif answer.predictions.probabilities is None:
             note = "the model is not calibrated: scores compare the labels of one text and are no probabilities"
         found = labels_of(answer, body.threshold, body.reasons)
-        served = service.served()
+        served = service.served(answer.state)
         return as_json({"predictions": [{"labels": labels} for labels in found], "model": served, "note": note})
 
     @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=_errors(422, 503))
@@ -166,10 +166,9 @@ def _changes(app: FastAPI, service: Service) -> None:
     }
 
     async def changed(change: Change, status: int = 200) -> Response:
-        ids = await service.change(change)
-        told = service.described()
+        ids, told = await service.change(change)
         counts = {"labels": told["labels"], "documents": told["documents"]}
-        return as_json({"ids": ids, **counts, "model": service.served()}, status)
+        return as_json({"ids": ids, **counts, "model": service.served(told)}, status)
 
     def named(body: Ids | None, queried: list[str]) -> list[str]:
         ids = queried if body is None else [*body.ids, *queried]

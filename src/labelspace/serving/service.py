@@ -75,10 +75,9 @@ class Service:
         self.worker = Worker(opening, batch=settings.batch, queue=settings.queue, opened=self._describe, failed=failed)
         self.search: LabelSearch | None = None
         self.language = "und"
-        self._described: dict[str, Any] | None = None
 
-    def _describe(self, model: Model) -> None:
-        """Note what is told of the model; in its thread, whenever it changed."""
+    def _describe(self, model: Model) -> dict[str, Any]:
+        """What is told of the model; called in its thread, whenever it changed."""
         settings = self.settings
         changed, revision = None, 0
         if model.folder is not None:
@@ -90,7 +89,7 @@ class Service:
         self.language = (data.get("options") or {}).get("language") or "und"
         if self.search is None or self.search.labels is not model.labels:
             self.search = LabelSearch(model.labels)
-        self._described = {
+        return {
             "name": settings.name,
             "revision": revision,
             "labels": len(model.labels),
@@ -117,14 +116,10 @@ class Service:
         Raises:
             NotReadyError: it is not open.
         """
-        if self._described is None or not self.worker.ready:
+        if not self.worker.ready:
             raise NotReadyError("the model cannot be used" if self.worker.error else "the model is being opened")
-        return self._described
-
-    def served(self) -> dict[str, Any]:
-        """Name and revision of the model."""
-        told = self.described()
-        return {"name": told["name"], "revision": told["revision"]}
+        told: dict[str, Any] = self.worker.state
+        return told
 
     async def ask(self, texts: list[str], k: int, why: bool = False, weight: float | None = None) -> Answer:
         """Predict, when it is their turn.
@@ -146,14 +141,26 @@ class Service:
             raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {k}")
         return await asyncio.wrap_future(self.worker.ask(Question(texts, k, why, weight)))
 
-    async def change(self, change: Change) -> list[str]:
+    async def change(self, change: Change) -> tuple[list[str], dict[str, Any]]:
         """Change the model and save it, when it is its turn.
 
         Args:
             change: gets the model and returns ids.
+
+        Returns:
+            The ids, and what is told of the model now.
         """
-        found: list[str] = await asyncio.wrap_future(self.worker.change(change))
+        found: tuple[list[str], dict[str, Any]] = await asyncio.wrap_future(self.worker.change(change))
         return found
+
+    @staticmethod
+    def served(told: dict[str, Any]) -> dict[str, Any]:
+        """Name and revision of a model.
+
+        Args:
+            told: of it.
+        """
+        return {"name": told["name"], "revision": told["revision"]}
 
     def within(self, what: str, count: int) -> None:
         """Refuse a request with too many things.

@@ -72,11 +72,13 @@ class Answer:
         predictions: of all of them.
         rows: those of this question.
         k: labels a text, at most; the predictions may hold more.
+        state: what was told of the model when it predicted.
     """
 
     predictions: Predictions
     rows: range
     k: int
+    state: Any = None
 
 
 @dataclass(eq=False)
@@ -96,11 +98,13 @@ class Worker:
         opening: opens the model; called in the thread, and again when a change could not be written.
         batch: texts that are predicted together, at most; a larger request is predicted by itself.
         queue: texts that may wait, at most.
-        opened: called in the thread when the model was opened and after every change, before that is answered.
+        opened: called in the thread when the model was opened and after every change, before that is answered; what it
+            returns is the state.
         failed: called in the thread when the model could not be opened.
 
     Attributes:
         model: the model as the last change left it; None while there is none.
+        state: what `opened` last returned.
         error: why there is none.
     """
 
@@ -110,11 +114,12 @@ class Worker:
         *,
         batch: int = 128,
         queue: int = 1024,
-        opened: Callable[[Model], None] = lambda model: None,
+        opened: Callable[[Model], Any] = lambda model: None,
         failed: Callable[[BaseException], None] = lambda error: None,
     ):
         self.opening, self.batch, self.queue, self.opened, self.failed = opening, batch, queue, opened, failed
         self.model: Model | None = None
+        self.state: Any = None
         self.error: BaseException | None = None
         self._line: deque[_Waiting] = deque()
         self._texts = 0  # in the line
@@ -158,7 +163,7 @@ class Worker:
         return self._stand(_Waiting(question))
 
     def change(self, change: Change) -> Future[Any]:
-        """Stand in line with a change; what it returns is the result, given when the model was saved.
+        """Stand in line with a change; the result is what it returns and the new state, given when the model was saved.
 
         Args:
             change: gets the model; when it raises, the model must be as it was.
@@ -202,7 +207,7 @@ class Worker:
 
     def _open(self) -> None:
         model = self.opening()
-        self.opened(model)
+        self.state = self.opened(model)
         self.model = model
 
     def _usable(self) -> Model:
@@ -256,7 +261,7 @@ class Worker:
         start = 0
         for one, question in zip(group, questions, strict=True):
             rows = range(start, start + len(question.texts))
-            one.future.set_result(Answer(predictions, rows, question.k))
+            one.future.set_result(Answer(predictions, rows, question.k, self.state))
             start = rows.stop
 
     def _make(self, one: _Waiting, change: Change) -> None:
@@ -269,7 +274,7 @@ class Worker:
             return
         try:
             model.save()
-            self.opened(model)
+            self.state = self.opened(model)
         except Exception as error:
             logger.error("a change could not be saved: %s", error)
             said = str(error) if isinstance(error, LabelspaceError | OSError) else type(error).__name__
@@ -280,7 +285,7 @@ class Worker:
                 self.model, self.error = None, again
             one.future.set_exception(UnsavedError(f"the change was not saved and is taken back: {said}"))
             return
-        one.future.set_result(result)
+        one.future.set_result((result, self.state))
 
 
 def _alike(taken: list[_Waiting]) -> Iterator[list[_Waiting]]:
