@@ -22,8 +22,9 @@ def annif_routes(service: Service) -> APIRouter:
     Args:
         service: that answers.
     """
-    router = APIRouter(tags=["Annif"], responses={code: ERRORS[code] for code in (404, 503)})
+    router = APIRouter(tags=["Annif"], responses={code: ERRORS[code] for code in (404, 422, 503)})
     most = service.settings.max_k
+    usual = min(LIMIT, most)
 
     def project() -> dict[str, Any]:
         told = service.described()
@@ -70,7 +71,7 @@ def annif_routes(service: Service) -> APIRouter:
         "required": ["text"],
         "properties": {
             "text": {"type": "string", "description": "The text."},
-            "limit": {"type": "integer", "default": LIMIT, "minimum": 0, "maximum": most},
+            "limit": {"type": "integer", "default": usual, "minimum": 0, "maximum": most},
             "threshold": {"type": "number", "default": 0.0, "minimum": 0, "maximum": 1},
         },
         "example": {"text": "old railway lines", "limit": 2},
@@ -79,7 +80,7 @@ def annif_routes(service: Service) -> APIRouter:
     @router.post(
         "/projects/{project_id}/suggest",
         response_model=SuggestAnswer,
-        responses={code: ERRORS[code] for code in (400, 413, 415, 422, 429)},
+        responses={code: ERRORS[code] for code in (400, 413, 415, 429)},
         openapi_extra={
             "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": form}}}
         },
@@ -92,14 +93,14 @@ def annif_routes(service: Service) -> APIRouter:
             raise RefusedError(422, "text is missing")
         limit = number(fields, "limit", int, 0, most)
         threshold = number(fields, "threshold", float, 0, 1) or 0.0
-        limit = LIMIT if limit is None else limit
+        limit = usual if limit is None else limit
         answer = await service.ask([fields["text"]], max(1, limit))
         return as_json({"results": subjects(answer, limit, threshold)[0]})
 
     @router.post(
         "/projects/{project_id}/suggest-batch",
         response_model=list[SuggestBatchItem],
-        responses={code: ERRORS[code] for code in (400, 413, 415, 422, 429)},
+        responses={code: ERRORS[code] for code in (400, 413, 415, 429)},
         openapi_extra={
             "parameters": [
                 {"in": "query", "name": name, "required": False, "schema": form["properties"][name]}  # type: ignore[index]
@@ -113,7 +114,7 @@ def annif_routes(service: Service) -> APIRouter:
         fields = dict(request.query_params)
         limit = number(fields, "limit", int, 0, most)
         threshold = number(fields, "threshold", float, 0, 1) or 0.0
-        limit = LIMIT if limit is None else limit
+        limit = usual if limit is None else limit
         if not body.documents:
             return as_json([])
         answer = await service.ask([document.text for document in body.documents], max(1, limit))

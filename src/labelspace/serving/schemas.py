@@ -142,6 +142,7 @@ class Label(BaseModel):
 class LabelsAnswer(BaseModel):
     """Labels that were found."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": [{"id": "railways", "text": "railways"}]}]})
     labels: list[Label]
 
 
@@ -344,23 +345,20 @@ class Backend(BaseModel):
     backend_id: str
 
 
+PROJECT: dict[str, Any] = {
+    "project_id": "books",
+    "name": "books",
+    "language": "en",
+    "backend": {"backend_id": "labelspace"},
+    "is_trained": True,
+    "modification_time": "2026-01-31T12:00:00+00:00",
+}
+
+
 class Project(BaseModel):
     """The model as an Annif project."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "project_id": "books",
-                    "name": "books",
-                    "language": "en",
-                    "backend": {"backend_id": "labelspace"},
-                    "is_trained": True,
-                    "modification_time": "2026-01-31T12:00:00+00:00",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [PROJECT]})
     project_id: str
     name: str
     language: str
@@ -372,4 +370,5 @@ class Project(BaseModel):
 class Projects(BaseModel):
     """All projects: one."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"projects": [PROJECT]}]})
     projects: list[Project]
