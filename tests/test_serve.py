@@ -216,7 +216,7 @@ ROUTES = [
     ("POST", "/projects/toy/suggest"),
 ]  # fmt: skip
 relaxed = settings(
-    max_examples=150, deadline=None, derandomize=True,
+    max_examples=int(os.environ.get("LABELSPACE_EXAMPLES", "50")), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
