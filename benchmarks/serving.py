@@ -129,6 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.wrk and shutil.which("wrk") is None:
         parser.error("wrk is not installed")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
     from labelspace.data import read_texts
 
     texts = read_texts(options.texts)[1][: options.count]
