@@ -19,8 +19,8 @@ ROWS = [
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters"},
     {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.exact"},
-    {"data.formats.lf", "data.formats.xc", "encoders.transformer", "indexes", "indexes.faiss", "evaluation"},
-    {"data.formats.labels", "keys"},
+    {"data.formats.lf", "data.formats.xc", "encoders.inference", "indexes", "indexes.faiss", "evaluation"},
+    {"data.formats.labels", "keys", "encoders.transformer"},
     {"data.formats.table"},
     {"data.formats.beir", "data.formats.features", "data.formats.vocabulary", "encoders.static"},
     {"data.formats.annif"},

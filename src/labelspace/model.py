@@ -221,7 +221,7 @@ class Model:
         if self.heads is None:
             return found
         keys = self.memory.keys
-        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
+        queries = torch.from_numpy(self.encode_documents(texts, batch_size)).to(keys.device)
         depth = min(k, len(self.labels))
         for ranking in RANKINGS[1:]:
             part = self.heads.columns(ranking)
@@ -237,7 +237,7 @@ class Model:
             batch_size: texts encoded at a time.
 
         Returns:
-            (n, D) float32; with heads, the half of the classifier is 0.
+            (n, D) float32; with heads, the classifier's row is made from the text too.
         """
         if self.heads is None:
             return self.encode(texts, batch_size)
@@ -254,7 +254,10 @@ class Model:
         Returns:
             (n, D) float32.
         """
-        return self.encode(texts, batch_size)
+        if self.heads is None:
+            return self.encode(texts, batch_size)
+        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
+        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device), weighted=False).cpu().numpy()
 
     def predict(
         self,
@@ -632,7 +635,10 @@ class Model:
         slots = np.array([s.slots[s.indptr[row]] for s, row in found], dtype=np.int32)
         old = [s.keys[row] for s, row in found]
         keys = self._renamed_keys(
-            torch.stack(old) if old else torch.zeros(0, self.memory.label_keys.dim), new, batch_size
+            torch.stack(old) if old else torch.zeros(0, self.memory.label_keys.dim),
+            [s.texts[row] for s, row in found],
+            new,
+            batch_size,
         )
         self.memory.label_keys.remove(found)
         self._add_label_keys(names, new, keys, slots)
@@ -808,18 +814,21 @@ class Model:
                 bar.update(len(parts[-1]))
         return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
 
-    def _renamed_keys(self, old: torch.Tensor, texts: list[str], batch_size: int) -> torch.Tensor:
+    def _renamed_keys(self, old: torch.Tensor, before: list[str], texts: list[str], batch_size: int) -> torch.Tensor:
         """Keys of labels under their new texts; what a classifier learned of a label stays.
 
         Args:
             old: (n, D) keys that they have.
+            before: n texts that they have.
             texts: n new texts.
             batch_size: texts encoded at a time.
         """
         keys = self._as_keys(self.encode_labels(texts, batch_size))
-        if self.heads is not None:
-            learned = self.heads.columns("classifier")
-            keys[:, learned] = old[:, learned].to(keys)
+        if self.heads is not None and texts:
+            part = self.heads.columns("classifier")
+            rows, made = old[:, part].to(keys), self._as_keys(self.encode_labels(before, batch_size))[:, part]
+            learned = (rows - made).norm(dim=1) > 0.01 * made.norm(dim=1)  # others were made from the text
+            keys[:, part] = torch.where(learned[:, None], rows, keys[:, part])
         return keys
 
     def _add_label_keys(

@@ -251,7 +251,7 @@ def validation(
     """
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
-    corpus = _looked_at(data.valid, settings)
+    corpus = looked_at(data.valid, settings)
     documents = encoder.tokenize(corpus.texts, cache)
     depth = min(100, len(data.labels))
 
@@ -276,8 +276,13 @@ def validation(
     return run
 
 
-def _looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
-    """The validation documents that a run looks at."""
+def looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
+    """The validation documents that a run looks at.
+
+    Args:
+        corpus: all of them.
+        settings: of the run.
+    """
     if len(corpus) <= settings.valid_documents:
         return corpus
     chosen = np.random.default_rng(settings.seed).choice(len(corpus), settings.valid_documents, replace=False)
@@ -298,7 +303,7 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
         return
     try:
         if predictions is None:
-            data = dataclasses.replace(data, valid=_looked_at(data.valid, settings))
+            data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
         model.calibrate(data, predictions=predictions)
     except DataError as error:
         logger.info("the model is not calibrated: %s", error)
