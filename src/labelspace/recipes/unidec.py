@@ -216,7 +216,9 @@ def train(
             )
             search.forget()
             if heads.classifier_norm == "never":
-                heads.row_length = float(torch.cat([r.float().norm(dim=1) for r in table.weight.split(65_536)]).mean())
+                heads.row_length = float(
+                    torch.cat([r.float().norm(dim=1) for r in table.weight.detach().split(65_536)]).mean()
+                )
             if settings.search_weight is None and evaluate is not None and len(data.valid) >= MIN_VALID:
                 heads.search_weight = chosen_weight(
                     looked_at(data.valid, settings), encoder, heads, search.now(), cache
