@@ -207,7 +207,6 @@ def test_sorted_votes_equal_the_sparse_product(
     votes: str, allowed: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few votes are sorted, many are multiplied; both give the same sums."""
-    monkeypatch.setattr("labelspace.memory.SORTED", 0)
     rng = np.random.default_rng(5)
     keys, queries = keys_and_queries(460)
     targets = np.zeros((60, 400), dtype=np.float32)
@@ -228,6 +227,11 @@ def test_sorted_votes_equal_the_sparse_product(
         assert np.array_equal(columns, product.indices)
         np.testing.assert_allclose(sums, product.data, rtol=1e-12)
     memory.voting = voting
+    by_sorting = memory.predict(queries, 3)
+    monkeypatch.setattr("labelspace.memory.FEW", 0)
+    monkeypatch.setattr("labelspace.memory.SORTED", 400)
+    for a, b in zip(by_sorting, memory.predict(queries, 3), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
     nobody = memory.predict(queries, 3, left_out=np.ones(60, dtype=bool))
     assert (nobody[0] >= 0).all()
 

@@ -276,6 +276,7 @@ class RaexmcSettings(MiningSettings, RunSettings):
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
         key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
             pays.
+        label_documents: in training the text of every label is a document too, with that label alone.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 5
@@ -286,6 +287,7 @@ class RaexmcSettings(MiningSettings, RunSettings):
     range_max: Count = 50
     objective: str = "P@1,P@3,P@5"
     key_precision: Literal["float32", "bf16"] = "float32"
+    label_documents: bool = False
 
 
 RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings, "raexmc": RaexmcSettings}

@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
-SORTED = 16
-"""Votes are sorted where there are so many times as many labels as voters, and multiplied otherwise."""
+FEW, SORTED = 1000, 16
+"""Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
 GRAPH_FROM = 10_000
 """Keys of a segment from which on a graph is worth building; of fewer a scan is as fast, and exact."""
 
@@ -358,7 +358,8 @@ class Memory:
 
         A sparse product works in arrays of L numbers, which is much for a few queries; theirs are sorted instead.
         """
-        if SORTED * (found.labels.size + found.documents.size) > self.n_labels:
+        voters = found.labels.size + found.documents.size
+        if voters > FEW and SORTED * voters > self.n_labels:
             sums = self._cast(found, voting, chosen)[0]
             return sums.indptr, sums.indices, sums.data
         label_weights, document_weights, label_mask, document_mask = weigh(found, voting)

@@ -49,6 +49,7 @@ from .preparation import (
     save_run,
     shape_of,
     validation,
+    with_label_documents,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,10 @@ def train(
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
+    targets, texts = data.train.targets, documents
+    if settings.label_documents:
+        targets, rows = with_label_documents(targets, rows)
+        texts = documents.followed_by(labels.tokens)
     log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
     try:
         with stop_signals() as signals:
@@ -125,7 +130,7 @@ def train(
                 )
             report = FitReport()
             if settings.epochs:
-                run = _Contrast(data, rows, encoder, documents, labels, settings)
+                run = _Contrast(targets, rows, encoder, texts, labels, settings)
                 report = fit(
                     run.step,
                     run.plan.epoch,
@@ -177,7 +182,7 @@ class _Contrast:
 
     def __init__(
         self,
-        data: Dataset,
+        targets: sp.csr_array,
         rows: npt.NDArray[np.int64],
         encoder: Encoder,
         documents: Tokens,
@@ -185,7 +190,7 @@ class _Contrast:
         settings: RaexmcSettings,
     ):
         self.encoder, self.documents, self.labels, self.settings = encoder, documents, labels, settings
-        self.targets = data.train.targets
+        self.targets = targets
         self.negatives = hard_negatives(self.targets, settings)
         self.label_keys = LabelKeys(encoder, labels.tokens)
         drawn = settings.positives or None
