@@ -221,6 +221,7 @@ def study_latency(options: argparse.Namespace) -> dict[str, float]:
         "graphs by flat": best["graphs, ms"] / best["flat, ms"],
         "nearest keys found": sum(found) / sum(x.size for x, _ in pairs),
         "same five labels": float(np.mean(same)),
+        **{f"ef_search, {len(segment):,} keys": segment.graph["ef_search"] for segment in graphs},
         "building, s": built,
     }
 
