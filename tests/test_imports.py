@@ -17,9 +17,9 @@ ROWS = [
     {"types", "config", "files", "machine", "data.npz", "strings"},
     {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
-    | {"data.tokens", "losses_fused", "optim", "clusters"},
-    {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.exact"},
-    {"data.formats.lf", "data.formats.xc", "encoders.inference", "indexes", "indexes.faiss", "evaluation"},
+    | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
+    {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.faiss"},
+    {"data.formats.lf", "data.formats.xc", "encoders.inference", "indexes", "evaluation"},
     {"data.formats.labels", "keys", "encoders.transformer"},
     {"data.formats.table"},
     {"data.formats.beir", "data.formats.features", "data.formats.vocabulary", "encoders.static"},

@@ -277,7 +277,8 @@ class RaexmcSettings(MiningSettings, RunSettings):
             own hard negatives.
         range_max: length of a shortlist.
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
-        key_precision: of document keys; ``bf16`` takes half the space.
+        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
+            pays.
         label_documents: in training the text of every label is a document too, with that label alone.
     """
 
