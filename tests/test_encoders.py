@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from labelspace.data.tokens import Limit, Tokens, tokenize
 from labelspace.encoders import Encoder, StaticEncoder, TransformerEncoder, build_static, open_encoder
+from labelspace.encoders.inference import FastBert
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
 from labelspace.gradcache import chunks, encode_cached
 
@@ -80,14 +82,37 @@ def test_weights_in_bf16_while_encoding(tiny_transformer: Path, options: dict[st
     tokens = encoder.tokenize(TEXTS)
     exact = encoder.encode(tokens)
     encoder.precision = "bf16"
+    fast = FastBert.fits(encoder.transformer) and options.get("attention") != "sdpa"
     with encoder.for_inference():
-        assert next(encoder.transformer.parameters()).dtype == torch.bfloat16
+        assert next(encoder.transformer.parameters()).dtype == (torch.float32 if fast else torch.bfloat16)
         low = encoder(tokens).detach().numpy()
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
     assert np.array_equal(encoder.encode(tokens), low[np.arange(len(tokens))])
     assert not np.array_equal(low, exact) and (low * exact).sum(1).min() > 0.999
     encoder.precision = "float32"
     assert np.array_equal(encoder.encode(tokens), exact)
+
+
+def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer: Path) -> None:
+    encoder = tiny(tiny_transformer)
+    if not FastBert.fits(encoder.transformer):
+        pytest.skip("this processor or build of torch has no bf16 products by oneDNN")
+    tokens = encoder.tokenize(TEXTS)
+    encoder.precision = "bf16"
+    before = encoder.encode(tokens)
+    made = encoder._fast
+    assert np.array_equal(encoder.encode(tokens), before) and encoder._fast is made
+    optimizer = torch.optim.AdamW(encoder.parameters(), 0.05)
+    (encoder(tokens) * torch.randn(len(tokens), encoder.dim)).sum().backward()
+    optimizer.step()
+    after = encoder.encode(tokens)
+    assert encoder._fast is not made and not np.array_equal(after, before)
+    again = copy.deepcopy(encoder)
+    with torch.no_grad():
+        again.token_table.mul_(2)
+    assert np.array_equal(encoder.encode(tokens), after) and not np.array_equal(again.encode(tokens), after)
+    encoder.precision = "float32"
+    assert (encoder.encode(tokens) * after).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize("kept", [0, 40, 1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from labelspace.data.tokens import Tokens
 from labelspace.encoders import TransformerEncoder, open_encoder, packed
+from labelspace.encoders.inference import ARCHITECTURES, FastBert
 from labelspace.errors import SettingsError
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -108,6 +110,34 @@ def test_bf16_stays_near_float32(tiny_transformer: Path) -> None:
     encoder.precision = "bf16"
     cosines = (encoder(tokens) * exact).sum(1)
     assert cosines.min() > 0.999
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "distilbert"])
+def test_inference_in_bf16_equals_the_modules(kind: str, tiny_transformer: Path, tmp_path: Path) -> None:
+    encoder = encoder_of(kind, tiny_transformer, tmp_path)
+    for name, parameter in encoder.transformer.named_parameters():
+        if "bias" in name or "norm" in name.lower():
+            torch.nn.init.normal_(parameter, 0.5, 0.2)  # fresh ones are 0 and 1, and so would hide mistakes
+    fits = FastBert.fits(encoder.transformer)
+    assert not fits or kind not in ("distilbert", "electra")  # the last has narrower token vectors here
+    if not fits:
+        pytest.skip("another architecture, or no bf16 products by oneDNN")
+    tokens = random_tokens([1, 1, 3, *[7] * 40, *[31] * 5, *[40] * 20], 3)  # with a part that is filled up
+    exact = encoder.encode(tokens)
+    given = packed.inputs(tokens, encoder._first_position)
+    encoder._set_attention(packed.NAME)
+    with torch.no_grad():
+        plain = encoder.transformer(**given).last_hidden_state[0]
+        modules = copy.deepcopy(encoder.transformer).bfloat16()(**given).last_hidden_state[0].float()
+        fast = FastBert(encoder.transformer)(
+            given["input_ids"][0], given["position_ids"][0], given["text_runs"]
+        ).float()
+    there = len(tokens.ids)
+    error, allowed = ((x - plain)[:there].square().mean().sqrt() for x in (fast, modules))
+    assert error < 1.2 * allowed  # not coarser than the modules with weights in bf16
+    encoder.precision = "bf16"
+    assert (encoder.encode(tokens) * exact).sum(1).min() > 0.999
+    assert encoder._fast is not None
 
 
 def test_dropout_draws_in_the_attention(tiny_transformer: Path) -> None:

@@ -155,7 +155,7 @@ def test_training_learns_the_toy_corpus_and_keeps_every_document(
     [
         {"shared_negatives": False},
         {"shared_negatives": False, "related_documents": "positive", "positives": 0},
-        {"related_documents": "positive"},
+        {"related_documents": "positive", "label_documents": True},
         {"positives": 0, "key_precision": "bf16", "objective": "PSP@5"},
     ],
 )
@@ -163,6 +163,7 @@ def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, 
     model = ls.train(data, **options(tiny_transformer, epochs=6, mine_every=0.2, **settings))
     assert data.test is not None
     assert ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"] > 85
+    assert model.memory.n_documents == len(data.train)
     bits = model.memory.document_keys.segments[0].keys.dtype
     assert bits == (torch.bfloat16 if settings.get("key_precision") == "bf16" else torch.float32)
 

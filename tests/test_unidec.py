@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.config import UnidecSettings
-from labelspace.heads import LabelTable, TwoHeads
+from labelspace.heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
 
 
@@ -158,8 +159,39 @@ def test_scores_are_what_classifier_norm_says(norm: Any) -> None:
         trained, unit(plain) @ unit(rows.numpy()).T if norm == "both" else plain @ rows.numpy().T, rtol=1e-4, atol=1e-5
     )
     new = heads.keys(label_e, None)
-    assert torch.equal(new[:, 4:], torch.zeros(7, 3))
-    np.testing.assert_allclose(queries @ new.T, expected["encoder"], atol=1e-5)
+    made = unit(label_e.numpy() @ weight.T + bias)
+    np.testing.assert_allclose(new[:, 4:], made, atol=1e-6)
+    np.testing.assert_allclose(queries @ new.T, expected["encoder"] + g_c @ made.T, atol=1e-5)
+    heads.search_weight, heads.row_length = 0.2, 3.0
+    np.testing.assert_allclose(heads.keys(label_e, None)[:, 4:], made * (3.0 if norm == "never" else 1), atol=1e-5)
+    np.testing.assert_allclose(
+        heads.queries(e) @ keys.T, 0.4 * expected["encoder"] + 1.6 * expected["classifier"], atol=1e-5
+    )
+    assert torch.equal(heads.queries(e, weighted=False), queries)
+
+
+def test_the_best_share_of_the_dual_encoder_is_that_of_a_plain_search() -> None:
+    rng = np.random.default_rng(0)
+    queries, keys = (torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32)) for n in (60, 30))
+    queries[40:, 2:] *= 0.01  # these are told apart by the dual encoder's part alone
+    truth = np.zeros((60, 30), dtype=np.float32)
+    both = 0.3 * (queries[:, :2] @ keys[:, :2].T) + 0.7 * (queries[:, 2:] @ keys[:, 2:].T)
+    truth[np.arange(60)[:, None], both.numpy().argsort(1)[:, -3:]] = 1
+    truth[::7] = 0
+
+    def quality(share: float) -> float:
+        scores = share * (queries[:, :2] @ keys[:, :2].T) + (1 - share) * (queries[:, 2:] @ keys[:, 2:].T)
+        top = np.argsort(-scores.numpy(), axis=1)[:, :5]
+        return float(sum(
+            sum(truth[row, label] / np.log2(place + 2) for place, label in enumerate(labels))
+            / sum(1 / np.log2(place + 2) for place in range(max(1, min(5, int(truth[row].sum())))))
+            for row, labels in enumerate(top)
+        ))  # fmt: skip
+
+    found = best_search_weight(queries, keys, 2, sp.csr_array(truth))
+    values = {share: quality(share) for share in SEARCH_WEIGHTS}
+    assert values[found] >= max(values.values()) - 1e-9
+    assert len(set(values.values())) > 5 and found != 0.5
 
 
 def test_heads_that_begin_as_the_identity_leave_the_order_alone() -> None:

@@ -61,6 +61,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses" or name in _HOMES:
+        from .machine import ask_for_huge_pages
+
+        ask_for_huge_pages()
     if name == "losses":
         return importlib.import_module(".losses", __name__)
     if name in _HOMES:

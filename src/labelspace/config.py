@@ -213,6 +213,8 @@ class UnidecSettings(MiningSettings, RunSettings):
         table_dropout: of the rows of the label table; as for head_dropout.
         classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
             search and training, or ``never``; when not given, ``never`` after one-vs-all or ``bce``, else ``search``.
+        search_weight: share of the dual encoder in the score of both heads; chosen on the validation documents when not
+            given.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
         table_lr: learning rate of the label table.
         table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
@@ -245,6 +247,7 @@ class UnidecSettings(MiningSettings, RunSettings):
     head_dropout: Probability | None = None
     table_dropout: Probability | None = None
     classifier_norm: Literal["search", "both", "never"] | None = None
+    search_weight: Annotated[float, Field(ge=0.05, le=0.95)] | None = None
     head_lr: Positive | None = None
     table_lr: Positive = 1e-3
     table_momentum: Probability = 0.0
@@ -274,7 +277,9 @@ class RaexmcSettings(MiningSettings, RunSettings):
             own hard negatives.
         range_max: length of a shortlist.
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
-        key_precision: of document keys; ``bf16`` takes half the space.
+        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
+            pays.
+        label_documents: in training the text of every label is a document too, with that label alone.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 5
@@ -285,6 +290,7 @@ class RaexmcSettings(MiningSettings, RunSettings):
     range_max: Count = 50
     objective: str = "P@1,P@3,P@5"
     key_precision: Literal["float32", "bf16"] = "float32"
+    label_documents: bool = False
 
 
 RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings, "raexmc": RaexmcSettings}

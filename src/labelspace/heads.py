@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,8 @@ from .data.tokens import Tokens
 from .encoders.interface import Encoder
 from .errors import ModelError
 from .gradcache import encode_cached
+from .indexes import ExactIndex
+from .metrics import binary_truth, membership
 from .optim import round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never"]
@@ -272,7 +275,15 @@ class TwoHeads(nn.Module):
             dimensions), so that training starts from the encoder's own geometry; otherwise Xavier-uniform.
         classifier_norm: g_C and W are scaled to unit length in ``search`` only, in ``both`` search and training, or
             ``never``.
+        unit: the encoder's vectors have unit length already.
+
+    Attributes:
+        search_weight: s, the share of the dual encoder in the score of both: 2 (1 - s) g_C W + 2 s g_D(x) g_D(l).
+        row_length: of the rows W of labels that have none of their own, where they are ``never`` scaled.
     """
+
+    search_weight: float = 0.5
+    row_length: float = 1.0
 
     def __init__(
         self,
@@ -283,10 +294,11 @@ class TwoHeads(nn.Module):
         dropout: float = 0.0,
         identity: bool = True,
         classifier_norm: ClassifierNorm = "search",
+        unit: bool = False,
     ):
         super().__init__()
         self.dim, self.encoder_dim, self.classifier_dim = dim, encoder_dim, classifier_dim
-        self.dropout, self.classifier_norm = dropout, classifier_norm
+        self.dropout, self.classifier_norm, self.unit = dropout, classifier_norm, unit
         self.encoder = _linear(dim, encoder_dim, identity) if encoder_dim else None
         self.classifier = _linear(dim, classifier_dim, identity) if classifier_dim else None
 
@@ -303,6 +315,8 @@ class TwoHeads(nn.Module):
         """
         if self.encoder is not None:
             vectors = torch.tanh(self.encoder(vectors))
+        elif self.unit and not (self.training and self.dropout):
+            return vectors
         return normalize(self._dropped(vectors), dim=1)
 
     def _dropped(self, vectors: Tensor) -> Tensor:
@@ -328,11 +342,12 @@ class TwoHeads(nn.Module):
         return normalize(rows, dim=1) if self.classifier_norm == "both" else rows
 
     @torch.no_grad()
-    def queries(self, vectors: Tensor) -> Tensor:
-        """What documents ask a memory with: [g_D; g_C], g_C unit length unless it is ``never`` scaled.
+    def queries(self, vectors: Tensor, weighted: bool = True) -> Tensor:
+        """What documents ask a memory with: [2 s g_D; 2 (1 - s) g_C], g_C unit length unless it is ``never`` scaled.
 
         Args:
             vectors: (n, D) of the encoder.
+            weighted: multiply by the shares; otherwise [g_D; g_C], as documents are kept in a memory.
 
         Returns:
             (n, d_D + d_C) float32.
@@ -341,7 +356,11 @@ class TwoHeads(nn.Module):
         self.eval()
         dual, classifier = self.dual(vectors), self.document(vectors)
         self.train(training)
-        return torch.cat([dual, classifier if self.classifier_norm == "never" else normalize(classifier, dim=1)], dim=1)
+        if self.classifier_norm != "never":
+            classifier = normalize(classifier, dim=1)
+        if weighted and self.search_weight != 0.5:
+            dual, classifier = 2 * self.search_weight * dual, 2 * (1 - self.search_weight) * classifier
+        return torch.cat([dual, classifier], dim=1)
 
     @torch.no_grad()
     def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
@@ -349,7 +368,7 @@ class TwoHeads(nn.Module):
 
         Args:
             vectors: (n, D) of the encoder, from the label texts.
-            rows: (n, d_C) of the table; None for labels without a row, whose W is 0: they rank by their texts alone.
+            rows: (n, d_C) of the table; None for labels without a row, which take g_C of their text.
 
         Returns:
             (n, d_D + d_C) float32.
@@ -357,10 +376,8 @@ class TwoHeads(nn.Module):
         training = self.training
         self.eval()
         dual = self.dual(vectors)
+        rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
         self.train(training)
-        if rows is None:
-            rows = dual.new_zeros(len(dual), self.widths[1])
-        rows = rows.float()
         return torch.cat([dual, rows if self.classifier_norm == "never" else normalize(rows, dim=1)], dim=1)
 
     def columns(self, ranking: Ranking) -> slice:
@@ -385,6 +402,9 @@ class TwoHeads(nn.Module):
             "encoder_dim": self.encoder_dim,
             "classifier_dim": self.classifier_dim,
             "classifier_norm": self.classifier_norm,
+            "unit": self.unit,
+            "search_weight": self.search_weight,
+            "row_length": self.row_length,
         }
 
     @classmethod
@@ -407,11 +427,56 @@ class TwoHeads(nn.Module):
                 int(settings["encoder_dim"]),
                 int(settings["classifier_dim"]),
                 classifier_norm=settings["classifier_norm"],
+                unit=bool(settings.get("unit", False)),
             )
+            heads.search_weight = float(settings.get("search_weight", 0.5))
+            heads.row_length = float(settings.get("row_length", 1.0))
             heads.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:300]}") from error
         return heads.to(device).eval()
+
+
+SEARCH_WEIGHTS = tuple(n / 20 for n in range(1, 20))
+"""Shares of the dual encoder that are tried."""
+WEIGHED_AMONG = 50
+"""Best labels of each head among which they are tried."""
+
+
+def best_search_weight(queries: Tensor, keys: Tensor, first: int, targets: sp.csr_array) -> float:
+    """The share of the dual encoder whose ranking has the highest nDCG@5; of several the one nearest to a half.
+
+    The labels that either head ranks among its best are scored anew for every share; no other is looked at.
+
+    Args:
+        queries: (n, d_D + d_C) of documents, not weighted.
+        keys: (L, d_D + d_C) of labels.
+        first: d_D.
+        targets: (n, L) truth.
+
+    Returns:
+        s of `TwoHeads`.
+    """
+    targets = binary_truth(targets)
+    parts = [(queries[:, p].contiguous(), keys[:, p].contiguous()) for p in (slice(first), slice(first, None))]
+    found = [ExactIndex(k).search(q, WEIGHED_AMONG)[1] for q, k in parts]
+    gains = np.zeros(len(SEARCH_WEIGHTS))
+    discounts = 1 / np.log2(np.arange(2, 7))
+    for start in range(0, len(queries), 512):
+        rows = slice(start, start + 512)
+        labels = np.sort(np.concatenate([f[rows] for f in found], axis=1), axis=1)
+        again = np.concatenate([np.zeros((len(labels), 1), dtype=bool), labels[:, 1:] == labels[:, :-1]], axis=1)
+        where = torch.from_numpy(labels).to(keys.device)
+        scores = [torch.bmm(k[where].float(), q[rows, :, None])[..., 0].cpu().numpy() for q, k in parts]
+        true = membership(labels, targets[rows])
+        ideal = np.cumsum(discounts)[np.clip(np.diff(targets[rows].indptr), 1, 5) - 1]
+        for i, share in enumerate(SEARCH_WEIGHTS):
+            both = np.where(again, -np.inf, share * scores[0] + (1 - share) * scores[1])
+            top = np.argsort(-both, axis=1, kind="stable")[:, :5]
+            hits = np.take_along_axis(true, top, axis=1)
+            gains[i] += float((hits @ discounts[: hits.shape[1]] / ideal).sum())
+    best = np.flatnonzero(gains >= gains.max() - 1e-9)
+    return SEARCH_WEIGHTS[int(best[np.abs(best - len(SEARCH_WEIGHTS) // 2).argmin()])]
 
 
 def _linear(dim: int, out: int, identity: bool) -> nn.Linear:

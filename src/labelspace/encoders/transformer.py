@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.tokens import Tokens
 from ..errors import SettingsError
 from . import packed
+from .inference import FastBert
 from .interface import Encoder, autocast
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class TransformerEncoder(Encoder):
                 modules.append(Normalize())
         self.stages = nn.ModuleList(modules)
         self.attention: Attention = attention
-        self._low = False
+        self._low = self._fast_now = False
+        self._fast: FastBert | None = None
+        self._kept_low: tuple[list[tuple[int, int]], list[Tensor]] | None = None
         kind = str(transformer.auto_model.config.model_type)
         self._own_attention = str(transformer.auto_model.config._attn_implementation)
         mode = modules[1].pooling_mode if len(modules) > 1 and isinstance(modules[1], Pooling) else "none"
@@ -161,19 +164,39 @@ class TransformerEncoder(Encoder):
     @contextlib.contextmanager
     def for_inference(self) -> Iterator[None]:
         """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999)."""
-        if self.precision != "bf16" or self._low:
+        if self.precision != "bf16" or self._low or self._fast_now:
             yield
             return
+        if self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer):
+            if self._fast is None or not self._fast.current(self.transformer):
+                self._fast = FastBert(self.transformer)
+            self._fast_now = True
+            try:
+                yield
+            finally:
+                self._fast_now = False
+            return
         kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
+        low = self._low_weights(kept)
         try:
-            for parameter, data in kept:
-                parameter.data = data.to(torch.bfloat16)
+            for (parameter, _), data in zip(kept, low, strict=True):
+                parameter.data = data
             self._low = True
             yield
         finally:
             self._low = False
             for parameter, data in kept:
                 parameter.data = data
+
+    def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+        """The weights in bf16; those of the last call where they are kept and no weight was changed since."""
+        if not self.keeps_low:
+            self._kept_low = None
+            return [data.to(torch.bfloat16) for _, data in weights]
+        stamp = [(data.data_ptr(), parameter._version) for parameter, data in weights]
+        if self._kept_low is None or self._kept_low[0] != stamp:
+            self._kept_low = stamp, [data.to(torch.bfloat16) for _, data in weights]
+        return self._kept_low[1]
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, "float32" if self._low else self.precision)
@@ -185,9 +208,13 @@ class TransformerEncoder(Encoder):
         size = 2 if self.precision == "bf16" else 4
         return int(KEPT_BYTES * size * config.num_hidden_layers * config.hidden_size)
 
-    def _packs(self, tokens: Tokens) -> bool:
+    @property
+    def _may_pack(self) -> bool:
         wanted = self.attention == "packed" or (self.attention == "auto" and self.device.type == "cpu")
-        return wanted and self.packable and bool(tokens.lengths.min(initial=1))
+        return wanted and self.packable
+
+    def _packs(self, tokens: Tokens) -> bool:
+        return self._may_pack and bool(tokens.lengths.min(initial=1))
 
     def _packed(self, tokens: Tokens) -> Tensor:
         device = self.device
@@ -197,7 +224,10 @@ class TransformerEncoder(Encoder):
         given = packed.inputs(tokens, self._first_position)
         place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
         with self._autocast():
-            hidden = self.transformer(**place).last_hidden_state[0]
+            if self._fast_now and self._fast is not None:
+                hidden = self._fast(place["input_ids"][0], place["position_ids"][0], given["text_runs"])
+            else:
+                hidden = self.transformer(**place).last_hidden_state[0]
             pooled = packed.pool(hidden, given["text_runs"], self._pooling_mode)
             features = {"sentence_embedding": pooled}
             for stage in self.stages[2:]:

@@ -22,14 +22,14 @@ from ..checkpoint import Checkpoints, State
 from ..config import RaexmcSettings
 from ..data.batches import Batches, usable_rows
 from ..data.tokens import Tokens, log_cut
-from ..encoders import Encoder
+from ..encoders import Encoder, Precision
 from ..errors import DataError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
 from ..gradcache import encode_cached
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss
-from ..machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..pools import InBatch
@@ -49,6 +49,7 @@ from .preparation import (
     save_run,
     shape_of,
     validation,
+    with_label_documents,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,10 @@ def train(
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
+    targets, texts = data.train.targets, documents
+    if settings.label_documents:
+        targets, rows = with_label_documents(targets, rows)
+        texts = documents.followed_by(labels.tokens)
     log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
     try:
         with stop_signals() as signals:
@@ -125,7 +130,7 @@ def train(
                 )
             report = FitReport()
             if settings.epochs:
-                run = _Contrast(data, rows, encoder, documents, labels, settings)
+                run = _Contrast(targets, rows, encoder, texts, labels, settings)
                 report = fit(
                     run.step,
                     run.plan.epoch,
@@ -141,7 +146,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents),
+                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents, settings),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)
@@ -151,8 +156,16 @@ def train(
                 logger.info(
                     "kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics)
                 )
+            encoder.precision = _of_documents(encoder, settings)
             vectors = encoder.encode(documents)
-            tuned = model.tune(given, objective=settings.objective, precision=settings.key_precision, vectors=vectors)
+            encoder.precision = "float32"
+            tuned = model.tune(
+                given,
+                objective=settings.objective,
+                precision=settings.key_precision,
+                vectors=vectors,
+                calibrated=False,
+            )
             if tuned is not None:
                 model.info["metrics"]["validation"] = tuned.metrics
                 log.write(event="tuned", **tuned.metrics)
@@ -169,7 +182,7 @@ class _Contrast:
 
     def __init__(
         self,
-        data: Dataset,
+        targets: sp.csr_array,
         rows: npt.NDArray[np.int64],
         encoder: Encoder,
         documents: Tokens,
@@ -177,7 +190,7 @@ class _Contrast:
         settings: RaexmcSettings,
     ):
         self.encoder, self.documents, self.labels, self.settings = encoder, documents, labels, settings
-        self.targets = data.train.targets
+        self.targets = targets
         self.negatives = hard_negatives(self.targets, settings)
         self.label_keys = LabelKeys(encoder, labels.tokens)
         drawn = settings.positives or None
@@ -340,11 +353,16 @@ def _tensor(pairs: npt.NDArray[np.int64] | None, like: Tensor) -> Any:
     return None if pairs is None else torch.from_numpy(pairs).to(like.device)
 
 
-def _memory_seconds(encoder: Encoder, documents: Tokens) -> float:
+def _of_documents(encoder: Encoder, settings: RaexmcSettings) -> Precision:
+    """In which precision document keys are encoded."""
+    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
+
+
+def _memory_seconds(encoder: Encoder, documents: Tokens, settings: RaexmcSettings) -> float:
     """How long the keys of all documents and the tuning will take, from a sample of documents."""
     rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     sample = documents.take(rows)
-    precision, encoder.precision = encoder.precision, "float32"
+    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
     try:
         begun = time.monotonic()
         encoder.encode(sample)

@@ -22,7 +22,16 @@ from ..encoders import Encoder
 from ..errors import DataError
 from ..estimate import training_bytes
 from ..gradcache import encode_cached
-from ..heads import RANKINGS, LabelEncoder, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
+from ..heads import (
+    RANKINGS,
+    LabelEncoder,
+    LabelTable,
+    OneVsAll,
+    OneVsAllSGD,
+    TwoHeads,
+    best_search_weight,
+    xavier_rows,
+)
 from ..losses import ClosedForm, closed_form
 from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
@@ -32,7 +41,7 @@ from ..negatives import HardNegatives
 from ..optim import RowAdagrad, RowAdamW, make_optimizers
 from ..pools import PickSome
 from ..trainer import Log, Refresh, fit, readable, stop_signals
-from ..types import Batch, Dataset
+from ..types import Batch, Corpus, Dataset
 from .preparation import (
     MIN_VALID,
     by_text,
@@ -40,6 +49,7 @@ from .preparation import (
     describe_run,
     fill_in,
     hard_negatives,
+    looked_at,
     make_encoder,
     optimizers_of,
     save_run,
@@ -134,7 +144,9 @@ def train(
         dropout=settings.head_dropout or 0.0,
         identity=settings.identity,
         classifier_norm=settings.classifier_norm or "search",
+        unit=encoder.normalize,
     ).to(device)
+    heads.search_weight = 0.5 if settings.search_weight is None else settings.search_weight
     first = first_rows(settings, encoder, heads, labels.tokens)
     if settings.classifier_labels == "all":
         table: LabelTable = OneVsAll(first, scale=1 / settings.temperature)
@@ -185,6 +197,7 @@ def train(
                     truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
+            evaluate = validation(data, encoder, search, settings, cache, heads)
             report = fit(
                 step,
                 plan.epoch,
@@ -192,7 +205,7 @@ def train(
                 module,
                 optimizers(module, settings),
                 settings,
-                evaluate=validation(data, encoder, search, settings, cache, heads),
+                evaluate=evaluate,
                 choose=len(data.valid) >= MIN_VALID,
                 log=log,
                 started=started,
@@ -201,6 +214,16 @@ def train(
                 checkpoints=checkpoints,
                 state=state,
             )
+            search.forget()
+            if heads.classifier_norm == "never":
+                heads.row_length = float(
+                    torch.cat([r.float().norm(dim=1) for r in table.weight.detach().split(65_536)]).mean()
+                )
+            if settings.search_weight is None and evaluate is not None and len(data.valid) >= MIN_VALID:
+                heads.search_weight = chosen_weight(
+                    looked_at(data.valid, settings), encoder, heads, search.now(), cache
+                )
+                report = dataclasses.replace(report, metrics=evaluate())
             encoder.precision = "float32"
             search.forget()
             back = torch.from_numpy(np.argsort(order))
@@ -215,6 +238,22 @@ def train(
             return model
     finally:
         log.close()
+
+
+def chosen_weight(corpus: Corpus, encoder: Encoder, heads: TwoHeads, keys: Tensor, cache: Path) -> float:
+    """The share of the dual encoder in the score of both heads that ranks some documents best.
+
+    Args:
+        corpus: documents that nothing was learnt from.
+        encoder: trained.
+        heads: trained.
+        keys: (L, d_D + d_C) of all labels.
+        cache: folder of token arrays.
+    """
+    vectors = torch.from_numpy(encoder.encode(encoder.tokenize(corpus.texts, cache))).to(keys.device)
+    chosen = best_search_weight(heads.queries(vectors, weighted=False), keys, heads.widths[0], corpus.targets)
+    logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", 100 * chosen)
+    return chosen
 
 
 def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
