@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -39,6 +39,7 @@ def serve(
     queue: int = 1024,
     access_log: Annotated[bool, Parameter(negative=())] = False,
     device: str = "auto",
+    precision: Literal["auto", "float32", "bf16"] = "float32",
     output: Output = Output(),
 ) -> None:
     """Answer over HTTP, with a page for people at /; ends on Ctrl-C or SIGTERM, when all that was taken is answered.
@@ -70,6 +71,8 @@ def serve(
         Print a line for every request; texts are never printed.
     device
         auto, cpu, cuda or mps.
+    precision
+        In which texts are encoded; bf16 is faster where the processor or GPU multiplies faster in it.
     """
     for given, value, least in (
         ("max-texts", max_texts, 1), ("max-k", max_k, 1), ("batch-size", batch_size, 1), ("queue", queue, 1)
@@ -102,7 +105,7 @@ def serve(
         broken.append(error)
         server.should_exit = True
 
-    app = make_app(lambda: Model.load(model, device), settings, failed)
+    app = make_app(lambda: Model.load(model, device, precision=precision), settings, failed)
     config = uvicorn.Config(
         app, log_level="warning", access_log=access_log, server_header=False, timeout_keep_alive=30, backlog=2048
     )
