@@ -12,7 +12,10 @@ A memory of label keys alone, scored by similarity, is a dual encoder.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
+TOGETHER = 4
+"""Up to so many queries label keys and document keys are searched at the same time, where both have graphs."""
 FEW, SORTED = 1000, 16
 """Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
 GRAPH_FROM = 10_000
@@ -303,9 +308,19 @@ class Memory:
                 silent = ~self.document_keys.voters(chosen)
                 left_out = silent if left_out is None else left_out | silent
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        beside = None
+        if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
+            beside = _second_thread().submit(self.document_keys.search, queries, document_depth, left_out)
         values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
-        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        if beside is not None:
+            documents = beside.result()
+        else:
+            documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
         return Found(values, self._number_of_place[places], *documents)
+
+    def _both_by_graphs(self) -> bool:
+        kinds = (self.label_keys.segments, self.document_keys.segments)
+        return all(any(isinstance(s.index, HnswIndex) for s in segments) for segments in kinds)
 
     def predict(
         self,
@@ -738,6 +753,16 @@ class Memory:
             return cls(Keys(kinds["labels"], dim), Keys(kinds["documents"], dim), voting, int(entry["slots"]), removed)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
+
+
+@functools.cache
+def _second_thread() -> ThreadPoolExecutor:
+    """For a search of document keys beside one of label keys: a graph uses one processor for one query."""
+    return ThreadPoolExecutor(1, thread_name_prefix="labelspace-search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_second_thread.cache_clear)  # threads do not survive a fork
 
 
 def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[int, int]) -> sp.csr_array:
