@@ -310,12 +310,12 @@ class Memory:
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
         beside = None
         if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
-            beside = _second_thread().submit(self.document_keys.search, queries, document_depth, left_out)
-        values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
+            beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
+        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
         if beside is not None:
-            documents = beside.result()
+            values, places = beside.result()
         else:
-            documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+            values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
         return Found(values, self._number_of_place[places], *documents)
 
     def _both_by_graphs(self) -> bool:
@@ -757,7 +757,7 @@ class Memory:
 
 @functools.cache
 def _second_thread() -> ThreadPoolExecutor:
-    """For a search of document keys beside one of label keys: a graph uses one processor for one query."""
+    """For a search of label keys beside one of document keys: a graph uses one processor for one query."""
     return ThreadPoolExecutor(1, thread_name_prefix="labelspace-search")
 
 
@@ -776,6 +776,11 @@ def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tu
     """The k largest entries of each CSR row, falling, ties by column; entries are distinct within a row."""
     counts = np.diff(indptr)
     n, widest = len(counts), int(counts.max(initial=0))
+    if n == 1 and widest > k:
+        own = values.astype(np.float32)
+        own_numbers, own = (array[own >= np.partition(own, widest - k)[widest - k]] for array in (columns, own))
+        order = np.lexsort((own_numbers, -own))[:k]
+        return own_numbers[order][None].astype(np.int64), own[order][None]
     there = np.arange(widest) < counts[:, None]
     scores = np.full((n, widest), -np.inf, dtype=np.float32)
     numbers = np.full((n, widest), -1, dtype=np.int64)
