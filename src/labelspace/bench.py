@@ -412,8 +412,8 @@ def hnsw(runs: Runs, seed: int) -> dict[str, Any]:
     """One query at a time, the 100 nearest of 1,300,000 clustered keys: the graph against the exact scan in bf16.
 
     A key is one of 1,300 random centres plus noise of the same length, scaled to unit length; queries are made likewise
-    from the same centres. Centres and noise are Gaussian, the variance of dimension j in proportion to 1 / j: vectors of
-    texts fill their dimensions unevenly too, and a graph finds its way by that.
+    from the same centres. Centres and noise are Gaussian, the variance of dimension j in proportion to 1 / j: texts
+    fill the dimensions of their vectors unevenly too, and a graph finds its way by that.
 
     Args:
         runs: how often.
