@@ -2,8 +2,8 @@
 what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage. What the commands do is in `commands` and `memory_commands`, which are loaded when one of
-them runs.
+plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands` and
+`memory_commands`, which are loaded when one of them runs.
 """
 
 from __future__ import annotations

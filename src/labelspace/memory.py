@@ -12,6 +12,7 @@ A memory of label keys alone, scored by similarity, is a dual encoder.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,8 +76,8 @@ class Voting:
         for name in ("depth", "label_depth", "document_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
 
