@@ -203,6 +203,11 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"labelspace: {what}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if debug or type(error).__name__ != "SafetensorError":  # what it raises instead of OSError, on a full disk say
+            raise
+        print(f"labelspace: a file of weights cannot be written or read: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("labelspace: interrupted", file=sys.stderr)
         return 130

@@ -434,9 +434,12 @@ class _Run:
         self.log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
 
     def save(self) -> None:
-        """Write the state, if it is to be kept anywhere."""
+        """Write the state, if it is to be kept anywhere; a run goes on where that fails."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self.report.steps, self.state())
+            try:
+                self.checkpoints.save(self.report.steps, self.state())
+            except CheckpointError as error:
+                logger.warning("%s; going on, with the state before it if there is one", error)
         self.saved = time.monotonic()
 
     def state(self) -> State:
