@@ -245,6 +245,7 @@ def test_a_full_disk_stops_no_run(
     with pytest.raises(CheckpointError, match="the state after step 2 cannot be written .*No space left"):
         kept.save(2, State({"step": 2}, {}))
     assert sorted(p.name for p in kept.folder.iterdir()) == ["lock", "run.json", "step-1"]
+    kept.clear()
     model = ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
     assert model.info["fit"]["stopped"] == "finished" and "going on, with the state before it" in caplog.text
     assert (tmp_path / "run" / "manifest.json").is_file()
