@@ -1,4 +1,4 @@
-# make quickstart | test | install | check | clean
+# make quickstart | test | install | check | chromium | clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell echo "$(TORCH)" | cksum | cut -d " " -f 1)
 
-.PHONY: install quickstart check test clean
+.PHONY: install quickstart check chromium test clean
 
 install: $(STAMP)
 
@@ -30,7 +30,20 @@ check: install
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	@ls dist/*.whl
 
-test: check
+# The page is tested in Debian's Chromium, installed where that can be done; elsewhere those tests are skipped.
+chromium:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing chromium and chromium-driver for the tests of the page"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install -y --no-install-recommends chromium chromium-driver > /dev/null; } || \
+			echo "chromium could not be installed: the tests of the page are skipped"; \
+	else \
+		echo "the tests of the page are skipped: they need chromium and chromedriver" \
+			"(Debian: apt-get install chromium chromium-driver)"; \
+	fi
+
+test: check chromium
 	$(BIN)/python -m pytest -n auto
 
 clean:

@@ -201,6 +201,41 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(numbers, again) and np.array_equal(scores, same)
 
 
+@pytest.mark.parametrize("votes", ["raw", "normalized"])
+@pytest.mark.parametrize("allowed", [None, [0, 3, 250, 399]])
+def test_sorted_votes_equal_the_sparse_product(
+    votes: str, allowed: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few votes are sorted, many are multiplied; both give the same sums."""
+    rng = np.random.default_rng(5)
+    keys, queries = keys_and_queries(460)
+    targets = np.zeros((60, 400), dtype=np.float32)
+    targets[rng.integers(0, 60, 200), rng.integers(0, 400, 200)] = rng.choice([0.5, 1.0], 200)
+    memory = Memory.of_labels(keys[:400], Labels(*names("L", 400)))
+    memory = Memory(memory.label_keys, Keys([segment(keys[400:], targets)], 6))
+    voting = Voting(label_depth=9, document_depth=7, weight=0.3, votes=votes)  # type: ignore[arg-type]
+    chosen = None
+    if allowed is not None:
+        chosen = np.zeros(400, dtype=bool)
+        chosen[allowed] = True
+    for rows in (slice(0, 1), slice(0, 9), slice(0, 0)):
+        found = memory.search(queries[rows], 9, 7, None if allowed is None else np.array(allowed))
+        indptr, columns, sums = memory._sums(found, voting, chosen)
+        product = memory._cast(found, voting, chosen)[0]
+        product.sort_indices()
+        assert np.array_equal(indptr, product.indptr)
+        assert np.array_equal(columns, product.indices)
+        np.testing.assert_allclose(sums, product.data, rtol=1e-12)
+    memory.voting = voting
+    by_sorting = memory.predict(queries, 3)
+    monkeypatch.setattr("labelspace.memory.FEW", 0)
+    monkeypatch.setattr("labelspace.memory.SORTED", 400)
+    for a, b in zip(by_sorting, memory.predict(queries, 3), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    nobody = memory.predict(queries, 3, left_out=np.ones(60, dtype=bool))
+    assert (nobody[0] >= 0).all()
+
+
 def test_weight_0_ranks_like_the_dual_encoder_and_1_like_nearest_neighbours() -> None:
     targets = truth()
     memory, queries = make(targets)

@@ -272,3 +272,84 @@ def test_a_manifest_that_tells_no_cut_means_the_head(saved: Path) -> None:
 def test_an_unknown_cut_is_refused(tiny_transformer: Path) -> None:
     with pytest.raises(ls.SettingsError, match="long_documents is 'tail'"):
         ls.Model.from_encoder(str(tiny_transformer), NAMES, long_documents="tail")  # type: ignore[arg-type]
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def test_texts_are_encoded_in_bf16_where_that_is_asked_for(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ls.Model.load(saved, "cpu")
+    exact = model.encode(TEXTS)
+    assert model.precision == "float32"
+    low = ls.Model.load(saved, "cpu", precision="bf16")
+    assert low.precision == "bf16"
+    found = low.encode(TEXTS)
+    assert found.dtype == np.float32 and cosines(found, exact).min() > 0.999 and not np.array_equal(found, exact)
+    assert np.array_equal(low.encode(TEXTS), found)
+    kept = [low.encoder._fast, low.encoder._kept_low]
+    assert kept != [None, None]  # weights in bf16 are made once
+    low.encode(TEXTS)
+    assert low.encoder._fast is kept[0] and low.encoder._kept_low is kept[1]
+    with torch.no_grad():
+        for parameter in low.encoder.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    changed = low.encode(TEXTS)
+    low.precision = "float32"
+    assert cosines(changed, low.encode(TEXTS)).min() > 0.99 > cosines(changed, found).min()
+    for pays in (True, False):
+        monkeypatch.setattr("labelspace.model.bf16_pays", lambda device, pays=pays: pays)
+        assert ls.Model.load(saved, "cpu", precision="auto").precision == ("bf16" if pays else "float32")
+    with pytest.raises(ls.SettingsError, match="unknown precision 'half'; choose one of auto, float32, bf16"):
+        model.precision = "half"  # type: ignore[assignment]
+
+
+def test_a_model_in_bf16_is_saved_in_float32(saved: Path, model: ls.Model, tmp_path: Path) -> None:
+    low = ls.Model.load(saved, "cpu", precision="bf16")
+    low.encode(TEXTS)
+    low.save(tmp_path / "again")
+    again = ls.Model.load(tmp_path / "again", "cpu")
+    assert again.precision == "float32" and np.array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_documents_kept_in_bf16_are_encoded_in_it_where_it_pays(
+    tiny_transformer: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    monkeypatch.setattr("labelspace.model.bf16_pays", lambda device: pays)
+    data = ls.load(toy_folder)
+    seen = []
+    encode = ls.Model.encode_documents
+
+    def spy(model: ls.Model, texts: list[str], batch_size: int = 256) -> np.ndarray:
+        seen.append(model.encoder.precision)
+        return encode(model, texts, batch_size)
+
+    monkeypatch.setattr(ls.Model, "encode_documents", spy)
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu", precision="bf16")
+    model.add_documents(["a red oak"], [["L0"]])
+    assert set(seen) == {"bf16" if pays else "float32"} and len(seen) == 2 and model.precision == "float32"
+    (segment,) = model.memory.document_keys.segments
+    assert segment.keys.dtype == torch.bfloat16
+    exact = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu")
+    assert seen[-1] == "float32"
+    there = exact.memory.document_keys.segments[0].keys.numpy()
+    assert cosines(segment.keys[: len(there)].float().numpy(), there).min() > 0.999
+
+
+def test_precision_from_the_command_line(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelspace.cli import main
+
+    (tmp_path / "texts.txt").write_text("red oak\n")
+    used = []
+    load = ls.Model.load
+    monkeypatch.setattr(ls.Model, "load", lambda *a, **k: used.append(k["precision"]) or load(*a, **k))
+    shown = {}
+    for precision in ("float32", "bf16"):
+        assert main(["predict", str(saved), str(tmp_path / "texts.txt"), "--precision", precision, "--json"]) == 0
+        shown[precision] = json.loads(capsys.readouterr().out)["labels"][0]
+    assert used == ["float32", "bf16"] and shown["bf16"]["id"] == shown["float32"]["id"]
+    assert shown["bf16"]["score"] != shown["float32"]["score"]
+    assert main(["evaluate", str(saved), str(tmp_path), "--precision", "half"]) == 2

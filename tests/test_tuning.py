@@ -201,3 +201,30 @@ def test_validation_documents_do_not_vote_when_they_are_measured(
     assert honest.reasons is not None and np.mean(own) > 0.8
     voters = {key.id for row in honest.reasons for label in row for key in label}
     assert not voters & {data.train.ids[i] for i in rows.tolist()}
+
+
+def test_tuning_calibrates_anew(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
+    data = ls.load(toy_folder, valid_fraction=0.5)
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu")
+    made = model.calibration
+    assert made is not None and made.scoring == model.memory.settings
+    assert made.fitted["documents"] == len(data.valid) == 150 and made.fitted["split"] == "valid"
+    again = model.calibrate(data)  # encodes and searches for itself
+    assert again.fitted["pairs"] == made.fitted["pairs"]
+    assert again.fitted["log_loss"] == pytest.approx(made.fitted["log_loss"], abs=1e-4)
+    model.save(tmp_path / "m")
+    opened = ls.Model.load(tmp_path / "m", "cpu")
+    assert opened.calibration is not None and opened.calibration.as_dict() == again.as_dict()
+    opened.tune(data, objective="PSP@5", grid=Grid.fixed(weight=0.9))
+    retuned = opened.calibration
+    assert retuned is not None and retuned.scoring == opened.memory.settings != made.scoring
+    assert data.test is not None
+    pred = opened.predict(data.test.texts, probabilities=True)
+    assert pred.probabilities is not None and pred.probabilities.max() <= 1
+    targets = data.test.targets.toarray()
+    true = float(np.mean(np.take_along_axis(targets, pred.indices, axis=1) > 0))
+    assert abs(float(pred.probabilities.mean()) - true) < 0.1
+    opened.tune(data, calibrated=False)
+    few = ls.load(toy_folder)
+    assert len(few.valid) < 100
+    assert ls.Model.from_encoder(str(tiny_transformer), few, device="cpu").calibration is None

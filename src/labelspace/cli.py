@@ -1,9 +1,9 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | bench``, and
-what changes a model: ``labelspace tune | documents | labels | compact``.
+"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
+``bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands` and
-`memory_commands`, which are loaded when one of them runs.
+plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands`,
+`memory_commands` and `serving.command`, which are loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ COMMANDS = {
 }
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
+    "index": "Choose how the keys of a model are searched, or show how they are: exactly, or through graphs.",
     "compact": "Rewrite what a model answers from without what was removed; predictions stay as they are.",
 }
+SERVE = "Answer over HTTP, with a page for people at /; ends on Ctrl-C or SIGTERM, when all that was taken is answered."
 GROUPS = {
     "documents": {
         "help": "Documents that vote for their labels: add, remove, list.",
@@ -100,6 +102,7 @@ def _app(recipe: str) -> App:
         app.command(f"labelspace.commands:{function}", name=(name, *ALIASES.get(name, ())), help=text)
     for name, text in MEMORY_COMMANDS.items():
         app.command(f"labelspace.memory_commands:{name}", name=name, help=text)
+    app.command("labelspace.serving.command:serve", name="serve", help=SERVE)
     for group, verbs in GROUPS.items():
         part = App(name=group, help=verbs["help"], help_format="plaintext")
         for verb, text in verbs.items():

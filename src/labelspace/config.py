@@ -218,7 +218,8 @@ class UnidecSettings(MiningSettings, RunSettings):
         search_weight: share of the dual encoder in the score of both heads; chosen on the validation documents when not
             given.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
-        table_lr: learning rate of the label table.
+        table_lr: learning rate of the label table; when not given, 3e-3 for ``static`` and 1e-3 for a transformer, 0.01
+            with ``adagrad``, and 1e-3 for one-vs-all.
         table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
         table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
@@ -251,7 +252,7 @@ class UnidecSettings(MiningSettings, RunSettings):
     classifier_norm: Literal["search", "both", "never"] | None = None
     search_weight: Annotated[float, Field(ge=0.05, le=0.95, allow_inf_nan=False)] | None = None
     head_lr: Positive | None = None
-    table_lr: Positive = 1e-3
+    table_lr: Positive | None = None
     table_momentum: Probability = 0.0
     table_optimizer: Literal["adamw", "adagrad"] = "adamw"
     table_dtype: Literal["float32", "bf16"] = "float32"
@@ -279,7 +280,8 @@ class RaexmcSettings(MiningSettings, RunSettings):
             own hard negatives.
         range_max: length of a shortlist.
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
-        key_precision: of document keys; ``bf16`` takes half the space.
+        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
+            pays.
         label_documents: in training the text of every label is a document too, with that label alone.
     """
 

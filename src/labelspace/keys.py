@@ -8,9 +8,11 @@ votes for label *slots*: numbers that are given once and never again, whatever i
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .indexes import ExactIndex
+from .indexes import ExactIndex, HnswIndex
 from .strings import Strings
+
+logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -45,6 +49,12 @@ class Segment:
         texts: n texts.
         state: (n,) uint8, one of VOTES, SILENT, REMOVED, or None where every key votes.
         file: name of the file that holds all of it but the state; None where there is none yet.
+
+    Attributes:
+        index: how its keys are searched: exactly, or through a graph.
+        graph: where there is a graph: its recall, and how deep it looks. It is there without the extra ``ann`` too,
+            when nothing can search it.
+        graph_file: name of the file that holds the graph; None where there is none yet.
     """
 
     keys: Tensor
@@ -55,7 +65,10 @@ class Segment:
     texts: Strings
     state: npt.NDArray[np.uint8] | None = None
     file: str | None = None
-    index: ExactIndex = field(init=False, repr=False)
+    index: ExactIndex | HnswIndex = field(init=False, repr=False)
+    graph: dict[str, Any] | None = field(init=False, default=None)
+    graph_file: str | None = field(init=False, default=None)
+    _struck: tuple[npt.NDArray[np.uint8], BoolArray, int] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -73,6 +86,49 @@ class Segment:
     def removed(self) -> int:
         """Keys that are gone."""
         return 0 if self.state is None else int((self.state == REMOVED).sum())
+
+    @property
+    def struck(self) -> tuple[BoolArray | None, int]:
+        """(n,) keys that do not vote, or None where all do, and how many they are."""
+        if self.state is None:
+            return None, 0
+        if self._struck is None or self._struck[0] is not self.state:
+            mask = self.state != VOTES
+            self._struck = self.state, mask, int(mask.sum())
+        return self._struck[1:] if self._struck[2] else (None, 0)
+
+    def strike(self, row: int) -> None:
+        """Let a key be gone.
+
+        Args:
+            row: which.
+        """
+        if self.state is None:
+            self.state = np.zeros(len(self), dtype=np.uint8)
+        self.state[row] = REMOVED
+        self._struck = None
+
+    def build_graph(self, queries: Tensor | None = None, **options: Any) -> None:
+        """Search through a graph from now on.
+
+        Args:
+            queries: (m, D) float32 that its recall is measured with; None for some of the keys, moved.
+            options: as for `HnswIndex.build`.
+        """
+        self.index = HnswIndex.build(self.keys, queries=queries, **options)
+        self.graph, self.graph_file = self.index.settings, None
+
+    def drop_graph(self) -> None:
+        """Search exactly from now on."""
+        self.index, self.graph, self.graph_file = ExactIndex(self.keys), None, None
+
+    def take_graph(self, other: Segment) -> None:
+        """Search as another segment of the same keys does.
+
+        Args:
+            other: a segment with these keys, in this order.
+        """
+        self.index, self.graph, self.graph_file = other.index, other.graph, other.graph_file
 
     def take(self, rows: IntArray) -> Segment:
         """Some rows as a segment of their own, copied.
@@ -92,12 +148,15 @@ class Segment:
         )
 
     def rewritten(self) -> Segment:
-        """Without the keys that are gone."""
-        return self if not self.removed else self.take(np.flatnonzero(self.state != REMOVED))
+        """Without the keys that are gone; a graph is lost with them."""
+        if not self.removed:
+            return self
+        warn_of_lost_graphs([self])
+        return self.take(np.flatnonzero(self.state != REMOVED))
 
     @classmethod
     def joined(cls, parts: list[Segment]) -> Segment:
-        """Several segments as one; what is gone is left out.
+        """Several segments as one; what is gone is left out, and graphs are lost unless it is one untouched segment.
 
         Args:
             parts: in order, one at least.
@@ -105,6 +164,7 @@ class Segment:
         parts = [part.rewritten() for part in parts]
         if len(parts) == 1:
             return parts[0]
+        warn_of_lost_graphs(parts)
         ends = np.cumsum([0, *(len(p.slots) for p in parts)])
         weighted = any(p.values is not None for p in parts)
         states = any(p.state is not None for p in parts)
@@ -207,12 +267,13 @@ class Keys:
         """
         found = []
         for segment, start in zip(self.segments, self.starts, strict=False):
-            skip = None if segment.state is None else segment.state != VOTES
+            skip, count = segment.struck
             if left_out is not None:
                 part = left_out[start : start + len(segment)]
                 skip = part if skip is None else skip | part
-            values, rows = _search(segment, queries, k, skip)
-            found.append((values, np.where(rows < 0, -1, rows + start)))
+                count = int(skip.sum())
+            values, rows = _search(segment, queries, k, skip if count else None, count)
+            found.append((values, np.where(rows < 0, -1, rows + start) if start else rows))
         if not found:
             return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
         if len(found) == 1:
@@ -261,6 +322,26 @@ class Keys:
             running = np.concatenate([[0], np.cumsum(chosen[segment.slots], dtype=np.int64)])
             masks.append(np.diff(running[segment.indptr]) > 0)
         return np.concatenate(masks)
+
+    def vectors(self, places: IntArray) -> Tensor:
+        """Vectors of some keys.
+
+        Args:
+            places: (m,) places.
+
+        Returns:
+            (m, D) in the type of the keys.
+        """
+        if not self.segments:
+            return torch.zeros(0, self.dim)
+        owner = np.searchsorted(self.starts, places, side="right") - 1
+        first = self.segments[0].keys
+        found = torch.empty(len(places), self.dim, dtype=first.dtype, device=first.device)
+        for number, (segment, start) in enumerate(zip(self.segments, self.starts, strict=False)):
+            mine = np.flatnonzero(owner == number)
+            rows = torch.from_numpy(places[mine] - start).to(first.device)
+            found[torch.from_numpy(mine).to(first.device)] = segment.keys[rows].to(first.dtype)
+        return found
 
     def ids(self, places: IntArray) -> Strings:
         """Ids of some keys.
@@ -340,9 +421,7 @@ class Keys:
         for segment, row in found:
             if self._rows is not None:
                 self._rows.pop(segment.ids[row], None)
-            if segment.state is None:
-                segment.state = np.zeros(len(segment), dtype=np.uint8)
-            segment.state[row] = REMOVED
+            segment.strike(row)
 
     def silence(self, left: BoolArray) -> None:
         """Let keys without a label that is left vote no more.
@@ -371,6 +450,21 @@ class Keys:
         elif any(s.removed > REWRITE_SHARE * len(s) for s in self.segments):
             kept = [s.rewritten() if s.removed > REWRITE_SHARE * len(s) else s for s in self.segments]
             self.segments, self._rows = [s for s in kept if len(s)], None
+
+
+def warn_of_lost_graphs(parts: Iterable[Segment]) -> None:
+    """Say that segments are about to be written anew, and what becomes of their graphs.
+
+    Args:
+        parts: the segments.
+    """
+    lost = [len(part) for part in parts if part.graph is not None]
+    if lost:
+        logger.warning(
+            "the graph over %d keys is dropped, since these are written anew, and they are scanned exactly; build "
+            "another with: labelspace index MODEL --kind hnsw",
+            sum(lost),
+        )
 
 
 def digest(text: str) -> bytes:
@@ -430,13 +524,13 @@ def _votes(segment: Segment, rows: IntArray) -> tuple[IntArray, npt.NDArray[np.i
 
 
 def _search(
-    segment: Segment, queries: Tensor, k: int, skip: BoolArray | None
+    segment: Segment, queries: Tensor, k: int, skip: BoolArray | None, count: int
 ) -> tuple[npt.NDArray[np.float32], IntArray]:
-    """The k best keys of a segment among those not skipped."""
+    """The k best keys of a segment among those not skipped, which are so many."""
     n = len(segment)
-    if skip is None or not skip.any():
+    if skip is None:
         return segment.index.search(queries, k)
-    left = n - int(skip.sum())
+    left = n - count
     if 2 * left < n:
         return segment.index.search(queries, k, np.flatnonzero(~skip))
     k = min(k, left)

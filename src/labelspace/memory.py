@@ -12,7 +12,11 @@ A memory of label keys alone, scored by similarity, is a dual encoder.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,8 +29,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import ModelError
-from .keys import BoolArray, IntArray, Keys, Segment, strings_as_tensors, strings_from_tensors
+from .errors import MissingExtraError, ModelError
+from .indexes import HnswIndex
+from .indexes.faiss import PROBES, load_faiss
+from .keys import (
+    BoolArray,
+    IntArray,
+    Keys,
+    Segment,
+    strings_as_tensors,
+    strings_from_tensors,
+    warn_of_lost_graphs,
+)
 from .strings import Strings
 from .types import Labels, Reason
 
@@ -35,8 +49,16 @@ Search = Literal["joint", "two-sided"]
 Votes = Literal["raw", "normalized"]
 FloatArray = npt.NDArray[np.float64]
 
+logger = logging.getLogger(__name__)
+
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
+TOGETHER = 4
+"""Up to so many queries label keys and document keys are searched at the same time, where both have graphs."""
+FEW, SORTED = 1000, 16
+"""Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
+GRAPH_FROM = 10_000
+"""Keys of a segment from which on a graph is worth building; of fewer a scan is as fast, and exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +309,19 @@ class Memory:
                 silent = ~self.document_keys.voters(chosen)
                 left_out = silent if left_out is None else left_out | silent
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        beside = None
+        if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
+            beside = _second_thread().submit(self.document_keys.search, queries, document_depth, left_out)
         values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
-        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        if beside is not None:
+            documents = beside.result()
+        else:
+            documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
         return Found(values, self._number_of_place[places], *documents)
+
+    def _both_by_graphs(self) -> bool:
+        kinds = (self.label_keys.segments, self.document_keys.segments)
+        return all(any(isinstance(s.index, HnswIndex) for s in segments) for segments in kinds)
 
     def predict(
         self,
@@ -332,9 +364,43 @@ class Memory:
         chosen = self._chosen(labels)
         for start in range(0, len(found), VOTE_BLOCK):
             part = slice(start, start + VOTE_BLOCK)
-            sums = self._cast(found.rows(part), voting, chosen)[0]
-            numbers[part], scores[part] = _best(sums, k)
+            numbers[part], scores[part] = _best(*self._sums(found.rows(part), voting, chosen), k)
         return numbers, scores
+
+    def _sums(
+        self, found: Found, voting: Voting, chosen: BoolArray | None = None
+    ) -> tuple[IntArray, IntArray, FloatArray]:
+        """Scores of the labels voted for as CSR: row pointers, label numbers, sums.
+
+        A sparse product works in arrays of L numbers, which is much for a few queries; theirs are sorted instead.
+        """
+        voters = found.labels.size + found.documents.size
+        if voters > FEW and SORTED * voters > self.n_labels:
+            sums = self._cast(found, voting, chosen)[0]
+            return sums.indptr, sums.indices, sums.data
+        label_weights, document_weights, label_mask, document_mask = weigh(found, voting)
+        rows, columns = document_mask.nonzero()
+        counts, numbers, values = self.votes_of(found.documents[rows, columns], voting.votes, chosen)
+        label_rows, label_columns = label_mask.nonzero()
+        pairs = np.concatenate(
+            [
+                np.repeat(rows, counts) * self.n_labels + numbers,
+                label_rows * self.n_labels + found.labels[label_rows, label_columns],
+            ]
+        )
+        votes = np.concatenate(
+            [
+                np.repeat(voting.weight * document_weights[rows, columns], counts) * values,
+                (1 - voting.weight) * label_weights[label_rows, label_columns],
+            ]
+        )
+        order = np.argsort(pairs, kind="stable")
+        pairs = pairs[order]
+        first = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]])[: len(pairs)])
+        sums_of = np.add.reduceat(votes[order], first) if len(first) else np.zeros(0)
+        met = pairs[first]
+        ends = np.searchsorted(met, np.arange(1, len(found) + 1) * self.n_labels)
+        return np.concatenate([[0], ends]), met % max(1, self.n_labels), sums_of
 
     def _chosen(self, labels: IntArray | None) -> BoolArray | None:
         if labels is None:
@@ -414,14 +480,13 @@ class Memory:
         places: list[tuple[Literal["label", "document"], int]] = []
         entries: list[list[list[tuple[int, float, float]]]] = []
         if self.voting.scoring == "similarity":
-            found = self.search(queries, max(1, numbers.shape[1]), 0, labels)
             for row, wanted in enumerate(numbers.tolist()):
-                similarity = dict(zip(found.labels[row].tolist(), found.label_similarities[row].tolist(), strict=True))
+                own = [int(self.place_of[number]) for number in wanted if number >= 0]
+                similarities = self.label_keys.vectors(np.array(own, dtype=np.int64)).float() @ queries[row]
                 entries.append([])
-                for number in wanted:
-                    if number >= 0:
-                        entries[-1].append([(len(places), similarity[number], similarity[number])])
-                        places.append(("label", int(self.place_of[number])))
+                for place, similarity in zip(own, similarities.tolist(), strict=True):
+                    entries[-1].append([(len(places), similarity, similarity)])
+                    places.append(("label", place))
         else:
             found = self.search(queries, *self.voting.depths(), labels, left_out)
             for start in range(0, len(found), VOTE_BLOCK):
@@ -476,6 +541,73 @@ class Memory:
             result.append([sorted(reasons[n], key=lambda reason: (-reason[2], reason[0])) for n in numbers if n >= 0])
         return result
 
+    # Indexes
+
+    def build_graphs(
+        self,
+        *,
+        recall: float = 0.97,
+        smallest: int = GRAPH_FROM,
+        depth: int | None = None,
+        queries: Tensor | None = None,
+        links: int = 24,
+        ef_construction: int = 80,
+        seed: int = 0,
+    ) -> None:
+        """Search large segments of keys through graphs (HNSW) from now on; those that have a graph get another.
+
+        Args:
+            recall: share of the nearest keys to find, which decides how far a search looks.
+            smallest: segments of fewer keys are scanned exactly.
+            depth: how many nearest keys the recall is measured on; None for as many as a prediction asks for, and 100
+                where labels are ranked by similarity.
+            queries: (n, D) float32, texts to measure it with. None for documents drawn from the memory, in the search
+                for documents moved by a tenth of their length in a random direction, so that no query is a key.
+            links: neighbours of a key in the graph, M.
+            ef_construction: candidates looked at for a new key.
+            seed: of the draw.
+
+        Raises:
+            MissingExtraError: without the extra ``ann``.
+            SettingsError: a recall that is no share, or a depth below 1.
+        """
+        load_faiss()
+        depths = (100, 100) if self.voting.scoring == "similarity" else self.voting.depths()
+        for keys, own in ((self.label_keys, depths[0]), (self.document_keys, depths[1])):
+            given = queries
+            if given is None and keys is self.label_keys and self.n_documents:
+                places = self.document_keys.present()
+                drawn = np.random.default_rng(seed).choice(places, min(PROBES, len(places)), replace=False)
+                given = self.document_keys.vectors(np.sort(drawn)).float()
+            for segment in keys.segments:
+                if len(segment) < max(1, smallest):
+                    segment.drop_graph()
+                    continue
+                segment.build_graph(
+                    given,
+                    target=recall,
+                    depth=(own or 100) if depth is None else depth,
+                    links=links,
+                    ef_construction=ef_construction,
+                    seed=seed,
+                )
+
+    def drop_graphs(self) -> None:
+        """Scan every key from now on."""
+        for segment in (*self.label_keys.segments, *self.document_keys.segments):
+            segment.drop_graph()
+
+    def indexes(self) -> list[dict[str, Any]]:
+        """How each segment is searched: ``keys`` (labels or documents), ``count``, ``kind`` (exact or hnsw), and of a
+        graph ``recall``, ``ef_search`` and ``depth``."""
+        kinds = (("labels", self.label_keys), ("documents", self.document_keys))
+        return [
+            {"keys": kind, "count": len(segment), "kind": "exact" if segment.graph is None else "hnsw"}
+            | (segment.graph or {})
+            for kind, keys in kinds
+            for segment in keys.segments
+        ]
+
     # Keeping
 
     def compacted(self) -> Memory:
@@ -486,7 +618,12 @@ class Memory:
             if bool((self.place_of == np.arange(self.n_labels)).all()):
                 return self
         labels = self.labels
-        named = Memory.of_labels(self.keys, labels)
+        label_keys = self.keys
+        named = Memory.of_labels(label_keys, labels)
+        if [label_keys is segment.keys for segment in self.label_keys.segments] == [True]:
+            named.label_keys.segments[0].take_graph(self.label_keys.segments[0])
+        else:
+            warn_of_lost_graphs(self.label_keys.segments)
         segments = []
         places = self.document_keys.present()
         if len(places):
@@ -503,6 +640,7 @@ class Memory:
                     joined.state,
                 )
             ]
+            segments[0].take_graph(joined)
         documents = Keys(segments, self.document_keys.dim)
         return Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed)
 
@@ -516,7 +654,7 @@ class Memory:
         Returns:
             What `open` needs; ``files`` are the names of the memory's files.
         """
-        entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None}
+        entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None, "graphs": {}}
         extra: dict[str, Tensor] = {}
         for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
             entry["segments"][kind] = []
@@ -526,6 +664,15 @@ class Memory:
                     segment.write(folder / name)
                     segment.file = name
                 entry["segments"][kind].append(segment.file)
+                if isinstance(segment.index, HnswIndex) and segment.graph_file is None:
+                    name = f"{kind}-{fresh}{f'-{number}' if number else ''}.hnsw"
+                    segment.index.save(folder / name)
+                    segment.graph_file = name
+                if segment.graph is not None and segment.graph_file is None:  # the extra is missing
+                    warn_of_lost_graphs([segment])
+                    segment.drop_graph()
+                if segment.graph is not None:
+                    entry["graphs"][segment.file] = {"file": segment.graph_file, **segment.graph}
                 if segment.state is not None:
                     extra[f"state.{segment.file}"] = torch.from_numpy(segment.state)
             if self.removed[kind]:
@@ -545,11 +692,14 @@ class Memory:
             entry: what `write` returned.
         """
         names = [*entry["segments"]["labels"], *entry["segments"]["documents"]]
+        names += [graph["file"] for graph in entry.get("graphs", {}).values()]
         return names + ([entry["changes"]] if entry["changes"] else [])
 
     @classmethod
     def open(cls, folder: Path, entry: dict[str, Any], device: str = "cpu") -> Memory:
-        """Open what `write` wrote; on a CPU keys and texts are mapped, not read.
+        """Open what `write` wrote; on a CPU keys and texts are mapped, not read, and so are graphs.
+
+        Without the extra ``ann`` a warning says that graphs are not used.
 
         Args:
             folder: the folder.
@@ -560,6 +710,13 @@ class Memory:
             ModelError: a file that is missing or damaged, by name.
         """
         file = folder
+        can_search = True
+        if entry.get("graphs"):
+            try:
+                load_faiss()
+            except MissingExtraError as error:
+                can_search = False
+                logger.warning("every key is scanned, since %s", error)
         try:
             voting = Voting(**{f.name: entry[f.name] for f in dataclasses.fields(Voting)})
             kinds = {}
@@ -571,6 +728,13 @@ class Memory:
                     if int(segments[-1].indptr[-1]) != len(segments[-1].slots):
                         raise ValueError("its votes do not fit together")
                 kinds[kind] = segments
+            for segment in [*kinds["labels"], *kinds["documents"]]:
+                graph = dict(entry.get("graphs", {}).get(segment.file, {}))
+                if graph:
+                    segment.graph_file, segment.graph = graph.pop("file"), graph
+                    file = folder / str(segment.graph_file)
+                    if can_search:
+                        segment.index = HnswIndex.load(file, segment.keys, graph)
             removed: dict[str, dict[str, bytes]] = {"labels": {}, "documents": {}}
             if entry["changes"]:
                 file = folder / entry["changes"]
@@ -592,6 +756,16 @@ class Memory:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
 
 
+@functools.cache
+def _second_thread() -> ThreadPoolExecutor:
+    """For a search of document keys beside one of label keys: a graph uses one processor for one query."""
+    return ThreadPoolExecutor(1, thread_name_prefix="labelspace-search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_second_thread.cache_clear)  # threads do not survive a fork
+
+
 def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[int, int]) -> sp.csr_array:
     """CSR with 32-bit numbers where they do; SciPy would copy to make them so."""
     small = max(len(indices), *shape) < 2**31
@@ -599,14 +773,14 @@ def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[i
     return sp.csr_array((values, indices.astype(kind, copy=False), indptr.astype(kind, copy=False)), shape=shape)
 
 
-def _best(sums: sp.csr_array, k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
-    """The k largest entries of each row, falling, ties by column; entries are distinct within a row."""
-    counts = np.diff(sums.indptr)
+def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """The k largest entries of each CSR row, falling, ties by column; entries are distinct within a row."""
+    counts = np.diff(indptr)
     n, widest = len(counts), int(counts.max(initial=0))
     there = np.arange(widest) < counts[:, None]
     scores = np.full((n, widest), -np.inf, dtype=np.float32)
     numbers = np.full((n, widest), -1, dtype=np.int64)
-    scores[there], numbers[there] = sums.data, sums.indices
+    scores[there], numbers[there] = values, columns
     if widest > k:
         top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         last = np.take_along_axis(scores, top, axis=1).min(axis=1, keepdims=True)

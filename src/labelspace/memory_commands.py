@@ -1,4 +1,5 @@
-"""The commands that read and change what a model answers from: ``tune``, ``documents``, ``labels``, ``compact``.
+"""The commands that read and change what a model answers from: ``tune``, ``documents``, ``labels``, ``index``,
+``compact``.
 
 Every change is written whole or not at all. Heavy libraries are loaded inside the functions.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .commands import DataOptions, Output, _as_keywords, _load, _print_json, _recorded
-from .errors import DataError
+from .errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -70,7 +71,8 @@ def tune(
     votes
         Try only raw votes, or only normalized ones, which a document shares between its labels.
     precision
-        Of document keys where the model has none yet; bf16 takes half the space.
+        Of document keys where the model has none yet, and of encoding them; bf16 takes half the space, and less time
+        where the processor or GPU is faster in it.
     device
         auto, cpu, cuda or mps.
     """
@@ -91,7 +93,10 @@ def tune(
     )
     opened.save(out)
     if output.json:
-        _print_json({"model": str(out or model), "tuning": None if found is None else found.as_dict()})
+        made = opened.calibration
+        calibration = None if made is None else {"kind": made.kind, "features": list(made.features), **made.fitted}
+        tuning = None if found is None else found.as_dict()
+        _print_json({"model": str(out or model), "tuning": tuning, "calibration": calibration})
     elif found is not None:
         print(render(found.as_dict()))
 
@@ -262,6 +267,69 @@ def labels_list(model: Path, *, output: Output = Output()) -> None:
             print(json.dumps({"id": name, "text": text}, ensure_ascii=False))
         else:
             print(f"{_one_line(name)}\t{_one_line(text)}")
+
+
+def index(
+    model: Path,
+    *,
+    kind: Literal["hnsw", "exact"] | None = None,
+    recall: float = 0.97,
+    smallest: int = 10_000,
+    depth: int | None = None,
+    texts: Path | None = None,
+    links: int = 24,
+    ef_construction: int = 80,
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
+    """Choose how the keys of a model are searched, or show how they are.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    kind
+        hnsw builds graphs that find most of the nearest keys in a fraction of the time; exact removes them, so that
+        every key is scanned. When not given nothing is changed.
+    recall
+        Share of the nearest keys that a graph shall find.
+    smallest
+        Files of fewer keys are scanned all the same, which is as fast.
+    depth
+        How many nearest keys the recall is measured on; as many as a prediction asks for when not given.
+    texts
+        File of texts to measure the recall with; documents of the model, moved a little, when not given.
+    links
+        Neighbours of a key in the graph; more find more and take more space.
+    ef_construction
+        Candidates looked at for a new key; more make a better graph more slowly.
+    seed
+        Of the draw of documents.
+    """
+    from .data import read_texts
+    from .model import Model
+
+    if not 0 < recall <= 1:
+        raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
+    opened = Model.load(model, "cpu", graphs=kind is None)
+    if kind is not None:
+        lines = None if texts is None else read_texts(texts)[1]
+        opened.build_index(
+            kind, recall=recall, smallest=smallest, depth=depth, texts=lines, links=links,
+            ef_construction=ef_construction, seed=seed,
+        )  # fmt: skip
+        opened.save()
+    found = opened.memory.indexes()
+    if output.json:
+        _print_json({"model": str(model), "indexes": found})
+        return
+    for part in found:
+        shown = f"{part['count']:>12,} {part['keys']:<10} {part['kind']}"
+        if part["kind"] == "hnsw":
+            shown += (
+                f", finds {100 * part['recall']:.1f}% of the {part['depth']} nearest, ef_search {part['ef_search']}"
+            )
+        print(shown)
 
 
 def compact(model: Path, *, output: Output = Output()) -> None:

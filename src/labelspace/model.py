@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,8 @@ from .errors import DataError, ModelError, SettingsError
 from .files import atomic_file, atomic_folder, folder_lock, sync
 from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
-from .machine import cache_folder, require_memory
-from .memory import Memory, Voting
+from .machine import bf16_pays, cache_folder, require_memory
+from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .trainer import device_of
@@ -66,6 +67,9 @@ class Model:
         heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
 
     Attributes:
+        precision: in which texts are encoded: ``float32``, or ``bf16``, which is faster where the processor or GPU
+            multiplies faster in it; cosines to the float32 vectors are above 0.999. ``auto`` chooses by the device.
+            Not saved: a model opens in float32.
         history: changes of labels, documents and voting, the oldest first.
         folder: where the model was opened or saved; None for nowhere yet.
 
@@ -101,6 +105,19 @@ class Model:
         self._calibration = calibration
         self._numbers: dict[str, list[int]] | None = None
 
+    @property
+    def precision(self) -> Precision:
+        """In which texts are encoded, ``float32`` or ``bf16``."""
+        return self.encoder.precision
+
+    @precision.setter
+    def precision(self, value: Literal["auto", "float32", "bf16"]) -> None:
+        if value not in ("auto", "float32", "bf16"):
+            raise SettingsError(f"unknown precision {value!r}; choose one of auto, float32, bf16")
+        if value == "auto":
+            value = "bf16" if bf16_pays(self.encoder.device) else "float32"
+        self.encoder.precision, self.encoder.keeps_low = value, value == "bf16"
+
     @classmethod
     def from_encoder(
         cls,
@@ -116,8 +133,8 @@ class Model:
     ) -> Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
-        With a data set its training documents are keys as well, and how keys vote is tuned on its validation documents,
-        see `tune`.
+        With a data set its training documents are keys as well, how keys vote is tuned on its validation documents, and
+        the model is calibrated on them, see `tune`.
 
         Args:
             encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm.
@@ -127,7 +144,7 @@ class Model:
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
             objective: with a data set, as for `tune`.
-            precision: with a data set, of the document keys, as for `tune`.
+            precision: with a data set, of the document keys and of encoding them, as for `tune`.
 
         Raises:
             DataError: no labels, or a name that is given twice.
@@ -313,6 +330,28 @@ class Model:
                 reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
 
+    def with_weight(self, weight: float) -> Model:
+        """The same model with another weight of the documents' votes; keys are shared, nothing is copied.
+
+        It is for predictions: it has no calibration, since that holds for the model's own weight alone, and what is
+        changed in one of the two may not be seen by the other.
+
+        Args:
+            weight: 0 lets the label keys vote alone, 1 the documents.
+
+        Raises:
+            DataError: a weight out of bounds, or a model without documents.
+        """
+        if self.memory.voting.scoring == "similarity":
+            raise DataError("this model has no documents that vote, so their votes can have no weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not 0 <= weight <= 1:
+            raise DataError(f"weight, of the documents' votes, must be from 0 to 1, got {weight!r}")
+        other = copy.copy(self)
+        other.memory = copy.copy(self.memory)
+        other.memory.voting = dataclasses.replace(self.memory.voting, weight=float(weight))
+        other._calibration = None
+        return other
+
     def _predict_probable(
         self,
         texts: list[str],
@@ -472,6 +511,18 @@ class Model:
             *(made.fitted["ece"], best["f1"], best["threshold"]),
         )
         return made
+
+    def calibrate_if_possible(self, data: Dataset, predictions: Predictions | None = None) -> None:
+        """`calibrate` on validation documents, or a line in the log that says why not.
+
+        Args:
+            data: as for `calibrate`.
+            predictions: as for `calibrate`.
+        """
+        try:
+            self.calibrate(data, predictions=predictions)
+        except DataError as error:
+            logger.info("the model is not calibrated: %s", error)
 
     def _warn_of_split(self, data: Dataset, split: str) -> None:
         recorded = self.info.get("data", {})
@@ -671,11 +722,12 @@ class Model:
         precision: Precision = "float32",
         batch_size: int = 256,
         vectors: npt.NDArray[np.float32] | None = None,
+        calibrated: bool = True,
     ) -> Tuned | None:
         """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
 
         The choice is made on validation documents, which are left out while it is made, with all documents of the same
-        text; afterwards every training document votes.
+        text; afterwards every training document votes. Scores are calibrated anew on the same documents.
 
         Args:
             data: its labels are matched by id. It should be read with the seed of the training run, so that documents
@@ -684,9 +736,11 @@ class Model:
                 or 5. PSP in it favours rare labels.
             grid: what to try; None tries everything.
             tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
-            precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space.
+            precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space. Documents
+                whose keys are kept in bf16 are encoded in it too, where the device is faster in it.
             batch_size: texts encoded at a time.
             vectors: (N, D) keys of the training documents, if they are known; None encodes them.
+            calibrated: calibrate on the same validation documents, if there are at least 100.
 
         Returns:
             What was tried and chosen; None where there are too few validation documents to choose by.
@@ -716,12 +770,13 @@ class Model:
         own = np.zeros(len(self.labels), dtype=np.int64)
         own[place[place >= 0]] = counts[place >= 0]
         weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
+        left_out = self.held_out(data)
         found = tune(
             self.memory,
             queries,
             _targets_in(valid.targets[rows], place, len(self.labels)),
             weights,
-            left_out=self.held_out(data),
+            left_out=left_out,
             objective=objective,
             grid=grid,
             tolerance=tolerance,
@@ -729,6 +784,10 @@ class Model:
         self.memory.voting = found.voting
         self.info["tuning"] = found.as_dict()
         self._note("tune", [])
+        if calibrated:
+            depth = min(calibrate.DEPTH, len(self.labels))
+            best = Predictions(*self.memory.predict(queries, depth, left_out=left_out))
+            self.calibrate_if_possible(dataclasses.replace(data, valid=valid.rows(rows)), best)
         return found
 
     def held_out(self, data: Dataset) -> npt.NDArray[np.bool_]:
@@ -790,8 +849,17 @@ class Model:
         batch_size: int,
         vectors: npt.NDArray[np.float32] | None = None,
     ) -> Segment:
+        there = self.memory.document_keys.segments
+        if there:  # keys of a kind are all alike
+            precision = "bf16" if there[0].keys.dtype == torch.bfloat16 else "float32"
         if vectors is None:
-            vectors = self._encode_many(self.encode_documents, texts, batch_size)
+            before = self.encoder.precision
+            if precision == "bf16" and bf16_pays(self.encoder.device):
+                self.encoder.precision = "bf16"
+            try:
+                vectors = self._encode_many(self.encode_documents, texts, batch_size)
+            finally:
+                self.encoder.precision = before
         keys = self._as_keys(vectors)
         return Segment(
             keys.bfloat16() if precision == "bf16" else keys,
@@ -887,7 +955,7 @@ class Model:
             found = keys.find(name)
             if found is not None:
                 if not replace:
-                    hint = "; remove it, or replace it with --replace" if kind == "documents" else "; rename it instead"
+                    hint = "; remove it, or ask to replace it" if kind == "documents" else "; rename it instead"
                     raise DataError(f"the model has a {kind[:-1]} {name!r} already{hint}")
                 there.append(found)
             elif name in gone and gone[name] != digest(text):
@@ -935,6 +1003,63 @@ class Model:
         self.memory = self.memory.compacted()
         self._note("compact", [])
 
+    def build_index(
+        self,
+        kind: Literal["hnsw", "exact"] = "hnsw",
+        *,
+        recall: float = 0.97,
+        smallest: int = GRAPH_FROM,
+        depth: int | None = None,
+        texts: Sequence[str] | None = None,
+        links: int = 24,
+        ef_construction: int = 80,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> list[dict[str, Any]]:
+        """Choose how keys are searched: every key is scanned, or large segments of keys through a graph.
+
+        A graph (HNSW, Malkov and Yashunin 2016) finds most of the nearest keys in a fraction of the time. It is saved
+        with the model. Keys that are added later are scanned; where a segment is written anew, as by `compact`, its
+        graph is dropped and a warning says so.
+
+        Args:
+            kind: ``hnsw`` or ``exact``.
+            recall: share of the nearest keys that a graph shall find; how far it looks is chosen by that.
+            smallest: segments of fewer keys are scanned all the same: that is as fast.
+            depth: how many nearest keys the recall is measured on; None for as many as a prediction asks for.
+            texts: to measure the recall with; None for documents of the memory, or labels where it has none, moved a
+                little.
+            links: neighbours of a key in the graph: more find more and take more space.
+            ef_construction: candidates looked at for a new key: more make a better graph more slowly.
+            seed: of the draw of documents.
+            batch_size: texts encoded at a time.
+
+        Returns:
+            How each segment is searched, see `Memory.indexes`.
+
+        Raises:
+            MissingExtraError: without the extra ``ann``.
+            SettingsError: an unknown kind, a recall that is no share, or a depth below 1.
+            ResourceError: the graphs would not fit into memory.
+        """
+        if kind not in ("hnsw", "exact"):
+            raise SettingsError(f"unknown kind {kind!r} of index; choose one of hnsw, exact")
+        if kind == "exact":
+            self.memory.drop_graphs()
+        else:
+            segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
+            needed = sum(len(s) * (2 * s.keys.shape[1] + 10 * links) for s in segments if len(s) >= smallest)
+            require_memory(needed, "the graphs", "lower links, or take an encoder of a smaller width")
+            queries = None
+            if texts is not None:
+                queries = torch.from_numpy(self.encode(texts, batch_size)).to(self.memory.device)
+            self.memory.build_graphs(
+                recall=recall, smallest=smallest, depth=depth, queries=queries, links=links,
+                ef_construction=ef_construction, seed=seed,
+            )  # fmt: skip
+        self._note(f"index {kind}", [])
+        return self.memory.indexes()
+
     # Folders
 
     def save(self, path: str | Path | None = None, records: dict[str, str] | None = None) -> None:
@@ -957,7 +1082,7 @@ class Model:
         require_writable(path)
         memory = self.memory.compacted()
         for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
-            segment.file = None
+            segment.file = segment.graph_file = None
         with atomic_folder(path) as folder:
             (folder / "encoder").mkdir()
             self.encoder.save(folder / "encoder")
@@ -1008,7 +1133,7 @@ class Model:
             for keys in (self.memory.label_keys, self.memory.document_keys):
                 keys.compact(everything=False)
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
-            unwritten = [segment for segment in segments if segment.file is None]
+            before = [(segment, segment.file, segment.graph_file) for segment in segments]
             try:
                 entry = self.memory.write(place, self._revision + 1)
                 old = manifest["files"]
@@ -1026,8 +1151,8 @@ class Model:
                 with atomic_file(self.folder / "manifest.json") as part:
                     _write_manifest(part, manifest)
             except BaseException:
-                for segment in unwritten:
-                    segment.file = None
+                for segment, *names in before:
+                    segment.file, segment.graph_file = names
                 raise
             self._revision += 1
             for file in place.iterdir():
@@ -1058,40 +1183,62 @@ class Model:
             part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Model:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        *,
+        precision: Literal["auto", "float32", "bf16"] = "float32",
+        graphs: bool = True,
+    ) -> Model:
         """Open a model's folder.
 
         Args:
             path: the folder.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            precision: in which texts are encoded, see the attribute. In float32 a text's vector does not depend on the
+                texts beside it beyond rounding.
+            graphs: whether to search through the graphs that it has, see `build_index`; without them every key is
+                scanned, and what is saved afterwards has none.
 
         Raises:
             ModelError: not a model folder, one of another format version, or a file that is missing or damaged, by
                 name.
+            SettingsError: an unknown precision.
         """
         folder = Path(path).expanduser()
         manifest = read_manifest(folder)
         try:
-            return cls._open(folder, manifest, device)
+            model = cls._open(folder, manifest, device, graphs)
         except ModelError:
             again = read_manifest(folder)
             if again["revision"] == manifest["revision"]:
                 raise
-            return cls._open(folder, again, device)  # it was changed just now
+            model = cls._open(folder, again, device, graphs)  # it was changed just now
+        model.precision = precision
+        return model
 
     @classmethod
-    def _open(cls, folder: Path, manifest: dict[str, Any], device: str) -> Model:
+    def _open(cls, folder: Path, manifest: dict[str, Any], device: str, graphs: bool) -> Model:
         left = HASH_UP_TO
+        own_graphs = {f"memory/{graph['file']}" for graph in manifest["memory"].get("graphs", {}).values()}
+        if not graphs:
+            manifest["memory"].pop("graphs", None)
+            for name in own_graphs:
+                del manifest["files"][name]
         for name, stamp in sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0])):
             file = folder / name
+            again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
             if not file.is_file():
-                raise ModelError(f"{file} is missing; the model folder is incomplete, copy or train it again")
+                again = again or "the model folder is incomplete, copy or train it again"
+                raise ModelError(f"{file} is missing; {again}")
             left -= stamp.get("bytes", 0)
             known = stamp if left >= 0 else {"bytes": stamp.get("bytes")}
             if _stamp(file, known=known) != known:
                 raise ModelError(
                     f"{file} is damaged: it is not the file that was saved "
-                    f"({file.stat().st_size} bytes, {stamp['bytes']} expected); copy or train the model again"
+                    f"({file.stat().st_size} bytes, {stamp['bytes']} expected); "
+                    f"{again or 'copy or train the model again'}"
                 )
         place = device_of(device)
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
@@ -1179,7 +1326,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
     try:
         own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
     lost = [name for name in (*PARTS, *own, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
     if lost:

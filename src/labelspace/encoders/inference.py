@@ -119,12 +119,13 @@ def _attend(given: Tensor, text_runs: list[Run], heads: int) -> Tensor:
     for start, end, length in text_runs:
         parts = given[start:end].view(-1, length, 3, heads, size // heads).permute(2, 0, 3, 1, 4)
         into = out[start:end].view(-1, length, heads, size // heads).permute(0, 2, 1, 3)
+        query, key, value = parts.unbind(0)
         if length <= EAGER_INFERENCE:
             query, key, value = torch.empty(parts.shape).copy_(parts).flatten(1, 2).unbind(0)
             mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), dim=2), value)
             into.copy_(mixed.view(into.shape))
         else:
-            into.copy_(F.scaled_dot_product_attention(*parts.unbind(0), scale=1.0))
+            into.copy_(F.scaled_dot_product_attention(query, key, value, scale=1.0))
     out[end:] = 0
     return out
 

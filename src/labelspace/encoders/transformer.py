@@ -85,6 +85,7 @@ class TransformerEncoder(Encoder):
         self.attention: Attention = attention
         self._low = self._fast_now = False
         self._fast: FastBert | None = None
+        self._kept_low: tuple[list[tuple[int, int]], list[Tensor]] | None = None
         kind = str(transformer.auto_model.config.model_type)
         self._own_attention = str(transformer.auto_model.config._attn_implementation)
         mode = modules[1].pooling_mode if len(modules) > 1 and isinstance(modules[1], Pooling) else "none"
@@ -176,15 +177,26 @@ class TransformerEncoder(Encoder):
                 self._fast_now = False
             return
         kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
+        low = self._low_weights(kept)
         try:
-            for parameter, data in kept:
-                parameter.data = data.to(torch.bfloat16)
+            for (parameter, _), data in zip(kept, low, strict=True):
+                parameter.data = data
             self._low = True
             yield
         finally:
             self._low = False
             for parameter, data in kept:
                 parameter.data = data
+
+    def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+        """The weights in bf16; those of the last call where they are kept and no weight was changed since."""
+        if not self.keeps_low:
+            self._kept_low = None
+            return [data.to(torch.bfloat16) for _, data in weights]
+        stamp = [(data.data_ptr(), parameter._version) for parameter, data in weights]
+        if self._kept_low is None or self._kept_low[0] != stamp:
+            self._kept_low = stamp, [data.to(torch.bfloat16) for _, data in weights]
+        return self._kept_low[1]
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, "float32" if self._low else self.precision)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .exact import ExactIndex
+from .faiss import HnswIndex
 
-__all__ = ["ExactIndex"]
+__all__ = ["ExactIndex", "HnswIndex"]

@@ -15,7 +15,7 @@ PRODUCTS = 4 << 20
 """Products that a block of queries makes with a block of keys, at most, in the int8 scan."""
 GROUP = 32
 """Neighbouring keys whose largest product is looked at first, in the int8 scan."""
-INT8_FROM = 65_536
+INT8_FROM = 16_384
 """Keys from which on the int8 scan is worth its copy of the keys."""
 RESCORED = 32
 """Queries whose shortlists are scored again at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import MissingExtraError, ModelError, SettingsError
 from .exact import ExactIndex, in_order
@@ -21,7 +23,12 @@ EF_SEARCH = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Lengths of the candidate list that are tried in turn."""
 PROBES = 200
 """Keys whose neighbourhoods are compared with the exact ones when an index is built."""
-BLOCK = 65_536
+BLOCK = 16_384
+"""Keys added between two steps of a progress bar."""
+FEW = 4
+"""Up to so many queries the best are scored again by NumPy, whose calls cost less than those of torch."""
+DEEP = 64
+"""Candidate lists longer than a list of 1,024 and than one in so many keys cost more than looking at every key."""
 
 
 class HnswIndex:
@@ -38,6 +45,7 @@ class HnswIndex:
     def __init__(self, keys: Tensor, graph: Any, ef_search: int, recall: float, depth: int):
         self.keys, self.graph = keys, graph
         self.ef_search, self.recall, self.depth = ef_search, recall, depth
+        self.exact = ExactIndex(keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,12 +82,16 @@ class HnswIndex:
             raise SettingsError("an index needs at least one key")
         if not 0 < target <= 1:
             raise SettingsError(f"target, a recall, lies above 0 and is at most 1, got {target}")
-        faiss = _faiss()
+        if depth < 1:
+            raise SettingsError(f"depth, the neighbours that recall is measured on, must be at least 1, got {depth}")
+        faiss = load_faiss()
         graph = faiss.IndexHNSWSQ(keys.shape[1], faiss.ScalarQuantizer.QT_bf16, links, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = ef_construction
         graph.is_trained = True  # bf16 has nothing to learn from data
-        for part in keys.split(BLOCK):
-            graph.add(part.float().cpu().numpy())
+        with tqdm(total=len(keys), desc="building a graph", unit="key", disable=None) as bar:
+            for part in keys.split(BLOCK):
+                graph.add(part.float().cpu().numpy())
+                bar.update(len(part))
         if queries is None:
             generator = torch.Generator().manual_seed(seed)
             drawn = keys[torch.randperm(len(keys), generator=generator)[:PROBES].to(keys.device)].float()
@@ -87,8 +99,8 @@ class HnswIndex:
             length = torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
             queries = drawn + 0.1 * length * torch.nn.functional.normalize(noise, dim=1)
         depth = min(depth, len(keys))
-        _, truth = ExactIndex(keys).search(queries, depth)
         index = cls(keys, graph, EF_SEARCH[0], 0.0, depth)
+        _, truth = ExactIndex(keys).search(queries, depth)
         for index.ef_search in EF_SEARCH:
             _, found = index.search(queries, depth)
             index.recall = float(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
@@ -98,7 +110,17 @@ class HnswIndex:
             "graph of %d keys: finds %.1f%% of the %d nearest with ef_search %d",
             *(len(keys), 100 * index.recall, depth, index.ef_search),
         )
+        if index.recall < target:
+            logger.warning(
+                "the graph of %d keys finds %.1f%% of the %d nearest, not the %.1f%% asked for; more links would help",
+                *(len(keys), 100 * index.recall, depth, 100 * target),
+            )
         return index
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `load` needs beside the graph."""
+        return {"ef_search": self.ef_search, "recall": round(self.recall, 4), "depth": self.depth}
 
     @torch.no_grad()
     def search(
@@ -113,35 +135,48 @@ class HnswIndex:
 
         Returns:
             similarities (n, k) float32 in falling order, ties by key number, and key numbers (n, k) int64. k shrinks to
-            the number of keys searched. A query that the graph leads to fewer than k keys is searched exactly.
+            the number of keys searched. A query that the graph leads to fewer than k keys is searched exactly, and so
+            is every query where k is so large that the graph would be no faster. The candidate list grows with k
+            beyond the depth that the recall was measured for.
         """
-        if allowed is not None:
-            return ExactIndex(self.keys).search(queries, k, allowed)
         k = min(k, len(self.keys))
-        faiss = _faiss()
-        search = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, k))
-        scores, places = self.graph.search(queries.float().cpu().numpy(), k, params=search)
-        where = torch.from_numpy(places).to(self.keys.device)
-        astray = (where < 0).any(dim=1)  # the graph led to fewer than k
-        best, order = in_order(queries, self.keys, torch.from_numpy(scores), where.clamp(min=0), k, exact=True)
-        values, numbers = best.cpu().numpy(), order.cpu().numpy()
-        if bool(astray.any()):
-            rows = astray.cpu().numpy()
-            values[rows], numbers[rows] = ExactIndex(self.keys).search(queries[astray], k)
+        length = max(self.ef_search, k, math.ceil(k * self.ef_search / self.depth))
+        if allowed is not None or k == 0 or 4 * k > len(self.keys):
+            return self.exact.search(queries, k, allowed)
+        if length > max(EF_SEARCH[-1], len(self.keys) // DEEP):
+            return self.exact.search(queries, k)
+        search = load_faiss().SearchParametersHNSW(efSearch=length)
+        values, numbers = self.graph.search(queries.float().cpu().numpy(), k, params=search)
+        astray = numbers.min(axis=1, initial=0) < 0  # the graph led to fewer than k
+        if self.keys.dtype == torch.bfloat16:  # the graph has the same numbers and multiplies them in float32
+            order = np.lexsort((numbers, -values), axis=1)
+            values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
+        elif len(queries) <= FEW and self.keys.device.type == "cpu":
+            keys, asked = self.keys.detach().numpy(), queries.numpy()
+            values = np.stack([keys[np.maximum(near, 0)] @ query for near, query in zip(numbers, asked, strict=True)])
+            order = np.lexsort((numbers, -values), axis=1)
+            values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
+        else:
+            where = torch.from_numpy(np.maximum(numbers, 0)).to(self.keys.device)
+            best, places = in_order(queries, self.keys, torch.from_numpy(values), where, k, exact=True)
+            values, numbers = best.cpu().numpy(), places.cpu().numpy()
+        if astray.any():
+            rows = torch.from_numpy(np.flatnonzero(astray)).to(queries.device)
+            values[astray], numbers[astray] = self.exact.search(queries[rows], k)
         return values, numbers
 
-    def save(self, file: Path) -> dict[str, object]:
+    def save(self, file: Path) -> dict[str, Any]:
         """Write the graph, and return the settings that `load` needs.
 
         Args:
             file: where to.
         """
-        _faiss().write_index(self.graph, str(file))
-        return {"ef_search": self.ef_search, "recall": self.recall, "depth": self.depth}
+        load_faiss().write_index(self.graph, str(file))
+        return self.settings
 
     @classmethod
     def load(cls, file: Path, keys: Tensor, settings: dict[str, Any]) -> HnswIndex:
-        """Read what `save` wrote.
+        """Open what `save` wrote; the graph is mapped, not read, where the library can do that.
 
         Args:
             file: where from.
@@ -152,9 +187,9 @@ class HnswIndex:
             MissingExtraError: without the extra ``ann``.
             ModelError: a file that is missing or damaged, or of other keys.
         """
-        faiss = _faiss()
+        faiss = load_faiss()
         try:
-            graph = faiss.read_index(str(file))
+            graph = faiss.read_index(str(file), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
             index = cls(keys, graph, int(settings["ef_search"]), float(settings["recall"]), int(settings["depth"]))
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:200]}") from error
@@ -166,8 +201,12 @@ class HnswIndex:
         return index
 
 
-def _faiss() -> Any:
-    """The library, loaded late; on macOS it may not share OpenMP threads with torch."""
+def load_faiss() -> Any:
+    """The library, loaded late; on macOS it may not share OpenMP threads with torch.
+
+    Raises:
+        MissingExtraError: without the extra ``ann``.
+    """
     try:
         import faiss
     except ImportError as error:

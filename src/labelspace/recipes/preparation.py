@@ -19,7 +19,7 @@ from ..config import MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
 from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
-from ..errors import DataError, SettingsError
+from ..errors import SettingsError
 from ..estimate import Shape
 from ..evaluation import evaluate
 from ..heads import RANKINGS, TwoHeads
@@ -301,12 +301,9 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     if settings.evaluations == 0 or model.info["fit"]["stopped"] == "interrupted":
         logger.info("the model is not calibrated; labelspace calibrate does it")
         return
-    try:
-        if predictions is None:
-            data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
-        model.calibrate(data, predictions=predictions)
-    except DataError as error:
-        logger.info("the model is not calibrated: %s", error)
+    if predictions is None:
+        data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
+    model.calibrate_if_possible(data, predictions)
 
 
 def describe_run(

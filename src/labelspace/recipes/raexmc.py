@@ -22,14 +22,14 @@ from ..checkpoint import Checkpoints, State
 from ..config import RaexmcSettings
 from ..data.batches import Batches, usable_rows
 from ..data.tokens import Tokens, log_cut
-from ..encoders import Encoder
+from ..encoders import Encoder, Precision
 from ..errors import DataError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
 from ..gradcache import encode_cached
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss
-from ..machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..pools import InBatch
@@ -146,7 +146,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents),
+                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents, settings),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)
@@ -156,8 +156,16 @@ def train(
                 logger.info(
                     "kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics)
                 )
+            encoder.precision = _of_documents(encoder, settings)
             vectors = encoder.encode(documents)
-            tuned = model.tune(given, objective=settings.objective, precision=settings.key_precision, vectors=vectors)
+            encoder.precision = "float32"
+            tuned = model.tune(
+                given,
+                objective=settings.objective,
+                precision=settings.key_precision,
+                vectors=vectors,
+                calibrated=False,
+            )
             if tuned is not None:
                 model.info["metrics"]["validation"] = tuned.metrics
                 log.write(event="tuned", **tuned.metrics)
@@ -346,11 +354,16 @@ def _tensor(pairs: npt.NDArray[np.int64] | None, like: Tensor) -> Any:
     return None if pairs is None else torch.from_numpy(pairs).to(like.device)
 
 
-def _memory_seconds(encoder: Encoder, documents: Tokens) -> float:
+def _of_documents(encoder: Encoder, settings: RaexmcSettings) -> Precision:
+    """In which precision document keys are encoded."""
+    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
+
+
+def _memory_seconds(encoder: Encoder, documents: Tokens, settings: RaexmcSettings) -> float:
     """How long the keys of all documents and the tuning will take, from a sample of documents."""
     rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     sample = documents.take(rows)
-    precision, encoder.precision = encoder.precision, "float32"
+    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
     try:
         begun = time.monotonic()
         encoder.encode(sample)

@@ -1,0 +1,1 @@
+"""A service around one model, and a page for people: ``labelspace serve`` (extra ``serve``)."""

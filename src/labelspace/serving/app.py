@@ -1,0 +1,239 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from .. import __version__
+from ..model import Model
+from .annif import annif_routes
+from .answers import labels_of
+from .http import BodyLimit, RefusedError, answer_errors, as_json
+from .page import page_routes
+from .schemas import (
+    AddDocuments,
+    AddLabels,
+    Changed,
+    Ids,
+    LabelsAnswer,
+    ModelAnswer,
+    PredictAnswer,
+    PredictRequest,
+    RenameLabels,
+    State,
+)
+from .service import ERRORS, Service, Settings
+from .worker import Change
+
+ABOUT = """Predicts labels for texts, tells why, and, where that is allowed, changes what it knows without training.
+
+Every error is JSON: `{"error": {"status": 422, "message": "one sentence"}}`."""
+
+BEARER = HTTPBearer(auto_error=False, description="The token that was printed at the start, or LABELSPACE_TOKEN.")
+
+
+def make_app(
+    opening: Callable[[], Model], settings: Settings, failed: Callable[[BaseException], None] = lambda error: None
+) -> FastAPI:
+    """The service as an ASGI application; it opens the model when it starts, and finishes what it took when it ends.
+
+    Args:
+        opening: opens the model.
+        settings: how it is served.
+        failed: called in another thread when the model cannot be opened.
+    """
+    service = Service(opening, settings, failed)
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.worker.stop()
+
+    app = FastAPI(
+        title="labelspace",
+        version=__version__,
+        description=ABOUT,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    answer_errors(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body)
+    _state(app, service)
+    _predictions(app, service)
+    _changes(app, service)
+    annif = annif_routes(service)
+    app.include_router(annif)
+    app.include_router(annif, prefix="/v1", include_in_schema=False)  # where Annif itself has them
+    app.include_router(page_routes(service), include_in_schema=False)
+    return app
+
+
+def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: ERRORS[code] for code in codes}
+
+
+def _state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", response_model=State, tags=["state"])
+    async def healthz() -> Response:
+        """Whether the process lives."""
+        return as_json({"status": "alive"})
+
+    @app.get("/readyz", response_model=State, tags=["state"], responses=_errors(503))
+    async def readyz() -> Response:
+        """Whether the model is open."""
+        service.described()
+        return as_json({"status": "ready"})
+
+    @app.get("/v1/model", response_model=ModelAnswer, tags=["state"], responses=_errors(503))
+    async def model() -> Response:
+        """What is served, and what a request may ask for."""
+        return as_json(service.described())
+
+
+def _predictions(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/predict",
+        response_model=PredictAnswer,
+        tags=["predictions"],
+        responses=_errors(400, 413, 415, 422, 429, 503),
+    )
+    async def predict(body: PredictRequest) -> Response:
+        """Labels of texts, best first."""
+        told = service.described()
+        own = told["voting"]["weight"] if told["voting"]["scoring"] == "votes" else None
+        weight = None if body.weight == own else body.weight
+        if body.threshold is not None and weight is not None:
+            raise RefusedError(
+                422, "a threshold needs probabilities, which there are for the model's own weight alone; leave one out"
+            )
+        if body.threshold is not None and not told["calibrated"]:
+            raise RefusedError(
+                422,
+                "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
+                "calibrate it on held-out documents: labelspace calibrate MODEL DATA",
+            )
+        answer = await service.ask(body.texts, body.k, body.why, weight)
+        note = None
+        if weight is not None:
+            note = f"there are no probabilities, since the calibration holds for the model's own weight {own:g} alone"
+        elif answer.predictions.probabilities is None:
+            note = "the model is not calibrated: scores compare the labels of one text and are no probabilities"
+        found = labels_of(answer, body.threshold, body.reasons)
+        served = service.served(answer.state)
+        return as_json({"predictions": [{"labels": labels} for labels in found], "model": served, "note": note})
+
+    @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=_errors(422, 503))
+    async def find_labels(
+        q: Annotated[str, Query(max_length=1000, description="What the text of the label holds.")] = "",
+        limit: Annotated[int, Query(ge=1, le=1000, description="Labels, at most.")] = 20,
+    ) -> Response:
+        """Labels by text, or by id; those that begin with it first."""
+        service.described()
+        search = service.search
+        assert search is not None
+        rows = search(q, limit)
+        ids, texts = search.labels.ids, search.labels.texts
+        return as_json({"labels": [{"id": ids[row], "text": texts[row]} for row in rows]})
+
+
+def _changes(app: FastAPI, service: Service) -> None:
+    token = service.settings.token
+
+    async def editor(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        if token is None:
+            raise RefusedError(403, "documents and labels cannot be changed here: start the service with --allow-edit")
+        shown = "" if given is None else given.credentials
+        if not secrets.compare_digest(shown.encode("utf-8", "surrogateescape"), token.encode()):
+            what = "is missing" if given is None else "is not the right one"
+            raise RefusedError(
+                401, f"the token {what}; send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+
+    shape: dict[str, Any] = {
+        "response_model": Changed,
+        "dependencies": [Depends(editor)],
+        "responses": _errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    }
+
+    async def changed(change: Change, status: int = 200) -> Response:
+        ids, told = await service.change(change)
+        counts = {"labels": told["labels"], "documents": told["documents"]}
+        return as_json({"ids": ids, **counts, "model": service.served(told)}, status)
+
+    def named(body: Ids | None, queried: list[str]) -> list[str]:
+        ids = queried if body is None else [*body.ids, *queried]
+        if not ids:
+            raise RefusedError(422, 'name what to remove, by {"ids": [...]} or by ?id=...')
+        service.within("ids", len(ids))
+        return ids
+
+    @app.post("/v1/documents", status_code=201, tags=["documents"], **shape)
+    async def add_documents(body: AddDocuments) -> Response:
+        """Let documents vote for their labels from now on; nothing is trained."""
+        service.within("documents", len(body.documents))
+        texts = [document.text for document in body.documents]
+        rows = [document.labels for document in body.documents]
+        ids = _ids([document.id for document in body.documents])
+        return await changed(lambda model: model.add_documents(texts, rows, ids, replace=body.replace), 201)
+
+    @app.delete("/v1/documents", tags=["documents"], **shape)
+    async def remove_documents(body: Ids | None = None, id: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006
+        """Let documents vote no more."""
+        ids = named(body, id)
+
+        def change(model: Model) -> list[str]:
+            model.remove_documents(ids)
+            return ids
+
+        return await changed(change)
+
+    @app.post("/v1/labels", status_code=201, tags=["labels"], **shape)
+    async def add_labels(body: AddLabels) -> Response:
+        """Add labels; they are predicted from their texts at once, and from documents when these are added."""
+        service.within("labels", len(body.labels))
+        texts = [label.text for label in body.labels]
+        ids = _ids([label.id for label in body.labels])
+        return await changed(lambda model: model.add_labels(texts, ids), 201)
+
+    @app.patch("/v1/labels", tags=["labels"], **shape)
+    async def rename_labels(body: RenameLabels) -> Response:
+        """Give labels new texts; ids, and the documents that vote for them, stay."""
+        service.within("labels", len(body.labels))
+        texts = {label.id: label.text for label in body.labels}
+        if len(texts) < len(body.labels):
+            raise RefusedError(422, "a label is given twice; give each one new text")
+
+        def change(model: Model) -> list[str]:
+            model.rename_labels(texts)
+            return list(texts)
+
+        return await changed(change)
+
+    @app.delete("/v1/labels", tags=["labels"], **shape)
+    async def remove_labels(body: Ids | None = None, id: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006
+        """Take labels away; documents that have no other label vote no more."""
+        ids = named(body, id)
+
+        def change(model: Model) -> list[str]:
+            model.remove_labels(ids)
+            return ids
+
+        return await changed(change)
+
+
+def _ids(given: list[str | None]) -> list[str] | None:
+    """Ids, where they are given."""
+    ids = [name for name in given if name is not None]
+    if ids and len(ids) < len(given):
+        raise RefusedError(422, "give an id to all or to none")
+    return ids or None

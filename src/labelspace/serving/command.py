@@ -1,0 +1,177 @@
+"""The command ``labelspace serve``. Heavy libraries are loaded inside the function."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from ..commands import Output, _print_json
+from ..errors import LabelspaceError, MissingExtraError, SettingsError
+
+logger = logging.getLogger("labelspace")
+
+TOKEN = "LABELSPACE_TOKEN"
+
+
+def serve(
+    model: Path,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    allow_edit: Annotated[bool, Parameter(negative=())] = False,
+    name: str | None = None,
+    max_texts: int = 256,
+    max_k: int = 200,
+    max_body_mb: float = 4.0,
+    batch_size: int = 128,
+    queue: int = 1024,
+    access_log: Annotated[bool, Parameter(negative=())] = False,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bf16"] = "float32",
+    output: Output = Output(),
+) -> None:
+    """Answer over HTTP, with a page for people at /; ends on Ctrl-C or SIGTERM, when all that was taken is answered.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    port
+        Where to listen; 0 for any that is free.
+    host
+        Address to listen at; 0.0.0.0 for all of this machine's, which anybody who reaches it can then ask.
+    allow_edit
+        Let documents and labels be added, renamed and removed by those who show the token: LABELSPACE_TOKEN of the
+        environment, or one that is made and printed.
+    name
+        What the model is called on the page and in Annif's routes; the folder's name when not given.
+    max_texts
+        Texts of a request.
+    max_k
+        Labels a text.
+    max_body_mb
+        Megabytes (2^20 bytes) of a request.
+    batch_size
+        Texts that wait and are predicted together.
+    queue
+        Texts that may wait; with more, requests are refused with status 429.
+    access_log
+        Print a line for every request; texts are never printed.
+    device
+        auto, cpu, cuda or mps.
+    precision
+        In which texts are encoded; bf16 is faster where the processor or GPU multiplies faster in it.
+    """
+    for given, value, least in (
+        ("max-texts", max_texts, 1), ("max-k", max_k, 1), ("batch-size", batch_size, 1), ("queue", queue, 1)
+    ):  # fmt: skip
+        if value < least:
+            raise SettingsError(f"--{given} must be at least {least}, got {value}")
+    if not 0.001 <= max_body_mb <= 1024:
+        raise SettingsError(f"--max-body-mb must be from 0.001 to 1024, got {max_body_mb:g}")
+    if not 0 <= port <= 65535:
+        raise SettingsError(f"--port must be from 0 to 65535, got {port}")
+    _require_packages()
+    import uvicorn
+
+    from ..model import Model, read_manifest
+    from .app import make_app
+    from .service import Settings
+
+    read_manifest(model.expanduser())
+    called = name or re.sub(r"[^A-Za-z0-9_-]+", "-", model.expanduser().resolve().name).strip("-") or "model"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", called):
+        raise SettingsError(f"--name may have letters, digits, - and _, got {called!r}")
+    token, made = _token(allow_edit)
+    settings = Settings(
+        name=called, token=token, max_texts=max_texts, max_k=max_k, max_body=int(max_body_mb * 2**20),
+        batch=batch_size, queue=queue,
+    )  # fmt: skip
+    broken: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        broken.append(error)
+        server.should_exit = True
+
+    app = make_app(lambda: Model.load(model, device, precision=precision), settings, failed)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=access_log, server_header=False, timeout_keep_alive=30, backlog=2048
+    )
+    server = uvicorn.Server(config)
+    if access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    with _listening(host, port) as listener:
+        at = listener.getsockname()[1]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{at}/"
+        if output.json:
+            _print_json({"url": address, "model": str(model), "name": called, "allow_edit": allow_edit})
+            sys.stdout.flush()
+        else:
+            logger.warning("%s is served at %s; Ctrl-C ends it", model, address)
+        if made:
+            print(f"the token for changes, not shown again: {token}", file=sys.stderr, flush=True)
+        with _quiet_signals():
+            server.run(sockets=[listener])
+    if broken:
+        raise broken[0]
+
+
+def _require_packages() -> None:
+    import importlib.util
+
+    for package in ("fastapi", "uvicorn", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("labelspace serve", package, "serve")
+
+
+def _token(allow_edit: bool) -> tuple[str | None, bool]:
+    """What must be shown for changes, and whether it was made here."""
+    given = os.environ.get(TOKEN)
+    if not allow_edit:
+        return None, False
+    if given is None:
+        return secrets.token_urlsafe(24), True
+    if len(given) < 8 or not re.fullmatch(r"[!-~]+", given):
+        raise SettingsError(f"{TOKEN} must be at least 8 characters of plain ASCII without spaces")
+    return given, False
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise LabelspaceError(
+            f"cannot listen at {host}, port {port}: {said}; choose others with --host, --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM, which the server handles and then raises again, end the command well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,218 @@
+"""What every route needs: JSON out, errors as JSON with one sentence, bodies of a bounded size, form fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import LabelspaceError, ResourceError
+from .worker import BusyError, NotReadyError, UnsavedError
+
+logger = logging.getLogger(__name__)
+
+DRAINED = 8
+"""Bodies up to this many times the limit are read to their end and forgotten, so that the client hears the answer."""
+
+
+class RefusedError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: of HTTP.
+        message: one sentence.
+        headers: of the answer.
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+        self.status, self.message, self.headers = status, message, headers or {}
+        super().__init__(message)
+
+
+def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer in JSON.
+
+    Args:
+        content: dicts, lists, strings and finite numbers.
+        status: of HTTP.
+        headers: of the answer.
+    """
+    try:
+        body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+def problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An error.
+
+    Args:
+        status: of HTTP.
+        message: one sentence.
+        headers: of the answer.
+    """
+    return as_json({"error": {"status": status, "message": message}}, status, headers)
+
+
+class BodyLimit:
+    """Reads the body of a request before anything else does, and refuses those that are too large with 413.
+
+    Args:
+        app: what answers.
+        limit: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        parts: list[bytes] = []
+        size, more = 0, True
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        length = int(announced) if announced.isdigit() and len(announced) < 20 else 0
+        while more and length <= DRAINED * self.limit and size <= DRAINED * self.limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= self.limit:
+                parts.append(part)
+            more = message.get("more_body", False)
+        if size > self.limit or length > self.limit:
+            said = f"a request may have {self.limit} bytes at most, this one has {max(size, length)}; send fewer texts"
+            await problem(413, said, {"Connection": "close"})(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
+async def form_fields(request: Request) -> dict[str, str]:
+    """The fields of a posted form; of those given twice the last.
+
+    Args:
+        request: with a body of ``application/x-www-form-urlencoded``.
+
+    Raises:
+        RefusedError: another kind of body, or one that cannot be read.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise RefusedError(
+            415, f"a form is read as application/x-www-form-urlencoded, got {kind or 'no Content-Type'!r}"
+        )
+    try:
+        return dict(parse_qsl((await request.body()).decode(), keep_blank_values=True, max_num_fields=100))
+    except ValueError:  # not UTF-8 either
+        raise RefusedError(400, "the form cannot be read: it must be UTF-8 with at most 100 fields") from None
+
+
+def number(fields: dict[str, str], name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
+    """A number among the fields of a form or query; None where it is not given.
+
+    Args:
+        fields: by name.
+        name: of the field.
+        kind: int or float.
+        low: the least it may be.
+        high: the most.
+
+    Raises:
+        RefusedError: not a number, or out of bounds.
+    """
+    given = fields.get(name, "").strip()
+    if not given:
+        return None
+    try:
+        value = kind(given) if len(given) < 100 else kind("")
+    except ValueError:
+        value = kind(low) - 1
+    if not low <= value <= high:  # NaN too
+        what = "a whole number" if kind is int else "a number"
+        raise RefusedError(422, f"{name} must be {what} from {low} to {high}, got {given[:50]!r}")
+    return value
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Make every error of an app JSON with one sentence.
+
+    Args:
+        app: whose errors.
+    """
+
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> Response:
+        return problem(error.status, error.message, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _invalid(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:200]
+        said = {
+            404: f"there is nothing at {path!r}; see /openapi.json for what there is",
+            405: f"{path!r} does not take {request.method}; see /openapi.json for what it takes",
+            400: "the body cannot be read as JSON",
+        }.get(error.status_code, f"{error.detail}")
+        return problem(error.status_code, said, dict(error.headers or {}))
+
+    @app.exception_handler(BusyError)
+    async def busy(request: Request, error: BusyError) -> Response:
+        return problem(429, str(error), {"Retry-After": str(error.seconds)})
+
+    @app.exception_handler(NotReadyError)
+    async def unready(request: Request, error: NotReadyError) -> Response:
+        return problem(503, f"{error}; try again later", {"Retry-After": "1"})
+
+    @app.exception_handler(UnsavedError)
+    async def unsaved(request: Request, error: UnsavedError) -> Response:
+        return problem(409, str(error))
+
+    @app.exception_handler(ResourceError)
+    async def short_of_memory(request: Request, error: ResourceError) -> Response:
+        return problem(503, str(error), {"Retry-After": "10"})
+
+    @app.exception_handler(LabelspaceError)
+    async def wrong(request: Request, error: LabelspaceError) -> Response:
+        return problem(422, str(error))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return problem(500, "something went wrong that should not have; the log of the service has the details")
+
+
+def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """The first complaint in one sentence."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"][1:] if part != "__root__"]
+    if first["type"] == "json_invalid":
+        return problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if not place and not (kind == "application/json" or kind.endswith("+json")):
+        return problem(415, f"the body must be JSON with Content-Type: application/json, got {kind or 'none'!r}")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    said = f"{where or first['loc'][0]}: {message[:1].lower()}{message[1:]}"
+    if first["type"] == "extra_forbidden":
+        said = f"there is no field {where!r} here; see /openapi.json for the fields"
+    elif first["type"] == "missing":
+        said = f"{where or 'the body'} is missing"
+    elif isinstance(first.get("input"), str | int | float | bool):
+        said += f", got {str(first['input'])[:50]!r}"
+    return problem(422, said)

@@ -1,0 +1,178 @@
+"""What all routes share: the settings, the worker with the model, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .. import __version__
+from ..model import Model, read_manifest
+from .http import RefusedError
+from .labels import LabelSearch
+from .schemas import ErrorAnswer
+from .worker import Answer, Change, NotReadyError, Question, Worker
+
+_SAID = {
+    400: "The body cannot be read.",
+    401: "The token is missing or wrong.",
+    403: "The service was started without `--allow-edit`.",
+    404: "There is no such project.",
+    409: "The change could not be saved and was taken back.",
+    413: "The body, or the number of texts, is over the limit.",
+    415: "The body is of another type.",
+    422: "The request can be read but not answered.",
+    429: "Too many texts wait; `Retry-After` tells when to come again.",
+    503: "The model is not open yet.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {
+        "model": ErrorAnswer,
+        "description": said,
+        "content": {"application/json": {"example": {"error": {"status": code, "message": said}}}},
+    }
+    for code, said in _SAID.items()
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is served.
+
+    Args:
+        name: what the model is called.
+        token: what a client must show to change documents and labels; None lets nobody.
+        max_texts: texts, documents or labels of a request.
+        max_k: labels a text.
+        max_body: bytes of a request.
+        batch: texts that are predicted together.
+        queue: texts that may wait.
+    """
+
+    name: str
+    token: str | None = None
+    max_texts: int = 256
+    max_k: int = 200
+    max_body: int = 4 << 20
+    batch: int = 128
+    queue: int = 1024
+
+
+class Service:
+    """The model behind the routes.
+
+    Args:
+        opening: opens the model.
+        settings: how it is served.
+        failed: called when it cannot be opened.
+    """
+
+    def __init__(
+        self, opening: Callable[[], Model], settings: Settings, failed: Callable[[BaseException], None] = lambda e: None
+    ):
+        self.settings = settings
+        self.worker = Worker(opening, batch=settings.batch, queue=settings.queue, opened=self._describe, failed=failed)
+        self.search: LabelSearch | None = None
+        self.language = "und"
+
+    def _describe(self, model: Model) -> dict[str, Any]:
+        """What is told of the model; called in its thread, whenever it changed."""
+        settings = self.settings
+        changed, revision = None, 0
+        if model.folder is not None:
+            manifest = read_manifest(model.folder)
+            revision = manifest["revision"]
+            changed = model.history[-1]["time"] if model.history else manifest.get("created")
+        config = model.info.get("config") or {}
+        data = model.info.get("data") or {}
+        self.language = (data.get("options") or {}).get("language") or "und"
+        if self.search is None or self.search.labels is not model.labels:
+            self.search = LabelSearch(model.labels)
+        return {
+            "name": settings.name,
+            "revision": revision,
+            "labels": len(model.labels),
+            "documents": model.memory.n_documents,
+            "dimensions": model.memory.label_keys.dim,
+            "recipe": model.info.get("recipe"),
+            "encoder": config.get("encoder"),
+            "voting": model.memory.settings,
+            "calibrated": model.calibration is not None,
+            "changed": changed,
+            "editable": settings.token is not None,
+            "limits": {
+                "texts": settings.max_texts,
+                "k": settings.max_k,
+                "body_bytes": settings.max_body,
+                "queue": settings.queue,
+            },
+            "labelspace": __version__,
+        }
+
+    def described(self) -> dict[str, Any]:
+        """What is told of the model, as `schemas.ModelAnswer` has it.
+
+        Raises:
+            NotReadyError: it is not open.
+        """
+        if not self.worker.ready:
+            raise NotReadyError("the model cannot be used" if self.worker.error else "the model is being opened")
+        told: dict[str, Any] = self.worker.state
+        return told
+
+    async def ask(self, texts: list[str], k: int, why: bool = False, weight: float | None = None) -> Answer:
+        """Predict, when it is their turn.
+
+        Args:
+            texts: n texts, n at least 1.
+            k: labels a text.
+            why: whether reasons are wanted.
+            weight: of the documents' votes; None for the model's own.
+
+        Raises:
+            RefusedError: too many texts or labels.
+            NotReadyError: there is no model.
+            BusyError: too many texts wait.
+            LabelspaceError: what the model refuses.
+        """
+        self.within("texts", len(texts))
+        if k > self.settings.max_k:
+            raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {k}")
+        return await asyncio.wrap_future(self.worker.ask(Question(texts, k, why, weight)))
+
+    async def change(self, change: Change) -> tuple[list[str], dict[str, Any]]:
+        """Change the model and save it, when it is its turn.
+
+        Args:
+            change: gets the model and returns ids.
+
+        Returns:
+            The ids, and what is told of the model now.
+        """
+        found: tuple[list[str], dict[str, Any]] = await asyncio.wrap_future(self.worker.change(change))
+        return found
+
+    @staticmethod
+    def served(told: dict[str, Any]) -> dict[str, Any]:
+        """Name and revision of a model.
+
+        Args:
+            told: of it.
+        """
+        return {"name": told["name"], "revision": told["revision"]}
+
+    def within(self, what: str, count: int) -> None:
+        """Refuse a request with too many things.
+
+        Args:
+            what: they are.
+            count: how many.
+
+        Raises:
+            RefusedError: more than the limit.
+        """
+        if count > self.settings.max_texts:
+            raise RefusedError(
+                413, f"a request may have {self.settings.max_texts} {what} at most, this one has {count}; send several"
+            )
