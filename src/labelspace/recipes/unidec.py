@@ -184,7 +184,14 @@ def train(
 
     refresh = None
     if renewal.needed:
-        refresh = Refresh(settings.mine_from, settings.mine_every, renewal.run, renewal.state, renewal.restore)
+        refresh = Refresh(
+            settings.mine_from,
+            settings.mine_every,
+            renewal.run,
+            renewal.state,
+            renewal.restore,
+            renewal.negatives.outcome,
+        )
     log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
     try:
         with stop_signals() as signals:
