@@ -433,7 +433,7 @@ def hnsw(runs: Runs, seed: int) -> dict[str, Any]:
 
     keys = torch.cat([draw(CLUSTER * 100).bfloat16() for _ in range(MANY_KEYS // (CLUSTER * 100))])
     begun = time.perf_counter()
-    index = HnswIndex.build(keys, links=16, ef_construction=40, queries=draw(QUERIES // 5))
+    index = HnswIndex.build(keys, links=24, ef_construction=60, target=0.96, queries=draw(QUERIES // 5))
     built = time.perf_counter() - begun
     exact, queries = ExactIndex(keys, int8=False), draw(QUERIES // 5)
 
