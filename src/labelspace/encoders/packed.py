@@ -108,7 +108,10 @@ def attention(
     parts = []
     with torch.autocast(query.device.type, enabled=False):
         for start, end, length in text_runs:
-            q, k, v = (x[0, :, start:end].float().unflatten(1, (-1, length)) for x in (query, key, value))
+            q, k, v = (
+                x[0, :, start:end].unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format)
+                for x in (query, key, value)
+            )
             if length <= (EAGER_UP_TO if torch.is_grad_enabled() else EAGER_INFERENCE):
                 weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
                 mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
