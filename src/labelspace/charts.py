@@ -99,7 +99,7 @@ def lines(name: str, title: str, about: str, axes: tuple[str, str], series: Sequ
         series: for each its points (x, y) in order; an empty one is not drawn.
     """
     xs, ys = ([point[i] for points in series for point in points] for i in (0, 1))
-    across, up = ticks(min(xs), max(xs), 4), ticks(min(ys), max(ys), 5)
+    across, up = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
     plot = _Plot(across, up)
     parts = [plot.grid(axes)]
     for i, points in enumerate(series):
@@ -175,8 +175,8 @@ def bars(
     skip = math.ceil(max(len(group) for group in groups) * 7.0 / wide)  # names that would run into each other
     for j, group in enumerate(groups):
         if j % skip == 0:
-            x = _round(LEFT + wide * (j + 0.5))
-            parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>')
+            at = _round(LEFT + wide * (j + 0.5))
+            parts.append(f'<text x="{at}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>')
     return _chart(name, title, about, parts)
 
 
@@ -235,18 +235,17 @@ class _Plot:
                 parts.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{self.bottom}"/>')
             else:
                 parts.append(f'<line class="axis" x1="{x}" y1="{self.bottom}" x2="{x}" y2="{self.bottom + 4}"/>')
-            anchor = "end" if tick == (self.across or [])[-1] and len(number(tick)) > 4 else "middle"
-            place = WIDTH - 1 if anchor == "end" else x
-            parts.append(f'<text x="{place}" y="{self.bottom + 16}" text-anchor="{anchor}">{number(tick)}</text>')
-        y = self.bottom
-        parts.append(f'<line class="axis" x1="{self.left}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>')
-        middle = _round((self.left + WIDTH - RIGHT) / 2)
-        parts.append(f'<text x="{middle}" y="{y + 36}" text-anchor="middle">{escape(axes[0])}</text>')
+            last = tick == (self.across or [])[-1] and len(number(tick)) > 4  # which would be cut off in the middle
+            place = f'x="{WIDTH - 1}" y="{self.bottom + 16}" text-anchor="end"' if last else ""
+            place = place or f'x="{x}" y="{self.bottom + 16}" text-anchor="middle"'
+            parts.append(f"<text {place}>{number(tick)}</text>")
+        bottom, middle = self.bottom, _round((self.left + WIDTH - RIGHT) / 2)
+        parts.append(f'<line class="axis" x1="{self.left}" y1="{bottom}" x2="{WIDTH - RIGHT}" y2="{bottom}"/>')
+        parts.append(f'<text x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(axes[0])}</text>')
         if axes[1]:
-            turn = f'transform="rotate(-90 11 {_round((TOP + y) / 2)})"'
-            parts.append(
-                f'<text x="11" y="{_round((TOP + y) / 2)}" text-anchor="middle" {turn}>{escape(axes[1])}</text>'
-            )
+            at = _round((TOP + bottom) / 2)
+            turn = f'text-anchor="middle" transform="rotate(-90 11 {at})"'
+            parts.append(f'<text x="11" y="{at}" {turn}>{escape(axes[1])}</text>')
         return "".join(parts)
 
 
@@ -268,7 +267,9 @@ def _marker(series: int, x: float, y: float) -> str:
         return f'<circle {style} cx="{_round(x)}" cy="{_round(y)}" r="3.2"/>'
     if kind == 1:
         return f'<rect {style} x="{_round(x - 3)}" y="{_round(y - 3)}" width="6" height="6"/>'
-    corners = {2: [(0, -4), (4, 3), (-4, 3)], 3: [(0, -4.2), (4.2, 0), (0, 4.2), (-4.2, 0)]}[kind]
+    corners = (
+        [(0.0, -4.0), (4.0, 3.0), (-4.0, 3.0)] if kind == 2 else [(0.0, -4.2), (4.2, 0.0), (0.0, 4.2), (-4.2, 0.0)]
+    )
     return f'<polygon {style} points="{" ".join(f"{_round(x + a)},{_round(y + b)}" for a, b in corners)}"/>'
 
 

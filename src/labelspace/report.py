@@ -382,10 +382,10 @@ class _Meeting:
         found: dict[tuple[int, int], dict[str, Any]] = {}
         for place in np.lexsort((keys, of[keys // self.n_labels], -counts)).tolist():
             true, wrongly = divmod(int(keys[place]), self.n_labels)
+            if counts[place] < 2 or len(found) == PAIRS:
+                break
             if (wrongly, true) in found:  # shown the other way round, which is at least as frequent
                 continue
-            if len(found) == PAIRS:
-                break
             back = np.searchsorted(keys, wrongly * self.n_labels + true)
             there = back < len(keys) and keys[back] == wrongly * self.n_labels + true
             found[true, wrongly] = {

@@ -1,4 +1,4 @@
-"""A report as one HTML page: style and charts inside, no script, nothing fetched; to be read on a screen or on paper."""
+"""A report as one HTML page: style and charts inside, no script, nothing fetched; for screen and paper."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from . import charts
 from .charts import escape, number
 from .report import PAIRS, differing
 
-MAIN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "R@100")
+MAIN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@5", "R@100")
 """Metrics in charts, where there are that many places."""
 CURVES = ("nDCG@5", "PSP@5", "R@100")
 """Metrics whose learning curves are drawn."""
 MEANING = {
     "P": "share of the first k labels that are true",
-    "nDCG": "the same, counting the first places more",
-    "PSP": "the same, counting rare labels more",
-    "PSnDCG": "both",
+    "nDCG": "P, counting the first places more",
+    "PSP": "P, counting rare labels more",
+    "PSnDCG": "nDCG, counting rare labels more",
     "coverage": "share of the labels that are found for at least one document",
     "R": "share of the true labels among the first k",
 }
@@ -69,7 +69,8 @@ def render(report: dict[str, Any]) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:"/>\n'
         f'<meta name="generator" content="labelspace {escape(report["labelspace"])}"/>\n'
-        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,"/>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,"/>\n<style>\n{_STYLE}</style>\n</head>\n'
+        "<body>\n"
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p>{notes}"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>{body}</main>\n'
         f"<footer><p>labelspace {escape(report['labelspace'])}</p></footer>\n</body>\n</html>\n"
@@ -158,13 +159,13 @@ def _validation(runs: list[Run]) -> str:
             lines = [[escape(name), *(f"{values[m]:.2f}" for m in shown)] for name, values in rankings.items()]
             parts.append(_table(["ranking", *shown], lines, f"{run['name']}: its rankings, on validation documents"))
     return "".join(parts) + (
-        '<p class="soft">Each run records these on its own validation documents, by which its best weights were chosen, '
-        "so they are a little too high.</p>"
+        '<p class="soft">Each run records these on its own validation documents, by which its best weights were '
+        "chosen, so they are a little too high.</p>"
     )
 
 
 def _differences(comparisons: list[dict[str, Any]]) -> str:
-    parts = []
+    figures, tables = [], []
     for i, pair in enumerate(comparisons):
         names = f"{pair['b']} minus {pair['a']}"
         rows = [(name, one["difference"], one["low"], one["high"]) for name, one in pair["metrics"].items()]
@@ -177,8 +178,8 @@ def _differences(comparisons: list[dict[str, Any]]) -> str:
                 f"{pair['metrics'][name]['a']:.2f}",
                 f"{pair['metrics'][name]['b']:.2f}",
                 f"{value:+.2f}",
-                f"{low:+.2f} to {high:+.2f}",
-                f'<span class="{_kind(low, high)}">{_verdict(low, high)}</span>',
+                f'<span class="line">{low:+.2f} to {high:+.2f}</span>',
+                f'<span class="line {_kind(low, high)}">{_verdict(low, high)}</span>',
             ]
             for name, value, low, high in rows
         ]
@@ -190,14 +191,15 @@ def _differences(comparisons: list[dict[str, Any]]) -> str:
             "95% interval",
             escape(pair["b"]) + " is",
         ]
-        parts.append(_figure(names, chart) + _table(header, cells, f"{names}, by metric"))
-    if parts:
-        parts.append(
+        figures.append(_figure(names, chart))
+        tables.append(_table(header, cells, f"{names}, by metric"))
+    if tables:
+        tables.append(
             '<p class="soft">A paired bootstrap: the same documents are drawn for both runs. A difference is called '
-            "clear when its interval leaves out 0. It does not cover the seed of training: a difference under 0.3 points "
-            "needs several seeds. Of twenty metrics or runs that are alike, one will look different by chance.</p>"
+            "clear when its interval leaves out 0. It does not cover the seed of training: a difference under 0.3 "
+            "points needs several seeds. Of twenty comparisons of equals one looks clear by chance.</p>"
         )
-    return "".join(parts)
+    return f'<div class="charts">{"".join(figures)}</div>{"".join(tables)}' if figures else ""
 
 
 def _kind(low: float, high: float) -> str:
@@ -209,7 +211,7 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _curves(runs: list[Run]) -> str:
-    drawn = []
+    drawn: list[str] = []
     for metric in CURVES:
         for axis, label in (("seconds", "seconds"), ("step", "steps")):
             series = [
@@ -334,7 +336,7 @@ def _mistaken(runs: list[Run]) -> str:
         pairs = run["measured"]["mistaken"]
         heading = f"<h3>{escape(run['name'])}</h3>" if len(runs) > 1 else ""
         if not pairs:
-            parts.append(heading + "<p>None: no wrong label came first beside a true label that was missed.</p>")
+            parts.append(heading + "<p>No wrong label came first beside the same missed label in two documents.</p>")
             continue
         rows = [
             [
@@ -351,9 +353,9 @@ def _mistaken(runs: list[Run]) -> str:
         table = _table([*header, "the other way round"], rows, caption, left=2)
         parts.append(heading + table)
     return "".join(parts) + (
-        f'<p class="soft">Counted over documents whose first label is wrong: that label beside each true label that is '
-        f"not among the first five. At most {PAIRS} pairs a run. A pair may also be two labels of which annotators choose "
-        "one.</p>"
+        f'<p class="soft">Counted over documents whose first label is wrong: that label beside each true label that '
+        f"is not among the first five. At most {PAIRS} pairs a run, of two documents or more. A pair may also be two "
+        "labels of which annotators choose one.</p>"
     )
 
 
@@ -367,8 +369,8 @@ def _examples(runs: list[Run]) -> str:
                 parts.append(f"<h3>{escape(heading)}</h3>" + "".join(map(_example, found)))
     return "".join(parts) + (
         '<p class="soft">By nDCG@5; of equals the best have the most labels right, and the worst were the surest of '
-        "their first label. ✓ marks labels that are true, ✗ those that are not. Below a label stand the keys that voted "
-        "for it: label texts and documents, with what they add to its score.</p>"
+        "their first label. ✓ marks labels that are true, ✗ those that are not. Below a label stand the keys that "
+        "voted for it: label texts and documents, with what they add to its score.</p>"
     )
 
 
@@ -426,8 +428,8 @@ def _data(data: dict[str, Any]) -> str:
     ]
     frequency = data["label_frequency"]
     facts = (
-        f"{data['labels']:,} labels, {frequency['documents_per_label']:.2f} training documents a label (median of those "
-        f"seen {frequency['median_of_seen']:g}); {frequency['unseen_in_train']:,} labels in no training document."
+        f"{data['labels']:,} labels, {frequency['documents_per_label']:.2f} training documents a label (median of "
+        f"those seen {frequency['median_of_seen']:g}); {frequency['unseen_in_train']:,} labels in no training document."
     )
     figures = []
     for key, name, title, axis, what in (
@@ -480,7 +482,7 @@ def _settings(runs: list[Run]) -> str:
         rows = [
             [f"<code>{escape(name)}</code>", *(_plain(run["config"].get(name, "–")) for run in runs)] for name in names
         ]
-        parts.append(_table(["setting", *(escape(run["name"]) for run in runs)], rows, caption))
+        parts.append(_table(["setting", *(escape(run["name"]) for run in runs)], rows, caption, left=len(runs) + 1))
     return "".join(parts)
 
 
@@ -496,7 +498,7 @@ def _figure(caption: str, chart: str, runs: Sequence[Run] = ()) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, left: int = 1) -> str:
-    """A table of HTML cells that scrolls sideways where it is too wide; the first ``left`` columns stand to the left."""
+    """A table of HTML cells that scrolls sideways where it is too wide; the first ``left`` columns are texts."""
 
     def side(column: int) -> str:
         return ' class="left"' if column < left else ""
@@ -598,7 +600,8 @@ p { margin: .4rem 0; }
 a { color: var(--main); }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0 1rem; padding: 0; }
 nav a { display: inline-block; padding: .25rem 0; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 0 0 1rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
+  margin: 0 0 1rem; }
 .note { background: var(--note); border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .7rem; }
 .soft, footer { color: var(--soft); font-size: .875rem; }
 .up { color: var(--up); } .down { color: var(--down); } .none { color: var(--soft); }
@@ -632,7 +635,7 @@ thead th, thead td { border-top: 0; vertical-align: bottom; }
 th { font-weight: 600; } tbody th { font-weight: 400; }
 .left { text-align: left; }
 th:first-child, thead td:first-child { padding-left: 0; }
-td .soft { white-space: nowrap; }
+td .soft, .line { white-space: nowrap; }
 .id { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
 article { border-top: 1px solid var(--line); padding: .7rem 0; overflow-wrap: anywhere; }
 .document { margin: 0; }
