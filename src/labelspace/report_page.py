@@ -366,11 +366,13 @@ def _examples(runs: list[Run]) -> str:
             found = run["measured"][key]
             if found:
                 heading = f"{run['name']}: {kind} documents" if len(runs) > 1 else f"{kind.capitalize()} documents"
-                parts.append(f"<h3>{escape(heading)}</h3>" + "".join(map(_example, found)))
+                parts.append(
+                    f'<h3>{escape(heading)}</h3><div class="charts">' + "".join(map(_example, found)) + "</div>"
+                )
     return "".join(parts) + (
         '<p class="soft">By nDCG@5; of equals the best have the most labels right, and the worst were the surest of '
         "their first label. ✓ marks labels that are true, ✗ those that are not. Below a label stand the keys that "
-        "voted for it: label texts and documents, with what they add to its score.</p>"
+        "voted for it, label texts and documents, with what they add to its score; none where its own text alone did.</p>"
     )
 
 
@@ -391,9 +393,11 @@ def _example(one: dict[str, Any]) -> str:
         more = label["keys"] - len(label["why"])
         if more > 0:
             why += f'<li class="soft"><span class="number"></span> {more:,} more key{"s" * (more > 1)}</li>'
+        own = len(label["why"]) == label["keys"] == 1 and label["why"][0]["kind"] == "label"
+        why = "" if own else f'<ul class="why">{why}</ul>'  # its own text alone voted, and stands there already
         items.append(
             f'<li><div class="given"><span aria-label="{said}" role="img">{mark}</span> {_label(label)} '
-            f'<span class="number">{value:.2f}</span></div><ul class="why">{why}</ul></li>'
+            f'<span class="number">{value:.2f}</span></div>{why}</li>'
         )
     lost = ""
     if missed:
@@ -606,7 +610,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .soft, footer { color: var(--soft); font-size: .875rem; }
 .up { color: var(--up); } .down { color: var(--down); } .none { color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }
-figure { margin: 0 0 1rem; min-width: 0; max-width: 38rem; }
+figure { margin: 0 0 1rem; min-width: 0; max-width: 31rem; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .3rem; padding: 0;
   font-size: .85rem; }
@@ -637,7 +641,7 @@ th { font-weight: 600; } tbody th { font-weight: 400; }
 th:first-child, thead td:first-child { padding-left: 0; }
 td .soft, .line { white-space: nowrap; }
 .id { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
-article { border-top: 1px solid var(--line); padding: .7rem 0; overflow-wrap: anywhere; }
+article { border-top: 1px solid var(--line); padding: .7rem 0; overflow-wrap: anywhere; min-width: 0; }
 .document { margin: 0; }
 ol { margin: .4rem 0; padding: 0; list-style: none; }
 .given { display: flex; gap: .5rem; align-items: baseline; }
