@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from html import escape as _escape
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 44
 SERIES = 6
 """Series that differ in colour; of later ones the dashes differ."""
 
@@ -228,7 +228,7 @@ class _Plot:
             y = _round(self.y(tick))
             parts.append(f'<line class="grid" x1="{self.left}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>')
             at = _round(self.y(tick) + 4)
-            parts.append(f'<text x="{self.left - 6}" y="{at}" text-anchor="end">{number(tick)}</text>')
+            parts.append(f'<text x="{self.left - 6}" y="{at}" text-anchor="end">{_briefly(tick)}</text>')
         for tick in self.across or []:
             x = _round(self.x(tick))
             if self.up is None:
@@ -280,6 +280,14 @@ def _whisker(x1: float, y1: float, x2: float, y2: float, half: float) -> str:
     for x, y in ((x1, y1), (x2, y2)):
         path += f"M{_round(x - a)} {_round(y - b)}L{_round(x + a)} {_round(y + b)}"
     return f'<path class="whisker" d="{path}"/>'
+
+
+def _briefly(value: float) -> str:
+    """A number in few characters, for the narrow place beside the vertical axis."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{name}"
+    return number(value)
 
 
 def _round(value: float) -> str:

@@ -477,6 +477,8 @@ def _short(text: str, length: int) -> str:
 def differing(runs: Iterable[dict[str, Any]]) -> list[str]:
     """Names of settings worth showing: of one run those that are not the default, of several those that differ.
 
+    What only the recipe of one run knows is shown where it is not the default.
+
     Args:
         runs: as `measure` gives them.
     """
@@ -485,4 +487,5 @@ def differing(runs: Iterable[dict[str, Any]]) -> list[str]:
         return sorted(runs[0]["settings"])
     names = sorted({name for run in runs for name in run["config"]})
     texts = {name: {json.dumps(run["config"].get(name, "–"), sort_keys=True) for run in runs} for name in names}
-    return [name for name in names if len(texts[name]) > 1]
+    own = {name for run in runs for name in run["settings"]}
+    return [n for n in names if len(texts[n]) > 1 and (n in own or all(n in run["config"] for run in runs))]

@@ -348,14 +348,15 @@ def _mistaken(runs: list[Run]) -> str:
             ]
             for pair in pairs
         ]
-        header = ["true, but missed", "came first, but is wrong", "documents", "of all with the true label"]
+        header = ["true, but missed", "came first, but is wrong", "times", "of", "reverse"]
         caption = "The most frequent pairs" + (f" of {run['name']}" if len(runs) > 1 else "")
-        table = _table([*header, "the other way round"], rows, caption, left=2)
+        table = _table(header, rows, caption, left=2)
         parts.append(heading + table)
     return "".join(parts) + (
         f'<p class="soft">Counted over documents whose first label is wrong: that label beside each true label that '
-        f"is not among the first five. At most {PAIRS} pairs a run, of two documents or more. A pair may also be two "
-        "labels of which annotators choose one.</p>"
+        f"is not among the first five. At most {PAIRS} pairs a run, of two documents or more. Times: documents with "
+        "the pair; of: all documents with the true label; reverse: the other way round. A pair may also be two labels "
+        "of which annotators choose one.</p>"
     )
 
 
@@ -367,12 +368,13 @@ def _examples(runs: list[Run]) -> str:
             if found:
                 heading = f"{run['name']}: {kind} documents" if len(runs) > 1 else f"{kind.capitalize()} documents"
                 parts.append(
-                    f'<h3>{escape(heading)}</h3><div class="charts">' + "".join(map(_example, found)) + "</div>"
+                    f'<h3>{escape(heading)}</h3><div class="examples">' + "".join(map(_example, found)) + "</div>"
                 )
     return "".join(parts) + (
         '<p class="soft">By nDCG@5; of equals the best have the most labels right, and the worst were the surest of '
         "their first label. ✓ marks labels that are true, ✗ those that are not. Below a label stand the keys that "
-        "voted for it, label texts and documents, with what they add to its score; none where its own text alone did.</p>"
+        "voted for it, label texts and documents, with what they add to its score; nothing where its own text alone "
+        "did.</p>"
     )
 
 
@@ -610,6 +612,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .soft, footer { color: var(--soft); font-size: .875rem; }
 .up { color: var(--up); } .down { color: var(--down); } .none { color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }
+.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 1.5rem; }
 figure { margin: 0 0 1rem; min-width: 0; max-width: 31rem; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .3rem; padding: 0;
