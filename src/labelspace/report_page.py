@@ -128,8 +128,10 @@ def _metrics(runs: list[Run], data: dict[str, Any]) -> str:
     kinds = dict.fromkeys(name.split("@")[0] for name in names)
     meaning = "; ".join(f"{kind}@k: {MEANING[kind]}" for kind in kinds if kind in MEANING)
     return (
-        _figure("Metrics of each run, with 95% intervals", chart, runs)
+        '<div class="charts">'
+        + _figure("Metrics of each run, with 95% intervals", chart, runs)
         + _table(["metric", *(escape(run["name"]) for run in runs)], rows, "Metrics, in percent, with 95% intervals")
+        + "</div>"
         + f'<p class="soft">{escape("; ".join(facts))}.</p>'
         + f'<p class="soft">{escape(meaning)}. The intervals come from a bootstrap over documents: they cover the '
         "choice of the documents, not the seed of training. Coverage has none.</p>"
@@ -633,7 +635,7 @@ figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }
 .whisker { fill: none; stroke: var(--ink); stroke-width: 1.3; }
 .up .whisker { stroke: var(--up); } .down .whisker { stroke: var(--down); } .none .whisker { stroke: var(--soft); }
 .up .point { fill: var(--up); } .down .point { fill: var(--down); } .none .point { fill: var(--soft); }
-.scroll { overflow-x: auto; margin: 0 0 .8rem; }
+.scroll { overflow-x: auto; margin: 0 0 .8rem; min-width: 0; }
 .scroll:focus-visible { outline: 3px solid #f0a020; outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; font-size: .9rem; padding-bottom: .2rem; }
