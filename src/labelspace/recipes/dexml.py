@@ -153,6 +153,7 @@ def train(
             run=lambda: hard.refresh(label_keys.now()),
             state=hard.state,
             restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
+            outcome=hard.outcome,
         )
     log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
     try:
