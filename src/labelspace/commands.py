@@ -22,9 +22,6 @@ from .errors import SettingsError
 from .machine import command_began
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from .model import Model
     from .types import Corpus, Dataset, Labels, Predictions
 
@@ -502,6 +499,62 @@ def predict(
     logger.info("wrote %s", out)
 
 
+def report(
+    *runs: Path,
+    data: Path | None = None,
+    out: Path | None = None,
+    split: Literal["auto", "valid", "test"] = "auto",
+    documents: int | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bf16"] = "float32",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Write one HTML page about one or several runs: metrics, curves, mistakes, examples with reasons, cost.
+
+    Parameters
+    ----------
+    runs
+        Folders of models; the first is what the others are compared with.
+    data
+        Folder or file to measure on; read as the training data of the first run was unless said otherwise. Without it
+        the page shows what the folders record.
+    out
+        The page, a name that ends in .html; needed unless --json is given.
+    split
+        Documents to measure on; auto is test where there is one, else valid.
+    documents
+        Measure on so many of them at most, drawn by a fixed seed.
+    device
+        auto, cpu, cuda or mps.
+    precision
+        In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
+    """
+    if out is None and not output.json:
+        raise SettingsError("no file to write the page to was given; add --out report.html")
+    if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
+        raise SettingsError(f"--out {out}: the page is a file whose name must end in .html")
+    if data is None and (split != "auto" or documents is not None):
+        raise SettingsError("--split and --documents say what to measure on; add --data DATA")
+    from .files import atomic_file
+    from .model import read_manifest
+    from .report import measure
+    from .report_page import render
+
+    dataset = None
+    if data is not None and runs:
+        info = read_manifest(runs[0].expanduser())["info"].get("data", {})
+        recorded = info.get("options", {})
+        dataset = _load(data, _as_recorded(options, recorded), int(recorded.get("seed", 0)))
+    told = measure(runs, dataset, split=split, documents=documents, device=device, precision=precision)
+    if out is not None:
+        with atomic_file(out) as part:
+            part.write_text(render(told), encoding="utf-8", newline="\n")
+        logger.info("wrote %s", out)
+    if output.json:
+        _print_json(told)
+
+
 def bench(
     *,
     quick: Annotated[bool, Parameter(negative=())] = False,
@@ -599,28 +652,19 @@ def _align(
     """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
     if list(mine.ids) == list(theirs.ids):
         return given, truths
-    import numpy as np
-    import scipy.sparse as sp
-
+    from .evaluation import numbers_among, widened
     from .types import Predictions
 
     number = {name: i for i, name in enumerate(theirs.ids)}
-    place: npt.NDArray[np.int64] = np.empty(len(mine) + 1, dtype=np.int64)
-    extra = 0
-    for i, name in enumerate(mine.ids):
-        if name in number:
-            place[i] = number[name]
-        else:
-            place[i] = len(theirs) + extra
-            extra += 1
-    place[-1] = -1
+    place = numbers_among(mine.ids, number)
+    extra = len(number) - len(theirs)
     unknown = len(theirs) - (len(mine) - extra)
     logger.warning("the model and the data differ in labels: %d only in the model, %d only in the data", extra, unknown)
     if unknown == len(theirs):
         raise SettingsError(
             "the model and the data have no label id in common; is this the data that the model is for?"
         )
-    wide = [sp.csr_array((t.data, t.indices, t.indptr), shape=(t.shape[0], len(theirs) + extra)) for t in truths]
+    wide = [widened(truth, len(number)) for truth in truths]
     there = {
         name: Predictions(place[found.indices], found.scores, probabilities=found.probabilities)
         for name, found in given.items()

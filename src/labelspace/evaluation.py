@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from . import calibrate, metrics
 from .errors import DataError, SettingsError
 
-__all__ = ["Report", "compare", "evaluate", "longest_filter_row", "render", "report"]
+__all__ = ["Report", "compare", "evaluate", "intervals", "longest_filter_row", "ranked", "render", "report"]
 
 Propensity = tuple[float, float] | npt.NDArray[np.floating[Any]] | None
 
@@ -678,3 +678,96 @@ def compare(
             "high": float(high[place]),
         }
     return result
+
+
+def intervals(
+    pred: Ranked,
+    targets: Any,
+    train_targets: Any = None,
+    ks: Sequence[int] = (1, 3, 5),
+    filter_pairs: npt.ArrayLike | None = None,
+    propensity: Propensity = None,
+    skip_empty: bool = False,
+    name: str | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """The metrics of ``evaluate`` but coverage, with 95% intervals by bootstrap over documents.
+
+    Two intervals that overlap do not say that two models are alike: ``compare`` them.
+
+    Args:
+        pred: as in ``evaluate``.
+        targets: as in ``evaluate``.
+        train_targets: as in ``evaluate``.
+        ks: as in ``evaluate``.
+        filter_pairs: as in ``evaluate``.
+        propensity: as in ``evaluate``.
+        skip_empty: as in ``evaluate``.
+        name: as in ``evaluate``.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
+
+    Returns:
+        Per metric, in percent: ``value``; ``low`` and ``high``, the 2.5 and 97.5 percentiles of the redrawn metric.
+
+    Raises:
+        DataError: as in ``evaluate``.
+        SettingsError: as in ``evaluate``, or if ``draws`` is below 1.
+    """
+    ks = _checked_ks(ks)
+    if draws < 1:
+        raise SettingsError(f"draws must be at least 1, got {draws}")
+    scored = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)[0]
+    plan = _plan(ks, scored.indices.shape[1], scored.gained is not None)
+    plan = [item for item in plan if item[0] != "coverage"]
+    terms = [scored.terms(*item) for item in plan]
+    above, below = (np.column_stack([term[part] for term in terms]) for part in (0, 1))
+    low, high = metrics.paired_bootstrap(np.zeros(above.shape), above, below, draws=draws, seed=seed)
+    return {
+        f"{metric}@{k}": {"value": metrics.percent(terms[i]), "low": float(low[i]), "high": float(high[i])}
+        for i, (metric, k) in enumerate(plan)
+    }
+
+
+def ranked(
+    pred: Ranked, targets: Any, filter_pairs: npt.ArrayLike | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Predictions in the order in which they are counted, and which of them are true.
+
+    Args:
+        pred: as in ``evaluate``.
+        targets: as in ``evaluate``.
+        filter_pairs: as in ``evaluate``.
+
+    Returns:
+        (n, d) label numbers by score descending without the filter pairs, -1 at empty places; (n, d) hits.
+
+    Raises:
+        DataError: as in ``evaluate``.
+    """
+    scored = _score(pred, targets, None, filter_pairs, None, 5, False)
+    return scored.indices, scored.found
+
+
+def numbers_among(ids: Sequence[str], number: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Numbers of a model's labels among those of the data, so that its predictions can meet the truth.
+
+    Args:
+        ids: L ids of the model's labels.
+        number: numbers by id; ids that are not there get the next ones, and are added.
+
+    Returns:
+        (L + 1,) the number of each label, and -1 at the end, so that -1 stays -1.
+    """
+    return np.array([*(number.setdefault(name, len(number)) for name in ids), -1], dtype=np.int64)
+
+
+def widened(truth: sp.csr_array, n_labels: int) -> sp.csr_array:
+    """A truth with more labels, none of which is true.
+
+    Args:
+        truth: (n, L).
+        n_labels: how many, at least L.
+    """
+    return sp.csr_array((truth.data, truth.indices, truth.indptr), shape=(truth.shape[0], n_labels))
