@@ -14,7 +14,7 @@ import labelspace
 ROOT = Path(labelspace.__file__).parent
 ROWS = [
     {"errors"},
-    {"types", "config", "files", "machine", "data.npz", "strings"},
+    {"types", "config", "files", "machine", "data.npz", "strings", "tracking"},
     {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
@@ -30,9 +30,10 @@ ROWS = [
     {"gradcache", "data.batches", "negatives", "checkpoint", "tuning"},
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"model"},
-    {"recipes.preparation"},
+    {"recipes.preparation", "batch"},
     {"recipes.dexml", "recipes.unidec", "recipes.raexmc"},
     {"recipes", "bench"},
+    {"sklearn", "export"},
     {"commands"},
     {"memory_commands"},
     {"serving", "serving.worker", "serving.schemas", "serving.labels"},

@@ -1,5 +1,5 @@
 """The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
-``bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
+``export``, ``bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage. What the commands do is in `commands`, `memory_commands` and `serving.command`, which are
@@ -59,6 +59,7 @@ COMMANDS = {
     "evaluate": "Measure a model, or the scores of any tool, on a data set.",
     "calibrate": "Fit probabilities to the scores of a model on held-out documents, and write them into its folder.",
     "predict": "Predict labels for texts.",
+    "export": "Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.",
     "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
 MEMORY_COMMANDS = {
