@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -288,7 +289,7 @@ class TextSource:
         self, path: str | Path, *, text_column: str = "text", fields: str = "auto", encoding: str | None = None
     ):
         self._files = TextFiles(encoding)
-        self._kept: Any = None
+        self._kept: Path | None = None
         self._count: int | None = None
         self._text_column = text_column
         piped = str(path) == "-"
@@ -309,14 +310,15 @@ class TextSource:
         if kind == ".txt" and not once and features.is_features(path):
             raise DataError("these are features without texts; name a file of texts, one a line", path)
         if once:
-            self._kept = tempfile.NamedTemporaryFile(prefix="labelspace-")  # noqa: SIM115
+            descriptor, name = tempfile.mkstemp(prefix="labelspace-")
+            self._kept = Path(name)
             try:
-                if piped:
-                    shutil.copyfileobj(sys.stdin.buffer, self._kept)
-                else:
-                    with path.open("rb") as pipe:
-                        shutil.copyfileobj(pipe, self._kept)
-                self._kept.flush()
+                with os.fdopen(descriptor, "wb") as kept:
+                    if piped:
+                        shutil.copyfileobj(sys.stdin.buffer, kept)
+                    else:
+                        with path.open("rb") as pipe:
+                            shutil.copyfileobj(pipe, kept)
             except BaseException:
                 self.close()
                 raise
@@ -330,7 +332,7 @@ class TextSource:
     def close(self) -> None:
         """Remove the temporary file, if there is one."""
         if self._kept is not None:
-            self._kept.close()
+            self._kept.unlink(missing_ok=True)
             self._kept = None
 
     def __len__(self) -> int:
@@ -365,22 +367,18 @@ class TextSource:
         if self._kind == ".parquet":
             rows = self._named(ParquetRows(self._place).records())
         else:
-            rows = self._files.again(self._path, self._rows, self._content)
+            rows = self._files.again(self._path, self._rows, self._kept)
         while block := list(itertools.islice(rows, size)):
             yield [name for name, _ in block], [text for _, text in block]
 
     @property
-    def _content(self) -> Path | None:
-        return None if self._kept is None else Path(self._kept.name)
-
-    @property
     def _place(self) -> Path:
-        return self._path if self._content is None else self._content
+        return self._path if self._kept is None else self._kept
 
     def _whole(self, parse: Callable[[Iterator[tuple[str, str]]], T]) -> T:
         if self._kind == ".parquet":
             return parse(self._named(ParquetRows(self._place).records()))
-        return self._files.read(self._path, lambda stream: parse(self._rows(stream)), self._content)
+        return self._files.read(self._path, lambda stream: parse(self._rows(stream)), self._kept)
 
     def _rows(self, stream: TextIO) -> Iterator[tuple[str, str]]:
         """Id and text of every document of a text file."""
