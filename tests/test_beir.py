@@ -111,8 +111,14 @@ def test_a_test_part_alone_is_measured_on_but_not_trained_on(tmp_path, caplog, c
         ("qrels/train.tsv", qrels([("q0", "d1", "high")]), 2, ["score", "'high'"]),
         ("qrels/train.tsv", qrels([("q0", "d1", "nan")]), 2, ["'nan'"]),
         ("qrels/train.tsv", qrels([("q0", "d1", "1e999")]), 2, ["'1e999'"]),
-        ("qrels/train.tsv", "q0\td1\t1\n", 1, ["header"]),
-        ("qrels/train.tsv", qrels([]) + "q0 0 d1 1\n", 2, ["tabs"]),
+        ("qrels/train.tsv", qrels([("q0", "d1", "1_0")]), 2, ["'1_0'"]),
+        ("qrels/train.tsv", qrels([("q0", "d1", "\u0661")]), 2, ["score"]),
+        ("qrels/train.tsv", "q0\td1\t1O\nq2\td2\t1\n", 1, ["score", "'1O'"]),
+        ("qrels/train.tsv", "query-id\tcorpus-id\tO\nq0\td1\t1\n", 1, ["score", "'O'"]),
+        ("qrels/train.tsv", "qid\tquery\tcorpus-id\tscore\n", 1, ["both 'qid' and 'query'"]),
+        ("qrels/train.tsv", "score\tqid\tcorpus-id\tScore\n", 1, ["twice"]),
+        ("qrels/train.tsv", "q0 0 d1 1\n", 1, ["tabs"]),
+        ("qrels/train.tsv", qrels([]) + "q0 0 d1 1\n", 2, ["3 cells, as in the header"]),
         ("qrels/train.tsv", qrels([]), None, ["no judgements"]),
         ("corpus.jsonl", jsonl([*CORPUS, CORPUS[1]]), 4, ["'d2'", "line 2"]),
         ("corpus.jsonl", jsonl([{"title": "x"}]), 1, ["'_id'", "'title'"]),
@@ -127,6 +133,20 @@ def test_refusals(tmp_path, name, content, line, parts):
     folder = write_beir(tmp_path / "d")
     put(folder / name, content)
     refused(folder, name if line is None else f"{name}, line {line}", *parts)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "q2\td1\t1\nq0\td2\t1\nq0\td1\t1\n",
+        "corpus-id\tquery-id\tscore\nd1\tq2\t1\nd2\tq0\t1\nd1\tq0\t1\n",
+        "\nRelevance\titeration\tqid\tdoc_id\n1\tx\tq2\td1\n1\tx\tq0\td2\n1\t0\tq0\td1\n",
+    ],
+)
+def test_columns_go_by_their_names_or_their_order(tmp_path, content):
+    folder = write_beir(tmp_path / "d")
+    put(folder / "qrels/train.tsv", content)
+    assert load(folder).train.ids == ["q0", "q2"] and truth(load(folder).train) == [{0: 1.0, 1: 1.0}, {0: 1.0}]
 
 
 def test_missing_judgements_and_double_files(tmp_path):

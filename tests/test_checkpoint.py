@@ -226,3 +226,26 @@ def test_a_new_state_replaces_the_old_one(tmp_path: Path) -> None:
     assert loaded.part("a.")["x"].tolist() == [10, 10] and loaded.part("b.")["y"].tolist() == [0, 1, 2]
     kept.clear()
     assert not kept.folder.exists()
+
+
+def test_a_full_disk_stops_no_run(
+    data: ls.Dataset, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from safetensors import SafetensorError
+
+    kept = Checkpoints(tmp_path / "kept")
+    kept.lock()
+    kept.begin({"recipe": "none"})
+    kept.save(1, State({"step": 1}, {}))
+
+    def full(*args: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("labelspace.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="the state after step 2 cannot be written .*No space left"):
+        kept.save(2, State({"step": 2}, {}))
+    assert sorted(p.name for p in kept.folder.iterdir()) == ["lock", "run.json", "step-1"]
+    kept.clear()
+    model = ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
+    assert model.info["fit"]["stopped"] == "finished" and "going on, with the state before it" in caplog.text
+    assert (tmp_path / "run" / "manifest.json").is_file()

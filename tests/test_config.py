@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from labelspace.config import DexmlSettings, read_config, resolve, to_dict, to_toml
+from labelspace.config import RECIPES, DexmlSettings, read_config, resolve, to_dict, to_toml
 from labelspace.errors import SettingsError
 
 
@@ -34,6 +35,16 @@ def test_mistakes_are_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         resolve("dexml", given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_setting_takes_infinity_or_what_is_no_number(recipe: str) -> None:
+    names = [name for name, kind in get_type_hints(RECIPES[recipe]).items() if float in (kind, *get_args(kind))]
+    assert {"max_score", "lr", "warmup", "weight_decay", "mine_every", "temperature"} <= set(names)
+    for name in names:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(SettingsError, match=f"{name}: .*{value}"):
+                resolve(recipe, {name: float(value)})
 
 
 def test_unknown_recipe() -> None:

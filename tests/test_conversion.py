@@ -268,6 +268,20 @@ def test_a_folder_is_replaced_only_if_it_was_converted(tmp_path):
         convert(source, tmp_path / "file", to="lf")
 
 
+def test_labels_that_look_like_the_header_come_back(tmp_path):
+    row = '{"text": "a", "labels": ["id"]}\n{"text": "b", "labels": ["text"]}\n'
+    for name, labels in (
+        ("a", [{"id": "id", "text": "text"}, {"id": "text", "text": "id"}, {"id": "row", "text": "row"}]),
+        ("b", [{"id": "id", "title": "title", "content": "content"}, {"id": "text", "title": "x", "content": ""}]),
+    ):
+        put(tmp_path / name / "train.jsonl", row)
+        put(tmp_path / name / "labels.jsonl", "".join(json.dumps(label) + "\n" for label in labels))
+        for to in FORMATS:
+            convert(tmp_path / name, tmp_path / f"{name}.{to}", to=to)
+            given, back = (load(path, keep_parts=True).labels for path in (tmp_path / name, tmp_path / f"{name}.{to}"))
+            assert (list(given.ids), list(given.texts)) == (list(back.ids), list(back.texts))
+
+
 def test_nothing_half_done_stays(tmp_path):
     train = Corpus(["a"], ["\ud800"], sp.csr_array(np.ones((1, 1), dtype=np.float32)))
     data = Dataset("d", Labels(["l"], ["label"]), train, train.rows(np.zeros(0, dtype=np.int64)))

@@ -91,6 +91,23 @@ def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], 
     assert scores(ls.train(data, **{**static, **changes}), data)["P@1"] >= 75
 
 
+def test_filters_that_leave_no_hard_negative_are_said(
+    data: ls.Dataset, static: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mined = {**static, "epochs": 3, "negatives": "mined", "mine_from": 0.0, "mine_every": 0.5}
+    for name, changes, mean in (("a", {}, 2.0), ("b", {"max_score": -1.0}, 0.0)):
+        caplog.clear()
+        ls.train(data, **{**mined, **changes}, out=tmp_path / name)
+        records = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        found = [record for record in records if record["event"] == "refresh"]
+        assert (
+            len(found) == 2 and found[0]["step"] == 1 and [record["hard_negatives"] for record in found] == [mean] * 2
+        )
+        assert [record["none"] for record in found] == [0 if mean else record["documents"] for record in found]
+        said = [record for record in caplog.records if "documents have no hard negative" in record.getMessage()]
+        assert len(said) == (0 if mean else 2)
+
+
 def test_bce_runs_and_its_weights_move(data: ls.Dataset, static: dict[str, Any]) -> None:
     short = {**static, "epochs": 1, "evaluations": 0}
     a, b = ls.train(data, **short, loss="bce"), ls.train(data, **{**short, "lr": 1e-9}, loss="bce")

@@ -215,3 +215,22 @@ def test_malformed(draw: random.Random, which):
         else:
             path.write_bytes(damage(content, draw))
         attempt(folder)
+
+
+@pytest.mark.parametrize("value", ["1.2.3", "..", "1_0", "nan", "inf", "", "\u0661", "1e", "--1"])
+def test_values_of_features_are_checked(tmp_path, value):
+    old = put(tmp_path / "old/train.txt", f"2 5 3\n0 0:1\n1 1:{value}\n")
+    refused(old.parent, "train.txt, line 3: expected 'label,label feature:value")
+    put(tmp_path / "new/trn_X_Y.txt", "2 2\n0:1\n1:1\n")
+    put(tmp_path / "new/trn_X_Xf.txt", f"2 5\n0:1 3:2\n1:{value}\n")
+    refused(tmp_path / "new", "trn_X_Xf.txt, line 3: expected 'feature:value feature:value'")
+
+
+def test_numbers_and_rows_of_features_are_checked(tmp_path):
+    put(tmp_path / "trn_X_Y.txt", "2 2\n0:1\n1:1\n")
+    put(tmp_path / "trn_X_Xf.txt", "2 5\n0:1 5:2\n\n")
+    refused(tmp_path, "trn_X_Xf.txt, line 2: feature number 5 is not one of 0 to 4")
+    put(tmp_path / "trn_X_Xf.txt", "2 5\n0:1\n\n1:1\n")
+    refused(tmp_path, "trn_X_Xf.txt, line 4: the header says 2 rows, but there are 3")
+    put(tmp_path / "trn_X_Xf.txt", "2 5\n" + "0:+1.e5 1:.5  2:-3\n \n")
+    assert len(load(tmp_path).train) == 2

@@ -174,10 +174,36 @@ def test_gzip_damage_is_one_sentence(tmp_path):
         refused(folder, "trn.json.gz", "damaged or cut short")
 
 
-def test_half_surrogate_pairs_become_replacement_characters(tmp_path):
+def test_half_surrogate_pairs_become_replacement_characters(tmp_path, caplog):
     folder = write_lf(tmp_path / "d")
     put(folder / "tst.json", r'{"title": "a\ud83d\ude00b\ud800c", "target_ind": []}')
     assert load(folder).test.texts[0] == "a\U0001f600b\ufffdc"
+    assert "tst.json: 1 halves of surrogate pairs were read as U+FFFD" in caplog.text
+    put(
+        tmp_path / "a.jsonl",
+        r"""{"text": "a", "labels": ["\ud800"]}
+{"text": "b", "labels": ["\udc00", "\ud83d\ude00"]}
+""",
+    )
+    assert list(load(tmp_path / "a.jsonl").labels.ids) == ["\ufffd", "\U0001f600"]
+    assert "a.jsonl: 2 halves" in caplog.text
+    put(
+        tmp_path / "a.csv",
+        """text,labels
+a,"[""\\ud800""]"
+b,"[""\\udc00"",""\\ud83d\\ude00""]"
+""",
+    )
+    assert list(load(tmp_path / "a.csv").labels.ids) == ["\ufffd", "\U0001f600"]
+    assert "a.csv: 2 halves" in caplog.text
+    refused(put(tmp_path / "b.jsonl", r'{"text": "a", "labels": [], "\ud800": 1, "\udc00": 2}'), "line 1", "twice")
+
+
+def test_encodings_of_half_surrogate_pairs_are_refused(tmp_path):
+    path = put(tmp_path / "a.csv", "text,labels\n+2AA-,x\n")
+    for encoding in ("utf-7", "unicode_escape", "raw_unicode_escape"):
+        with pytest.raises(SettingsError, match="encoding"):
+            load(path, encoding=encoding)
 
 
 # Encodings and line ends

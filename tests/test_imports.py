@@ -18,7 +18,14 @@ ROWS = [
     {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
-    {"data.formats.filters", "data.writers", "encoders.interface", "encoders.packed", "indexes.faiss"},
+    {
+        "data.formats.filters",
+        "data.formats.columns",
+        "data.writers",
+        "encoders.interface",
+        "encoders.packed",
+        "indexes.faiss",
+    },
     {"data.formats.lf", "data.formats.xc", "encoders.inference", "indexes", "evaluation"},
     {"data.formats.labels", "keys", "encoders.transformer"},
     {"data.formats.table"},

@@ -118,6 +118,20 @@ def made(count: int = 4000, bits: torch.dtype = torch.bfloat16) -> Memory:
     return Memory(labels.label_keys, Keys([segment], 32), Voting(label_depth=20, document_depth=40, weight=0.6))
 
 
+@pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
+def test_one_query_is_answered_as_among_many(bits: torch.dtype) -> None:
+    memory, queries = made(bits=bits), clustered(12, seed=3)
+    memory.build_graphs(smallest=50)
+    assert [part["kind"] for part in memory.indexes()] == ["hnsw", "hnsw"]
+    together = memory.search(queries, 20, 40)
+    for row in range(len(queries)):
+        alone = memory.search(queries[row : row + 1], 20, 40)  # label and document keys at the same time
+        assert np.array_equal(alone.labels[0], together.labels[row])
+        assert np.array_equal(alone.documents[0], together.documents[row])
+        np.testing.assert_allclose(alone.label_similarities[0], together.label_similarities[row], atol=1e-6)
+        np.testing.assert_allclose(alone.document_similarities[0], together.document_similarities[row], atol=1e-6)
+
+
 def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
     memory, queries = made(), clustered(25, seed=2)
     rng = np.random.default_rng(1)

@@ -77,6 +77,15 @@ def test_draws_come_from_the_allowed_labels_and_never_from_the_true_ones(
     for drawn, allowed in zip(hard.draw(rows, queries, rng), expected, strict=True):
         assert len(set(drawn.tolist())) == len(drawn) == min(count, len(allowed))
         assert set(drawn.tolist()) <= allowed
+    found = [len(allowed) for allowed in expected]
+    mean = sum(min(count, n) for n in found) / 4
+    assert hard.outcome() == pytest.approx({"documents": 4, "hard_negatives": mean, "none": found.count(0)})
+    hard.draw(rows, queries, rng)
+    assert hard.outcome() is None
+    hard.refresh(vectors(11, seed))
+    listed = hard.candidates(rows, queries, 11)
+    assert [set(row[row >= 0].tolist()) for row in listed] == expected
+    assert hard.outcome() == pytest.approx({"documents": 4, "hard_negatives": mean, "none": found.count(0)})
 
 
 def test_every_allowed_label_is_drawn_equally_often() -> None:

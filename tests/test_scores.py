@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 import tempfile
@@ -64,11 +65,14 @@ def test_score_refusals(tmp_path):
     assert not list(tmp_path.iterdir())
     twice = sp.csr_matrix((np.ones(2), np.array([1, 1]), np.array([0, 2])), shape=(1, 5))
     sp.save_npz(tmp_path / "b.npz", twice)
-    with pytest.raises(DataError, match=r"b\.npz.*same label twice"):
+    with pytest.raises(DataError, match=r"b\.npz: row 0 \(from 0\) predicts the same label twice, number 1"):
         load_scores(tmp_path / "b.npz")
-    sp.save_npz(tmp_path / "c.npz", sp.csr_matrix(np.array([[np.nan, 1.0]])))
-    with pytest.raises(DataError, match="NaN"):
-        load_scores(tmp_path / "c.npz")
+    for value in (np.nan, np.inf, -np.inf):
+        for dtype in (np.float16, np.float64):
+            parts = {"indices": np.array([1]), "indptr": np.array([0, 0, 1]), "shape": np.array([2, 2])}
+            np.savez(tmp_path / "c.npz", data=np.array([value], dtype=dtype), **parts)
+            with pytest.raises(DataError, match=rf"a score is {value} \(row 1 \(from 0\), label 1\)"):
+                load_scores(tmp_path / "c.npz")
     (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:80])
     with pytest.raises(DataError, match=r"d\.npz"):
         load_scores(tmp_path / "d.npz")
@@ -90,6 +94,41 @@ def test_any_format_and_type_of_numbers(tmp_path, kind, number):
         loaded = load_scores(tmp_path / "a.npz")
         expected = [[2, 1], [0, -1]] if number is not np.bool_ else [[1, 2], [0, -1]]
         assert loaded.indices.tolist() == expected
+
+
+def test_stored_zeros_of_blocks_are_scores(tmp_path):
+    blocks = sp.bsr_array((np.array([[[0.0, -1.0], [0.0, 0.0]]]), [1], [0, 1]), shape=(2, 4))
+    sp.save_npz(tmp_path / "a.npz", blocks)
+    assert load_scores(tmp_path / "a.npz").indices.tolist() == [[2, 3], [2, 3]]
+
+
+def test_diagonals(tmp_path):
+    for shape in ((3, 4), (4, 3)):
+        dense = np.zeros(shape)
+        for row in range(shape[0]):
+            for column in {row - 2, row, row + 1} & set(range(shape[1])):
+                dense[row, column] = 1 + row + 10 * column
+        sp.save_npz(tmp_path / "a.npz", sp.dia_array(dense))
+        expected = [sorted(np.flatnonzero(row).tolist(), key=lambda j: -row[j]) for row in dense]
+        found = load_scores(tmp_path / "a.npz").indices
+        assert [[j for j in row if j >= 0] for row in found.tolist()] == expected
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint64, np.longdouble])
+def test_values_beyond_float64_keep_their_order(tmp_path, caplog, number):
+    values = np.array([2**60, 2**60 + 2, 2**60 + 1, 3, 2**60 + 1], dtype=number)
+    if number == np.longdouble and float(values[0]) == values[1]:
+        pytest.skip("long double is float64 here")
+    np.savez(tmp_path / "a.npz", data=values, indices=np.arange(5), indptr=np.array([0, 5]), shape=np.array([1, 5]))
+    found = load_scores(tmp_path / "a.npz")
+    assert found.indices.tolist() == [[1, 2, 4, 0, 3]] and "ranks stand for them" in caplog.text
+    assert found.scores[0, 0] > found.scores[0, 1] == found.scores[0, 2] > found.scores[0, 3] > found.scores[0, 4]
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    sp.save_npz(tmp_path / "a.npz", sp.csr_array(np.array([[1j, 2]])))
+    with pytest.raises(DataError, match=r"a\.npz: the values are complex \(complex128\); real numbers are needed"):
+        load_scores(tmp_path / "a.npz")
 
 
 def test_double_precision_decides_the_order(tmp_path):
@@ -121,7 +160,9 @@ def test_sparse_text(tmp_path, name):
     assert loaded.scores[0].tolist() == [0.25, 0.0, -0.15]
     for content, message in (
         ("1 5\n0:1 5:1\n", "line 2: label number 5 is not one of 0 to 4"),
-        ("1 5\n0:1 0:2\n", "same label twice"),
+        ("3 5\n0:1\n\n0:1 0:2\n", "line 4: row 2 .* the same label twice, number 0"),
+        ("2 5\n0:1\n1:1 2:1e999\n", "line 3: the value of label 2 is too large"),
+        ("1 5\n0:inf\n", "line 2: expected 'label:value"),
         ("1 5\n0:x\n", "line 2: expected 'label:value"),
         ("1 5\n0:1\n0:1\n", "1 rows, but there are 2"),
         ("x\n", "line 1: expected a first line 'rows columns'"),
@@ -160,6 +201,32 @@ def test_run_files(tmp_path, caplog):
     assert run(put(tmp_path / "a.tsv", three), depth=1) == [[0], [0], [-1]]
 
 
+def test_the_header_of_a_run_file_gives_the_order(tmp_path):
+    ids = ["0", "1", "2"]
+    for content in (
+        "label\tdocument\tscore\n1\t0\t1\n2\t0\t2\n",
+        "score qid Q0 doc_id\n1 0 x 1\n2 0 x 2\n",
+        "0\t1\t1\n0\t2\t2\n",
+    ):
+        found = load_scores(put(tmp_path / "a.tsv", content), 3, None, ids, ids)
+        assert found.indices.tolist() == [[2, 1], [-1, -1], [-1, -1]]
+
+
+def test_ids_survive_tsv(tmp_path):
+    ids = ["a", " a", "a ", "\u2028", '"q"', "\ufeff", " ", "x\x0by"]
+    label_ids = ["l", " l", 'l"']
+    whole = Predictions(np.array([[0, 1, 2]] * 8), np.array([[0.9, 0.5, 0.1]] * 8), label_ids, ["t\tt", "\n", ""])
+    with (tmp_path / "p.tsv").open("w", encoding="utf-8") as stream:
+        write_tsv(whole, ids, stream)
+    found = load_scores(tmp_path / "p.tsv", 3, None, ids, label_ids)
+    assert found.indices.tolist() == whole.indices.tolist()
+    for wrong in ("a\tb", "a\nb", "a\r"):
+        with pytest.raises(DataError, match="the document id .* has a tab or a line end"):
+            write_tsv(whole, [*ids[:-1], wrong], io.StringIO())
+        with pytest.raises(DataError, match="the label id .* has a tab or a line end"):
+            write_tsv(Predictions(whole.indices, whole.scores, ["l", "m", wrong], ["", "", ""]), ids, io.StringIO())
+
+
 def test_predictions_written_as_tsv_are_read(tmp_path):
     predictions = Predictions(
         np.array([[2, 0], [1, -1], [0, 2]]),
@@ -177,8 +244,14 @@ def test_run_refusals(tmp_path):
         ("q2\td1\n", "line 1: expected document, label and score"),
         ("q2\td1\t1\nq2\td2\thigh\n", "line 2: the score must be a number, got 'high'"),
         ("q2\td9\t1\n", "line 1: label 'd9' is not in the data; the nearest"),
-        ("q2\td1\t1\nq2\td1\t2\n", "same label twice"),
-        ("q2\td1\tnan\n", "NaN"),
+        ("q2\td1\t1\nq3\td1\t1\nq2\td1\t2\n", "line 3: document 'q2' has the same label twice: 'd1' is in line 1"),
+        ("q2\td1\tnan\n", "line 1: the score must be a number, got 'nan'"),
+        ("q2\td1\t0.9.\nq2\td2\t1\n", "line 1: the score must be a number, got '0.9.'"),
+        ("q2\td1\t1\nq2\td2\t1e999\n", "line 2: the score must be a number, got '1e999'"),
+        ("q2\td1\t1_0\n", "line 1: the score must be a number, got '1_0'"),
+        ("q2\td1\t\u0661\n", "line 1: the score must be a number"),
+        ("q2\td1\tinf\n", "line 1: the score must be a number, got 'inf'"),
+        ("q2 \td1\t1\n", "none of its documents"),
         ("q7\td1\t1\n", "none of its documents \\('q7'\\) is one to measure on \\('q 1'"),
         ("", "none of its documents"),
     ):
@@ -191,6 +264,11 @@ def test_runs_are_measured(tmp_path, capsys):
     put(tmp_path / "a.run", "q3 Q0 d2 1 9 x\nq3 Q0 d1 2 8 x\nq0 Q0 d3 1 1 x\n")
     assert main(["evaluate", str(tmp_path / "a.run"), str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["P@1"] == 50.0
+    put(tmp_path / "a.pdf", "x")
+    assert main(["evaluate", str(tmp_path / "a.pdf"), str(folder)]) == 1
+    assert (
+        "scores are read from .npz, .txt, .tsv, .run, .trec (text also .gz), not from '.pdf'" in capsys.readouterr().err
+    )
     assert main(["evaluate", str(tmp_path / "none.npz"), str(folder)]) == 1
     assert "none.npz: the file does not exist" in capsys.readouterr().err
 

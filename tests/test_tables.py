@@ -264,3 +264,11 @@ def test_neighbouring_strings_are_not_joined(tmp_path):
 def test_blank_names_are_no_labels(tmp_path):
     data = load(put(tmp_path / "a.jsonl", jsonl([{"text": "a", "labels": ["x", " ", ""]}])))
     assert list(data.labels.ids) == ["x"]
+
+
+def test_the_separator_is_said_with_a_labels_file_too(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "labelspace")
+    put(tmp_path / "train.csv", "text,labels\na,x y|z\nb,z\n")
+    put(tmp_path / "labels.txt", "x y\nz\n")
+    load(tmp_path)
+    assert "labels are separated by '|'" in caplog.text

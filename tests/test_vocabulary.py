@@ -272,3 +272,14 @@ def test_malformed(draw: random.Random, name):
                 assert len(vocabulary(file).labels) > 0
             except LabelspaceError as error:
                 assert "\n" not in str(error)
+
+
+def test_surrogate_pairs_of_turtle_are_joined(tmp_path, caplog):
+    pytest.importorskip("rdflib")
+    put(tmp_path / "train.tsv", "a\t<http://e/1>\nb\t<http://e/2>\n")
+    prefix = "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n"
+    one = r'<http://e/1> a skos:Concept ; skos:prefLabel "\ud83d\ude00 smile"@en .'
+    two = r'<http://e/2> a skos:Concept ; skos:prefLabel "dog \ud800"@en .'
+    put(tmp_path / "vocab.ttl", f"{prefix}{one}\n{two}\n")
+    assert list(load(tmp_path).labels.texts) == ["\U0001f600 smile", "dog \ufffd"]
+    assert "vocab.ttl: 1 halves of surrogate pairs" in caplog.text

@@ -68,6 +68,22 @@ def test_write_tsv():
     ]
 
 
+def test_no_text_stops_a_writer():
+    odd = Predictions(np.array([[0]]), np.array([[0.5]]), ["\u00e9"], ["\ud83d\ude00 \ud800"])
+    for encoding, expected in (("utf-8", "\U0001f600 \ufffd"), ("ascii", "? ?")):
+        for write in (write_table, write_tsv):
+            stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+            write(odd, ["\u00e9"], stream)
+            stream.seek(0)
+            assert expected in stream.read()
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        write_jsonl(odd, ["\u00e9"], None, stream)
+        stream.seek(0)
+        record = json.loads(stream.read())
+        assert record["id"] == record["labels"][0]["id"] == "\u00e9"
+        assert record["labels"][0]["text"] == "\U0001f600 \ud800"
+
+
 def test_writers_refuse_rows_that_do_not_match():
     for write in (
         lambda: write_table(NAMED, IDS[:2], io.StringIO()),

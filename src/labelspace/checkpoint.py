@@ -128,13 +128,19 @@ class Checkpoints:
         Args:
             step: steps taken.
             state: of the run.
+
+        Raises:
+            CheckpointError: it cannot be written, to a full disk say; the one before stays.
         """
         folder = self.folder / f"step-{step}"
-        if not folder.exists():
-            with atomic_folder(folder) as part:
-                tensors = {name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}
-                save_file(tensors, part / "state.safetensors")
-                (part / "state.json").write_text(json.dumps(state.record), encoding="utf-8")
+        try:
+            if not folder.exists():
+                with atomic_folder(folder) as part:
+                    tensors = {name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}
+                    save_file(tensors, part / "state.safetensors")
+                    (part / "state.json").write_text(json.dumps(state.record), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the state after step {step} cannot be written to {folder} ({error})") from error
         self._drop(keep={"lock", "run.json", "log.jsonl", folder.name})
 
     @property

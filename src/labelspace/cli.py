@@ -2,8 +2,8 @@
 ``export``, ``bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage. What the commands do is in `commands`, `memory_commands` and `serving.command`, which are
-loaded when one of them runs.
+plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands`,
+`memory_commands` and `serving.command`, which are loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -206,6 +206,11 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"labelspace: {what}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug or type(error).__name__ != "SafetensorError":  # what it raises instead of OSError, on a full disk say
+            raise
+        print(f"labelspace: a file of weights cannot be written or read: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("labelspace: interrupted", file=sys.stderr)

@@ -15,8 +15,10 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingsError
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -54,7 +56,7 @@ class EncoderSettings:
     base: str = "minilm"
     vocabulary: Literal["phrases", "words", "pieces"] = "phrases"
     max_words: Annotated[int, Field(ge=0)] = 100_000
-    frequency_weight: Annotated[float, Field(ge=0)] = 1e-4
+    frequency_weight: NotNegative = 1e-4
     pooling: Literal["mean", "cls"] | None = None
     projection: Count | None = None
     normalize: bool = True
@@ -64,7 +66,7 @@ class EncoderSettings:
     long_documents: Literal["head", "head+tail", "chunks"] = "head"
     max_chunks: Count = 8
     chunk_size: Count = 16
-    activations_gb: Annotated[float, Field(ge=0)] = 4.0
+    activations_gb: NotNegative = 4.0
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
 
@@ -97,13 +99,13 @@ class FitSettings:
     batch_size: Count = 512
     lr: Positive | None = None
     token_lr_factor: Positive = 5.0
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: NotNegative | None = None
     warmup: Probability = 0.1
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_grad_norm: NotNegative = 1.0
     max_minutes: Positive | None = None
     evaluations: Annotated[int, Field(ge=0)] = 8
     valid_documents: Count = 5000
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    checkpoint_minutes: NotNegative = 5.0
     patience: Annotated[int, Field(ge=0)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     track: Literal["trackio", "wandb"] | None = None
@@ -133,12 +135,12 @@ class MiningSettings:
 
     num_negatives: Count = 2
     mine_from: Probability = 0.1
-    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.15
+    mine_every: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.15
     range_min: Annotated[int, Field(ge=0)] = 0
     range_max: Count = 100
-    max_score: float | None = None
-    absolute_margin: Annotated[float, Field(ge=0)] | None = None
-    relative_margin: Annotated[float, Field(ge=0)] | None = None
+    max_score: Finite | None = None
+    absolute_margin: NotNegative | None = None
+    relative_margin: NotNegative | None = None
 
     def __post_init__(self) -> None:
         if self.range_min >= self.range_max:
@@ -220,7 +222,8 @@ class UnidecSettings(MiningSettings, RunSettings):
         search_weight: share of the dual encoder in the score of both heads; chosen on the validation documents when not
             given.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
-        table_lr: learning rate of the label table.
+        table_lr: learning rate of the label table; when not given, 3e-3 for ``static`` and 1e-3 for a transformer, 0.01
+            with ``adagrad``, and 1e-3 for one-vs-all.
         table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
         table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
@@ -230,9 +233,9 @@ class UnidecSettings(MiningSettings, RunSettings):
     encoder_loss: Loss = "decoupled_softmax"
     classifier_loss: Loss = "decoupled_softmax"
     classifier_labels: Literal["pool", "all"] = "pool"
-    add_bce: Annotated[float, Field(ge=0)] = 0.0
+    add_bce: NotNegative = 0.0
     directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
-    encoder_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
     k: Count = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.0556
@@ -243,7 +246,7 @@ class UnidecSettings(MiningSettings, RunSettings):
     gap: Annotated[int, Field(ge=0)] = 10
     pool: Literal["auto", "some", "all"] = "auto"
     clusters: bool | None = None
-    mine_every: Annotated[float, Field(gt=0, le=1)] = 0.2
+    mine_every: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2
     encoder_dim: Annotated[int, Field(ge=0)] | None = None
     classifier_dim: Annotated[int, Field(ge=0)] | None = None
     identity: bool = True
@@ -251,9 +254,9 @@ class UnidecSettings(MiningSettings, RunSettings):
     head_dropout: Probability | None = None
     table_dropout: Probability | None = None
     classifier_norm: Literal["search", "both", "never"] | None = None
-    search_weight: Annotated[float, Field(ge=0.05, le=0.95)] | None = None
+    search_weight: Annotated[float, Field(ge=0.05, le=0.95, allow_inf_nan=False)] | None = None
     head_lr: Positive | None = None
-    table_lr: Positive = 1e-3
+    table_lr: Positive | None = None
     table_momentum: Probability = 0.0
     table_optimizer: Literal["adamw", "adagrad"] = "adamw"
     table_dtype: Literal["float32", "bf16"] = "float32"

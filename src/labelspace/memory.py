@@ -12,7 +12,11 @@ A memory of label keys alone, scored by similarity, is a dual encoder.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
+TOGETHER = 4
+"""Up to so many queries label keys and document keys are searched at the same time, where both have graphs."""
 FEW, SORTED = 1000, 16
 """Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
 GRAPH_FROM = 10_000
@@ -92,8 +98,8 @@ class Voting:
         for name in ("depth", "label_depth", "document_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
 
@@ -303,9 +309,19 @@ class Memory:
                 silent = ~self.document_keys.voters(chosen)
                 left_out = silent if left_out is None else left_out | silent
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
-        values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
+        beside = None
+        if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
+            beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
         documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        if beside is not None:
+            values, places = beside.result()
+        else:
+            values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
         return Found(values, self._number_of_place[places], *documents)
+
+    def _both_by_graphs(self) -> bool:
+        kinds = (self.label_keys.segments, self.document_keys.segments)
+        return all(any(isinstance(s.index, HnswIndex) for s in segments) for segments in kinds)
 
     def predict(
         self,
@@ -740,6 +756,16 @@ class Memory:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
 
 
+@functools.cache
+def _second_thread() -> ThreadPoolExecutor:
+    """For a search of label keys beside one of document keys: a graph uses one processor for one query."""
+    return ThreadPoolExecutor(1, thread_name_prefix="labelspace-search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_second_thread.cache_clear)  # threads do not survive a fork
+
+
 def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[int, int]) -> sp.csr_array:
     """CSR with 32-bit numbers where they do; SciPy would copy to make them so."""
     small = max(len(indices), *shape) < 2**31
@@ -751,6 +777,11 @@ def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tu
     """The k largest entries of each CSR row, falling, ties by column; entries are distinct within a row."""
     counts = np.diff(indptr)
     n, widest = len(counts), int(counts.max(initial=0))
+    if n == 1 and widest > k:
+        own = values.astype(np.float32)
+        own_numbers, own = (array[own >= np.partition(own, widest - k)[widest - k]] for array in (columns, own))
+        order = np.lexsort((own_numbers, -own))[:k]
+        return own_numbers[order][None].astype(np.int64), own[order][None]
     there = np.arange(widest) < counts[:, None]
     scores = np.full((n, widest), -np.inf, dtype=np.float32)
     numbers = np.full((n, widest), -1, dtype=np.int64)

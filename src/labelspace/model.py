@@ -751,6 +751,8 @@ class Model:
             ResourceError: the document keys would not fit into memory.
         """
         parse_objective(objective)
+        if not 0 <= tolerance <= 100:
+            raise SettingsError(f"tolerance must be from 0 to 100 points, got {tolerance}")
         require_texts(data)
         place = self._numbers_in(data.labels)
         self._remember(data, place, precision, batch_size, vectors)

@@ -6,6 +6,7 @@ the present one, so no document is encoded twice.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .indexes import ExactIndex
+
+logger = logging.getLogger("labelspace")
 
 QUERY_BLOCK = 512
 """Documents whose shortlists are searched at a time."""
@@ -75,6 +78,7 @@ class HardNegatives:
     def __init__(self, targets: sp.csr_array, chosen: Filter, count: int):
         self.targets, self.filter, self.count = targets, chosen, count
         self.index: ExactIndex | None = None
+        self._found: list[npt.NDArray[np.int64]] | None = None
 
     def refresh(self, keys: Tensor) -> None:
         """Search among these keys from now on.
@@ -83,6 +87,28 @@ class HardNegatives:
             keys: (L, D) vectors of all labels, without a graph.
         """
         self.index = ExactIndex(keys)
+        self._found = []
+
+    def outcome(self) -> dict[str, float] | None:
+        """What the first documents after the last refresh found, once; warns where most of them found nothing.
+
+        Returns:
+            ``documents`` looked at, the mean number of ``hard_negatives`` drawn for one, and how many have ``none``;
+            or None where there is nothing new.
+        """
+        found, self._found = self._found, None
+        if not found:
+            return None
+        counts = np.concatenate(found)
+        none = int((counts == 0).sum())
+        if 2 * none > len(counts):
+            logger.warning(
+                "%d of %d documents have no hard negative that range_min, max_score and the margins allow; loosen them",
+                none,
+                len(counts),
+            )
+        mean = float(np.minimum(counts, self.count).mean())
+        return {"documents": len(counts), "hard_negatives": mean, "none": none}
 
     def state(self) -> dict[str, Tensor]:
         """The keys, for a checkpoint."""
@@ -95,6 +121,7 @@ class HardNegatives:
             state: tensors by name.
         """
         self.index = ExactIndex(state["keys"]) if "keys" in state else None
+        self._found = []
 
     def draw(
         self, rows: npt.NDArray[np.int64], queries: Tensor, rng: np.random.Generator
@@ -115,6 +142,8 @@ class HardNegatives:
         true = labels < 0
         rank = np.cumsum(~true, axis=1) - 1
         allowed = ~true & self.filter.allowed(scores, positive, rank)
+        if self._found is not None and not self._found:
+            self._found.append(allowed.sum(axis=1))
         # the smallest random numbers among the allowed candidates are a uniform draw without replacement
         lots = np.where(allowed, rng.random(labels.shape), np.inf)
         count = min(self.count, labels.shape[1])
@@ -140,6 +169,8 @@ class HardNegatives:
             labels, scores, positive = self.shortlist(rows[part], queries[part])
             true = labels < 0
             allowed = ~true & self.filter.allowed(scores, positive, np.cumsum(~true, axis=1) - 1)
+            if self._found is not None:
+                self._found.append(allowed.sum(axis=1))
             first = np.argsort(~allowed, axis=1, kind="stable")[:, :count]
             best = np.take_along_axis(np.where(allowed, labels, -1), first, axis=1)
             found[part, : best.shape[1]] = best

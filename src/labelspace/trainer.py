@@ -52,6 +52,7 @@ class Refresh:
         run: makes it.
         state: what it made, by name, for a checkpoint.
         restore: puts back what `state` gave.
+        outcome: asked after the next step: figures for the log of what was made, or None.
     """
 
     first: float
@@ -59,6 +60,7 @@ class Refresh:
     run: Callable[[], None]
     state: Callable[[], dict[str, Tensor]]
     restore: Callable[[dict[str, Tensor]], None]
+    outcome: Callable[[], dict[str, float] | None] = lambda: None
 
 
 @dataclass
@@ -285,6 +287,7 @@ def fit(
                             optimizer.zero_grad(set_to_none=True)
                         report.steps += 1
                         run.random = _random_states()
+                        run.log_refresh()
                     bar.update()
                     texts, loss_sum, loss_count = texts + len(batch.rows), loss_sum + value, loss_count + 1
                     now = time.monotonic()
@@ -344,7 +347,7 @@ class _Run:
         self.progress, self.resumed = 0.0, False
         self.bad_evaluations, self.evaluated_at, self.passed = 0, -1, 0
         self.evaluations = settings.evaluations
-        self.refresh_due = refresh.first if refresh else math.inf
+        self.refresh_due, self.refreshed = refresh.first if refresh else math.inf, False
         self.saved = time.monotonic()
 
     def begin(self) -> None:
@@ -374,6 +377,7 @@ class _Run:
             begun = time.monotonic()
             self.refresh.run()
             with self.signals.deferred():
+                self.refreshed = True
                 every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
                 while self.refresh_due <= self.progress:
                     self.refresh_due += every
@@ -382,6 +386,13 @@ class _Run:
             self.save()
             busy = True
         return busy
+
+    def log_refresh(self) -> None:
+        """Record what the last refresh brought, after the step that followed it."""
+        outcome = self.refresh.outcome() if self.refresh is not None and self.refreshed else None
+        self.refreshed = False
+        if outcome is not None:
+            self.log.write(event="refresh", step=self.report.steps, **outcome)
 
     def _evaluation_is_due(self) -> bool:
         """Whether one of the points that cut the run into equal parts was passed since the last evaluation."""
@@ -429,9 +440,12 @@ class _Run:
         self.log.write(event="end", step=report.steps, stopped=report.stopped, best_step=report.best_step)
 
     def save(self) -> None:
-        """Write the state, if it is to be kept anywhere."""
+        """Write the state, if it is to be kept anywhere; a run goes on where that fails."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self.report.steps, self.state())
+            try:
+                self.checkpoints.save(self.report.steps, self.state())
+            except CheckpointError as error:
+                logger.warning("%s; going on, with the state before it if there is one", error)
         self.saved = time.monotonic()
 
     def state(self) -> State:
@@ -446,6 +460,7 @@ class _Run:
                 "evaluations": self.evaluations,
                 "passed": self.passed,
                 "refresh_due": self.refresh_due if self.refresh else None,
+                "refreshed": self.refreshed,
                 "evaluation_seconds": self.schedule.evaluation_seconds,
                 "elapsed": now - self.started,
                 "loop_seconds": now - self.schedule.begun,
@@ -491,7 +506,7 @@ class _Run:
                     optimizer.state[parameter] = values
         if self.refresh is not None:
             self.refresh.restore(state.part("refresh."))
-            self.refresh_due = record["refresh_due"]
+            self.refresh_due, self.refreshed = record["refresh_due"], record.get("refreshed", False)
         self.random = state.part("random.")
         _set_random_states(self.random)
         vars(self.report).update(record["report"], stopped="finished")

@@ -23,7 +23,7 @@ from . import formats
 from .formats import annif, features, lf, table
 from .formats.corpus import ReadSettings, given_id
 from .formats.parquet import ParquetRows
-from .formats.text import TextFiles, listed, plain_lines, text_value
+from .formats.text import Halves, TextFiles, listed, plain_lines, text_value
 
 T = TypeVar("T")
 
@@ -102,6 +102,7 @@ def load(
     name = record.get("name", path.resolve().name)
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem
+    name = Halves().mend(name)  # of a folder whose name is not UTF-8
     _check_hold_out(valid_fraction, valid_max)
     splits, format = formats.read(path, name, settings, format or record.get("format"))
     if "texts" in record:

@@ -170,6 +170,8 @@ def _write(data: Dataset, folder: Path, to: str) -> None:
                 stream.writelines(lines)
     columns = {"uid" if to == "lf" else "id": data.labels.ids}
     columns |= _text_columns(data.labels.texts, data.labels.parts if label_fields else None, to)
+    if to == "csv" and any(row == tuple(columns) for row in zip(*columns.values(), strict=True)):
+        columns["row"] = map(str, range(len(data.labels)))  # a label "id" with the text "text" looks like the header
     write(folder / f"{stems['labels']}{suffix}", columns)
 
     record = {"labelspace": __version__, "name": data.name, "format": "lf" if to == "lf" else "table"}

@@ -15,6 +15,10 @@ from ..errors import DataError
 Array = npt.NDArray[Any]
 
 
+class _NotReal(Exception):
+    """A whole matrix, but not one of real numbers."""
+
+
 def read_npz(path: Path, wide: bool = False) -> sp.csr_array:
     """A sparse matrix that SciPy saved, as CSR with sorted rows; damaged and foreign files are refused.
 
@@ -23,7 +27,8 @@ def read_npz(path: Path, wide: bool = False) -> sp.csr_array:
     Args:
         path: the ``.npz`` file; pickled content is never loaded. The four arrays of a CSR matrix without the name of
             the format, as some tools write them, will do.
-        wide: keep values that float32 would round as float64; otherwise all become float32.
+        wide: keep values that float32 would round as float64, and those of an array that float64 would round as they
+            are; otherwise all become float32.
     """
     try:
         with warnings.catch_warnings():
@@ -32,6 +37,8 @@ def read_npz(path: Path, wide: bool = False) -> sp.csr_array:
                 return _to_csr({name: np.asarray(arrays[name]) for name in arrays.files}, wide)
     except FileNotFoundError:
         raise DataError("the file does not exist", path) from None
+    except _NotReal as error:
+        raise DataError(str(error), path) from None
     except Exception as error:  # zip, zlib, header and shape errors of many types: all mean an unusable file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"this is not a whole SciPy sparse matrix ({reason}); fetch or write it again", path) from None
@@ -43,10 +50,14 @@ def _to_csr(arrays: dict[str, Array], wide: bool) -> sp.csr_array:
     shape, given = _whole(arrays["shape"]), arrays["data"]
     if shape.shape != (2,):
         raise ValueError("the shape is not two numbers")
-    if given.dtype.kind not in "buif" or given.ndim != (3 if kind == "bsr" else 1):
+    if given.dtype.kind == "c":
+        raise _NotReal(f"the values are complex ({given.dtype}); real numbers are needed")
+    if given.dtype.kind not in "buif" or given.ndim != {"bsr": 3, "dia": 2}.get(kind, 1):
         raise ValueError(f"{given.ndim}-dimensional values of type {given.dtype}")
     rounds = np.result_type(given.dtype, np.float32) != np.float32
     data = given.astype(np.float64 if wide and rounds else np.float32, copy=False)
+    if wide and _rounds_in_float64(given):
+        data = given
     if (np.isinf(data) & np.isfinite(given)).any():
         raise ValueError("a value is too large")
     n_rows, n_columns = shape.tolist()
@@ -61,6 +72,14 @@ def _to_csr(arrays: dict[str, Array], wide: bool) -> sp.csr_array:
     matrix = sp.csr_array((data, columns, starts), shape=(n_rows, n_columns))
     matrix.sort_indices()
     return matrix
+
+
+def _rounds_in_float64(values: Array) -> bool:
+    if values.dtype.kind == "f":
+        return values.dtype.itemsize > 8 and bool((values.astype(np.float64) != values).any())
+    if values.dtype.kind == "b" or values.dtype.itemsize < 8 or not values.size:
+        return False
+    return int(values.max()) > 2**53 or int(values.min()) < -(2**53)
 
 
 def _entries(
@@ -81,9 +100,17 @@ def _entries(
             raise ValueError("the blocks do not fit the shape")
         columns, starts = _compressed(arrays, len(data), n_rows // height, n_columns // width)
         rows = np.repeat(np.arange(n_rows // height), np.diff(starts))
-        block, row, column = np.nonzero(data[: starts[-1]])
-        return rows[block] * height + row, columns[block] * width + column, data[block, row, column]
-    raise ValueError(f"its format is {kind!r}, not csr, csc, coo or bsr")
+        block, row, column = map(np.ravel, np.indices((len(rows), height, width)))
+        return rows[block] * height + row, columns[block] * width + column, data[: starts[-1]].ravel()
+    if kind == "dia":
+        offsets = arrays["offsets"]
+        if offsets.dtype.kind not in "iu" or offsets.shape != (len(data),) or len(np.unique(offsets)) < len(data):
+            raise ValueError("not an offset for each diagonal")
+        diagonal, columns = np.nonzero(data)  # zeros fill its ends, so none of them is an entry
+        rows = columns - offsets.astype(np.int64)[diagonal]
+        inside = (rows >= 0) & (rows < n_rows) & (columns < n_columns)
+        return rows[inside], columns[inside], data[diagonal[inside], columns[inside]]
+    raise ValueError(f"its format is {kind!r}, not csr, csc, coo, bsr or dia")
 
 
 def _compressed(

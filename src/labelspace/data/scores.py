@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from ..errors import DataError
 from ..files import atomic_file
 from ..types import Labels, Predictions
+from .formats.columns import triples
 from .formats.labels import LabelNames
 from .formats.sparse import header_numbers, read_sparse_text
 from .formats.table import suffix
@@ -62,10 +63,11 @@ def load_scores(
 ) -> Predictions:
     """Read the scores of any tool: rows descending by score, equal scores by label number, padded with -1 and -inf.
 
-    A matrix (n, L), whose stored zeros are predictions, is a ``.npz`` of SciPy, of any format and type of numbers, or
-    a text file with a first line "rows columns" and then ``label:score label:score``. A run file names document, label
-    and score in a line, or has the six columns of TREC, or those that ``write_tsv`` writes; any order of lines will
-    do, and documents that it does not name have no predictions. Text files may be gzip.
+    A matrix (n, L), whose stored zeros are predictions, is a ``.npz`` of SciPy, of any format and type of real numbers,
+    or a text file with a first line "rows columns" and then ``label:score label:score``. Scores that float64 would
+    round, such as whole numbers beyond 2^53, become their ranks. A run file has a header that names document, label and
+    score, or without one these three in this order, or the six columns of TREC, or those that ``write_tsv`` writes; any
+    order of lines will do, and documents that it does not name have no predictions. Text files may be gzip.
 
     Args:
         path: the file.
@@ -75,13 +77,16 @@ def load_scores(
         label_ids: the L ids that a run file may name.
 
     Raises:
-        DataError: a damaged file, other documents or labels than expected, scores that are not numbers, or a label
-            twice in a row.
+        DataError: a damaged file, other documents or labels than expected, scores that are not finite numbers, or a
+            label twice in a row.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError("the file does not exist", path)
-    if suffix(path) == ".npz":
+    kind = suffix(path)
+    if kind not in (*SUFFIXES, ""):
+        raise DataError(f"scores are read from {', '.join(SUFFIXES)} (text also .gz), not from {kind!r}", path)
+    if kind == ".npz":
         matrix = read_npz(path, wide=True)
     elif header_numbers(TextFiles().read(path, lambda stream: next(plain_lines(stream), "")), 2) is not None:
         matrix = _read_text(path)
@@ -93,9 +98,15 @@ def load_scores(
         raise DataError(f"it scores {matrix.shape[1]} labels, but the data has {n_labels}", path)
     if ids is not None and matrix.shape[0] != len(ids):
         raise DataError(f"it has scores of {matrix.shape[0]} documents, but there are {len(ids)} to measure on", path)
-    if np.isnan(matrix.data).any():
-        raise DataError("some scores are not numbers (NaN)", path)
+    wrong = np.flatnonzero(~np.isfinite(matrix.data))
+    if len(wrong):
+        row = int(np.searchsorted(matrix.indptr, wrong[0], side="right")) - 1
+        where = f"row {row} (from 0), label {int(matrix.indices[wrong[0]])}"
+        raise DataError(f"a score is {float(matrix.data[wrong[0]])} ({where}); scores must be finite numbers", path)
     _check_distinct(matrix, path)
+    if matrix.dtype not in (np.float32, np.float64):
+        logger.warning("%s: float64 would round its scores (%s), so their ranks stand for them", path, matrix.dtype)
+        matrix.data = np.unique(matrix.data, return_inverse=True)[1].astype(np.float64)
     counts = np.diff(matrix.indptr).astype(np.int64)
     rows = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = np.lexsort((np.negative(matrix.data), rows))  # stable, so equal scores stay in label order
@@ -111,10 +122,22 @@ def load_scores(
     return Predictions(indices, scores)
 
 
+def _repeated(matrix: sp.csr_array) -> tuple[int, int, int] | None:
+    """Place, row and column of the first entry that is there twice, or None; columns must be sorted already."""
+    if matrix.has_canonical_format:
+        return None
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    same = (rows[1:] == rows[:-1]) & (matrix.indices[1:] == matrix.indices[:-1])
+    place = int(np.flatnonzero(same)[0]) + 1
+    return place, int(rows[place]), int(matrix.indices[place])
+
+
 def _check_distinct(matrix: sp.csr_array, path: Path | None) -> None:
-    """Columns must be sorted already."""
-    if not matrix.has_canonical_format:
-        raise DataError("a row predicts the same label twice", path)
+    """Columns must be sorted already; of text the first row is in line 2."""
+    if (found := _repeated(matrix)) is not None:
+        _, row, number = found
+        line = row + 2 if path is not None and suffix(path) != ".npz" else None
+        raise DataError(f"row {row} (from 0) predicts the same label twice, number {number}", path, line)
 
 
 def _read_text(path: Path) -> sp.csr_array:
@@ -132,39 +155,32 @@ def _read_text(path: Path) -> sp.csr_array:
 
 # Run files
 
+LAYOUTS = {
+    3: (0, 1, 2),
+    5: (0, 2, 4),  # id, rank, label_id, label, score
+    6: (0, 2, 4),  # document, Q0, label, rank, score, name of the run
+}
+
 
 def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.csr_array:
     numbers = {identifier: row for row, identifier in enumerate(ids)}
     names = LabelNames(Labels(label_ids, label_ids), range(len(label_ids)), Path("the data"))
+    wanted = "document, label and score, or TREC's six columns"
 
-    def parse(stream: TextIO) -> tuple[array[int], array[int], array[float], set[str]]:
-        rows, labels, scores = array("q"), array("q"), array("d")
+    def parse(stream: TextIO) -> tuple[array[int], array[int], array[float], array[int], set[str]]:
+        rows, labels, scores, lines = array("q"), array("q"), array("d"), array("q")
         others: set[str] = set()
-        for line, row in enumerate(plain_lines(stream), start=1):
-            if not row.strip():
-                continue
-            found = _run_columns(row)
-            if found is None:
-                raise DataError(
-                    f"expected document, label and score, or TREC's six columns, got {row[:60]!r}", path, line
-                )
-            document, label, written = found
-            try:
-                score = float(written)
-            except ValueError:
-                if line == 1:
-                    continue  # a header
-                raise DataError(f"the score must be a number, got {written[:60]!r}", path, line) from None
+        for line, document, label, score in triples(stream, path, _run_cells, LAYOUTS, wanted):
             if document not in numbers:
                 others.add(document)
                 continue
             rows.append(numbers[document])
             labels.append(names.number(label, path, line))
             scores.append(score)
-        return rows, labels, scores, others
+            lines.append(line)
+        return rows, labels, scores, lines, others
 
-    rows, labels, scores, others = TextFiles().read(path, parse)
-    shape = (len(ids), len(label_ids))
+    rows, labels, scores, lines, others = TextFiles().read(path, parse)
     if not rows:
         shown = ", ".join(map(repr, sorted(others)[:3])) or "none"
         raise DataError(f"none of its documents ({shown}) is one to measure on ({ids[0]!r}, for example)", path)
@@ -177,20 +193,16 @@ def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.cs
         )
     order = np.lexsort((np.asarray(labels), np.asarray(rows)))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(np.asarray(rows), minlength=len(ids)))])
-    return sp.csr_array((np.asarray(scores)[order], np.asarray(labels)[order], indptr), shape=shape)
+    shape = (len(ids), len(label_ids))
+    matrix = sp.csr_array((np.asarray(scores)[order], np.asarray(labels)[order], indptr), shape=shape)
+    if (found := _repeated(matrix)) is not None:
+        place, row, number = found
+        first, again = sorted(np.asarray(lines)[order][place - 1 : place + 1].tolist())
+        message = f"document {ids[row]!r} has the same label twice: {label_ids[number]!r} is in line {first} already"
+        raise DataError(message, path, again)
+    return matrix
 
 
-def _run_columns(row: str) -> tuple[str, str, str] | None:
-    """Document, label and score of a line, or None."""
-    cells = [cell.strip() for cell in row.split("\t")]
-    if len(cells) == 1:
-        cells = row.split()
-    match len(cells):
-        case 3:
-            return cells[0], cells[1], cells[2]
-        case 5:  # id, rank, label_id, label, score
-            return cells[0], cells[2], cells[4]
-        case 6:  # document, Q0, label, rank, score, name of the run
-            return cells[0], cells[2], cells[4]
-        case _:
-            return None
+def _run_cells(row: str) -> list[str]:
+    """Cells apart by tabs, as they are, or else by blanks."""
+    return row.split("\t") if "\t" in row else row.split()

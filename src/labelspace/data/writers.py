@@ -32,11 +32,11 @@ def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) ->
     """
     _check_rows(predictions, ids)
     for row, identifier in enumerate(ids):
-        stream.write(f"{_one_line(identifier)}\n")
+        _write(stream, f"{_one_line(identifier)}\n")
         for rank, (label_id, text, score) in enumerate(predictions.named(row)):
             name = _one_line(text)
             shown = f"{name}  [{_one_line(label_id)}]" if name and name != label_id else _one_line(label_id)
-            stream.write(f"  {score:8.4f}  {shown}\n")
+            _write(stream, f"  {score:8.4f}  {shown}\n")
             if predictions.reasons is not None:
                 _write_reasons(predictions.reasons[row][rank], stream)
 
@@ -45,7 +45,7 @@ def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
     for reason in reasons[:SHOWN_REASONS]:
         text = textwrap.shorten(reason.text, SHOWN_WIDTH, placeholder="...")
         where = f"{reason.kind} {_one_line(reason.id)}, similarity {reason.similarity:.3f}"
-        stream.write(f"            {reason.share:8.4f}  {text}  ({where})\n")
+        _write(stream, f"            {reason.share:8.4f}  {text}  ({where})\n")
     if len(reasons) > SHOWN_REASONS:
         rest = reasons[SHOWN_REASONS:]
         stream.write(
@@ -66,7 +66,10 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
         stream: open text.
     """
     for record in _records(predictions, ids, texts):
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except UnicodeEncodeError:
+            stream.write(json.dumps(record) + "\n")
 
 
 def _records(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None) -> Iterator[dict[str, object]]:
@@ -132,24 +135,45 @@ class ParquetPredictions:
 
 
 def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO, header: bool = True) -> None:
-    """Write a line per label with the columns id, rank, label_id, label, score; tabs in names become spaces.
+    """Write a line per label with the columns id, rank, label_id, label, score; tabs in texts of labels become spaces.
 
-    Where there are probabilities they are one more column, ``probability``.
+    Where there are probabilities they are one more column, ``probability``. `load_scores` reads it back.
 
     Args:
         predictions: n rows.
         ids: n document ids.
         stream: open text.
         header: whether the first line names the columns.
+
+    Raises:
+        DataError: an id with a tab or a line end in it.
     """
     _check_rows(predictions, ids)
     more = "" if predictions.probabilities is None else "\tprobability"
+    for identifier in ids:
+        _check_id(identifier, "document")
     if header:
         stream.write(f"id\trank\tlabel_id\tlabel\tscore{more}\n")
     for row, identifier in enumerate(ids):
         for rank, (label_id, text, *numbers) in enumerate(_entries(predictions, row), start=1):
-            names = map(_one_line, (identifier, str(rank), label_id, text))
-            stream.write("\t".join([*names, *map(str, numbers)]) + "\n")
+            _check_id(label_id, "label")
+            cells = (identifier, rank, label_id, _one_line(text), *numbers)
+            _write(stream, "\t".join(map(str, cells)) + "\n")
+
+
+def _check_id(identifier: str, what: str) -> None:
+    if any(mark in identifier for mark in "\t\n\r"):
+        raise DataError(f"the {what} id {identifier[:80]!r} has a tab or a line end, which TSV cannot hold; take jsonl")
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Write a line; what the stream's encoding cannot hold becomes a question mark."""
+    try:
+        stream.write(line)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "utf-8"
+        whole = line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        stream.write(whole.encode(encoding, "replace").decode(encoding))
 
 
 def _entries(predictions: Predictions, row: int) -> Iterator[tuple[Any, ...]]:

@@ -25,6 +25,8 @@ PROBES = 200
 """Keys whose neighbourhoods are compared with the exact ones when an index is built."""
 BLOCK = 16_384
 """Keys added between two steps of a progress bar."""
+FEW = 4
+"""Up to so many queries the best are scored again by NumPy, whose calls cost less than those of torch."""
 DEEP = 64
 """Candidate lists longer than a list of 1,024 and than one in so many keys cost more than looking at every key."""
 
@@ -147,6 +149,11 @@ class HnswIndex:
         values, numbers = self.graph.search(queries.float().cpu().numpy(), k, params=search)
         astray = numbers.min(axis=1, initial=0) < 0  # the graph led to fewer than k
         if self.keys.dtype == torch.bfloat16:  # the graph has the same numbers and multiplies them in float32
+            order = np.lexsort((numbers, -values), axis=1)
+            values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
+        elif len(queries) <= FEW and self.keys.device.type == "cpu":
+            keys, asked = self.keys.detach().numpy(), queries.numpy()
+            values = np.stack([keys[np.maximum(near, 0)] @ query for near, query in zip(numbers, asked, strict=True)])
             order = np.lexsort((numbers, -values), axis=1)
             values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
         else:

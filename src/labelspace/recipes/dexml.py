@@ -154,6 +154,7 @@ def train(
             run=lambda: hard.refresh(label_keys.now()),
             state=hard.state,
             restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
+            outcome=hard.outcome,
         )
     log = open_log(checkpoints, state, settings)
     try:

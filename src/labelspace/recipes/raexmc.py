@@ -247,6 +247,7 @@ class _Contrast:
             run=lambda: self.negatives.refresh(self.label_keys.now()),
             state=self.negatives.state,
             restore=lambda kept: self.negatives.restore({name: x.to(device) for name, x in kept.items()}),
+            outcome=self.negatives.outcome,
         )
 
 

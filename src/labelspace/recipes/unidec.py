@@ -185,7 +185,14 @@ def train(
 
     refresh = None
     if renewal.needed:
-        refresh = Refresh(settings.mine_from, settings.mine_every, renewal.run, renewal.state, renewal.restore)
+        refresh = Refresh(
+            settings.mine_from,
+            settings.mine_every,
+            renewal.run,
+            renewal.state,
+            renewal.restore,
+            renewal.negatives.outcome,
+        )
     log = open_log(checkpoints, state, settings)
     try:
         with stop_signals() as signals:
@@ -291,6 +298,7 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
     if pool == "auto":
         pool = "all" if static and size <= MOST_IN_POOL else "some"
     never = every or settings.classifier_loss == "bce"
+    rate = 0.01 if settings.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
     return dataclasses.replace(
         settings,
         pool=pool,
@@ -303,6 +311,7 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
         head_dropout=dropout if settings.head_dropout is None else settings.head_dropout,
         table_dropout=dropout if settings.table_dropout is None else settings.table_dropout,
         head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
+        table_lr=settings.table_lr or (1e-3 if every else rate),
     )
 
 
@@ -563,21 +572,22 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
         settings: of the run, every value decided.
     """
     decay = settings.weight_decay or 0.0
+    rate = settings.table_lr or 0.0
     found = optimizers_of(module.encoder, settings)
     if list(module.heads.parameters()):
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
     if isinstance(module.table, OneVsAll):
-        found.append(OneVsAllSGD(module.table, settings.table_lr, decay, settings.table_momentum, seed=settings.seed))
+        found.append(OneVsAllSGD(module.table, rate, decay, settings.table_momentum, seed=settings.seed))
     elif all_at_once(settings):
         fused = module.table.weight.device.type in ("cpu", "cuda")
-        found.append(torch.optim.AdamW(module.table.parameters(), settings.table_lr, weight_decay=decay, fused=fused))
+        found.append(torch.optim.AdamW(module.table.parameters(), rate, weight_decay=decay, fused=fused))
     elif settings.table_optimizer == "adagrad":
-        found.append(RowAdagrad(module.table.parameters(), settings.table_lr, weight_decay=decay, seed=settings.seed))
+        found.append(RowAdagrad(module.table.parameters(), rate, weight_decay=decay, seed=settings.seed))
     else:
         found.append(
             RowAdamW(
                 module.table.parameters(),
-                settings.table_lr,
+                rate,
                 weight_decay=decay,
                 decay_by="touches" if module.encoder.row_sparse else "steps",
                 seed=settings.seed,

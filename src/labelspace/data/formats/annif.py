@@ -299,7 +299,8 @@ def _read_folder(files: TextFiles, folder: Path, names: ConceptNames, unread: di
 
 def _json_object(content: str, path: Path) -> dict[str, Any]:
     try:
-        found = list(json_lines([json.dumps(json.loads(content))], path))
+        json.loads(content)
+        found = list(json_lines([content.replace("\n", " ").replace("\r", " ")], path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"the file is not JSON ({str(error).partition(chr(10))[0]})", path) from None
     return found[0][1]

@@ -1,9 +1,10 @@
 """Retrieval data in the layout of BEIR: the corpus holds the labels, the queries are the documents.
 
 ``corpus.jsonl`` with ``_id``, ``title``, ``text``; ``queries.jsonl`` with ``_id``, ``text``; and for each split a file
-``qrels/train.tsv``, ``qrels/dev.tsv``, ``qrels/test.tsv`` with a header and the columns ``query-id``, ``corpus-id``,
-``score``. A score above 0 is a label, its relevance the score in parts of the highest one; a score of 0 or below
-is none. A split has the queries that its file names, in the order of ``queries.jsonl``.
+``qrels/train.tsv``, ``qrels/dev.tsv``, ``qrels/test.tsv`` with the columns ``query-id``, ``corpus-id``, ``score``, in
+this order unless a header names them in another. A score above 0 is a label, its relevance the score in parts of the
+highest one; a score of 0 or below is none. A split has the queries that its file names, in the order of
+``queries.jsonl``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import numpy.typing as npt
 
 from ...errors import DataError, SettingsError
 from ...types import Corpus, Labels
+from .columns import triples
 from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
 from .filters import find_pairs
 from .labels import LabelNames
 from .lf import FIELDS, record_text
-from .text import TextFiles, json_lines, listed, plain_lines, text_value
+from .text import TextFiles, json_lines, listed, text_value
 
 logger = logging.getLogger("labelspace.data")
 
@@ -167,34 +169,15 @@ def _read_qrels(
     stream: TextIO, path: Path, numbers: Mapping[str, int], queries: Path, names: LabelNames
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Row of the query, number of the label and score of each line."""
-    asked, wanted, scores = array("q"), array("q"), array("d")
-    for line, row in enumerate(plain_lines(stream), start=1):
-        if not row.strip():
-            continue
-        cells = row.split("\t")
-        if len(cells) != 3:
-            raise DataError(f"expected query-id, corpus-id and score with tabs between, got {row[:60]!r}", path, line)
-        query, label, score = map(str.strip, cells)
-        value = _number(score)
-        if line == 1:
-            if value is not None:
-                raise DataError("the first line must be the header query-id, corpus-id, score", path, line)
-            continue
-        if value is None:
-            raise DataError(f"the score must be a number, got {score[:60]!r}", path, line)
+    asked, named, scores = array("q"), array("q"), array("d")
+    wanted = "query-id, corpus-id and score with tabs between"
+    for line, *cells, value in triples(stream, path, lambda row: row.split("\t"), {3: (0, 1, 2)}, wanted):
+        query, label = map(str.strip, cells)
         if query not in numbers:
             raise DataError(f"the query {query[:80]!r} is not in {queries}", path, line)
         asked.append(numbers[query])
-        wanted.append(names.number(label, path, line))
+        named.append(names.number(label, path, line))
         scores.append(value)
     if not asked:
         raise DataError("the file has no judgements", path)
-    return np.asarray(asked), np.asarray(wanted), np.asarray(scores)
-
-
-def _number(score: str) -> float | None:
-    try:
-        value = float(score)
-    except ValueError:
-        return None
-    return value if abs(value) < float("inf") else None
+    return np.asarray(asked), np.asarray(named), np.asarray(scores)

@@ -13,13 +13,16 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
-
-from .text import without_lone_surrogates
+from math import inf, isfinite
 
 LISTS = "[]"
 
 _NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
-_DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+"""A number without a sign, as every file of text spells it."""
+
+_DECIMAL = re.compile(DECIMAL, re.ASCII)
+_SIGNED = re.compile(f"[+-]?{DECIMAL}", re.ASCII)
 _ZERO = 2.0**-150  # and what is below are 0 in float32
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
 _PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL | re.ASCII)
@@ -62,6 +65,16 @@ def _known_share(cells: Sequence[str], separator: str, knows: Callable[[str], bo
     return sum(map(knows, parts)) / len(parts) if parts else 0.0
 
 
+def number(text: str) -> float | None:
+    """A decimal number in ASCII digits, or None; so are spellings of infinity, of no number, and what is too large.
+
+    Args:
+        text: as written, without blanks around it.
+    """
+    value = float(text) if _SIGNED.fullmatch(text) else inf
+    return value if isfinite(value) else None
+
+
 def split_labels(cell: str, separator: str) -> list[str]:
     """The labels of one cell, stripped, without empty ones.
 
@@ -99,7 +112,7 @@ def _list_of_names(cell: str) -> list[str]:
         found = _python_list(cell)
     if not isinstance(found, list) or any(isinstance(part, bool) or not isinstance(part, str | int) for part in found):
         raise ValueError(f"expected a list of labels, got {cell[:60]!r}")
-    return [without_lone_surrogates(str(part)) for part in found]
+    return [str(part) for part in found]
 
 
 def _python_list(cell: str) -> list[str | int] | None:

@@ -28,6 +28,7 @@ from ...errors import DataError
 from ...machine import require_memory
 from ...types import Corpus, Labels
 from . import xc
+from .cells import DECIMAL
 from .corpus import ReadSettings, Splits, build_targets
 from .filters import find_pairs
 from .sparse import header_numbers, pad
@@ -50,8 +51,10 @@ LOOKED_FOR = (
     "train.txt with a first line 'documents features labels', trn_X_Y.txt, or Y.trn.npz (and the same for test)"
 )
 
-_PAIR = r"\d+:[-+]?[\d.]+(?:[eE][-+]?\d+)?"
-_ROW = re.compile(rf"(\d+(?:,\d+)*)?(?:(?:^|\s+)({_PAIR}(?:\s+{_PAIR})*))?\s*", re.ASCII)
+_PAIR = rf"\d+:[+-]?{DECIMAL}"
+_PAIRS = rf"{_PAIR}(?:\s+{_PAIR})*"
+_ROW = re.compile(rf"(\d+(?:,\d+)*)?(?:(?:^|\s+)({_PAIRS}))?\s*", re.ASCII)
+_FEATURES = re.compile(rf"\s*(?:{_PAIRS})?\s*", re.ASCII)
 _INDEX = re.compile(r"(\d+):", re.ASCII)
 
 
@@ -161,7 +164,7 @@ def _read_truth(files: TextFiles, folder: Path, split: str, path: Path) -> sp.cs
 
 
 def _rows_of(files: TextFiles, path: Path) -> int:
-    """How many rows a file of features says it has."""
+    """How many rows a file of features says it has; of text, once its lines are checked."""
     if path.suffix == ".npz":
         try:
             with np.load(path) as arrays:  # loads no pickle
@@ -169,11 +172,34 @@ def _rows_of(files: TextFiles, path: Path) -> int:
         except Exception as error:  # zip, header and shape errors of many types: all mean an unusable file
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(f"this is not a whole SciPy sparse matrix ({reason}); fetch it again", path) from None
-    header = files.read(path, lambda stream: next(plain_lines(stream), ""))
-    shape = header_numbers(header, 2)
-    if shape is None:
-        raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
-    return shape[0]
+
+    def check(stream: TextIO) -> int:
+        lines = plain_lines(stream)
+        header = next(lines, "")
+        shape = header_numbers(header, 2)
+        if shape is None:
+            raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
+        counts = array("q")
+        for line, row in enumerate(lines, start=2):
+            if _FEATURES.fullmatch(row) is None:
+                raise DataError(f"expected 'feature:value feature:value', got {row[:60]!r}", path, line)
+            counts.append(_check_features(row, shape[1], path, line))
+        pad(counts, shape[0], path)
+        return shape[0]
+
+    return files.read(path, check)
+
+
+def _check_features(features: str, n_features: int, path: Path, line: int) -> int:
+    """How many they are."""
+    found = _INDEX.findall(features)
+    try:
+        highest = max(map(int, found), default=-1)
+    except ValueError:  # thousands of digits
+        raise DataError(f"a number is too large in {features[:60]!r}", path, line) from None
+    if highest >= n_features:
+        raise DataError(f"feature number {highest} is not one of 0 to {n_features - 1}", path, line)
+    return len(found)
 
 
 def _read_old(files: TextFiles, path: Path) -> sp.csr_array:
@@ -196,14 +222,11 @@ def _read_old(files: TextFiles, path: Path) -> sp.csr_array:
             row = _ROW.fullmatch(line)
             if row is None:
                 raise DataError(f"expected 'label,label feature:value feature:value', got {line[:60]!r}", path, number)
-            labels, features = row[1], row[2]
             try:
-                highest = max(map(int, _INDEX.findall(features))) if features else -1
-                new = array("q", map(int, labels.split(","))) if labels else array("q")
+                new = array("q", map(int, row[1].split(","))) if row[1] else array("q")
             except (ValueError, OverflowError):
                 raise DataError(f"a number is too large in {line[:60]!r}", path, number) from None
-            if highest >= n_features:
-                raise DataError(f"feature number {highest} is not one of 0 to {n_features - 1}", path, number)
+            _check_features(row[2] or "", n_features, path, number)
             columns.extend(new)
             counts.append(len(new))
         pad(counts, n_rows, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, MissingExtraError
+from .text import Halves
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -96,7 +97,7 @@ class ParquetRows:
         names = feature.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
             raise DataError(f"the names of {column!r} in the Hugging Face metadata are no list of names", self._path)
-        names = [name.strip() for name in names]
+        names = [Halves().mend(name).strip() for name in names]
         if len(set(names)) < len(names):
             raise DataError(f"a name of {column!r} is twice in the Hugging Face metadata", self._path)
         return names

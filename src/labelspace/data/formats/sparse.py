@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from ...errors import DataError
 from .text import TextFiles, plain_lines
 
@@ -105,6 +107,10 @@ def read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, i
             except (ValueError, OverflowError):
                 raise DataError(f"expected 'label:value label:value', got {line[:60]!r}", path, number) from None
             counts.append(len(parts) // 2)
+        wrong = np.flatnonzero(~np.isfinite(np.asarray(values)))
+        if len(wrong):
+            row = int(np.searchsorted(np.cumsum(np.asarray(counts)), wrong[0], side="right"))
+            raise DataError(f"the value of label {columns[int(wrong[0])]} is too large", path, row + 2)
         pad(counts, n_rows, path)
         return SparseRows(counts, columns, values, (n_rows, n_columns))
 

@@ -29,13 +29,13 @@ import numpy.typing as npt
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .cells import choose_separator, pair, split_labels, split_weighted
+from .cells import LISTS, choose_separator, pair, split_labels, split_weighted
 from .corpus import ReadSettings, Splits, TextParts, build_targets, check_unique, given_id
 from .filters import find_pairs
 from .labels import LabelNames, parse_list, parse_table
 from .lf import choose_fields, record_text
 from .parquet import ParquetRows
-from .text import TextFiles, json_lines, listed, plain_lines, text_value
+from .text import Halves, TextFiles, json_lines, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
 
@@ -212,6 +212,7 @@ class _File:
     relevances: list[object] = field(default_factory=list)
     label_columns: set[str] = field(default_factory=set)
     composed: bool = False
+    halves: Halves = field(default_factory=Halves)
 
     def add(self, names: list[str], values: list[float] | None = None) -> None:
         """Labels of the next document, with their relevances if it has any."""
@@ -226,11 +227,14 @@ class _File:
         """Labels of the next document from text."""
         try:
             if relevances is None or relevances == "":
-                self.add(split_labels(cell, separator))
+                names, values = split_labels(cell, separator), None
             else:
-                self.add(*split_weighted(cell, relevances, separator))
+                names, values = split_weighted(cell, relevances, separator)
         except ValueError as error:
             raise DataError(str(error), self.path, line) from None
+        if separator == LISTS:
+            names = list(map(self.halves.mend, names))
+        self.add(names, values)
 
     def add_values(self, names: list[object], relevances: object, column: str, line: int) -> None:
         """Labels of the next document as JSON or Parquet hold them."""
@@ -363,10 +367,13 @@ def read(path: Path, name: str, settings: ReadSettings, known: LabelNames | None
             separator, guessed = choose_separator(cells, one_label, knows)
             if guessed and separator:
                 logger.warning("%s: labels look separated by %r; set separator if they are not", path, separator)
+            elif separator and separator != LISTS:
+                logger.info("%s: labels are separated by %r, going by the labels that are known", path, separator)
         del cells
     for file in every:
         if file.cells:
             file.split_cells(separator or "")
+        file.halves.say(file.path)
     if names is None:
         names = _collect_labels(splits, path)
 

@@ -20,6 +20,8 @@ logger = logging.getLogger("labelspace.data")
 
 T = TypeVar("T")
 
+_LOOSE = ("utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape")
+"""Encodings that can spell half of a surrogate pair."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -49,6 +51,8 @@ class TextFiles:
         try:
             name = None if encoding is None else codecs.lookup(encoding).name
             b"".decode(name or "utf-8")
+            if name in _LOOSE:
+                raise ValueError
         except (LookupError, ValueError):
             raise SettingsError(f"encoding {encoding!r} is not known; use utf-8 or latin-1, for example") from None
         self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
@@ -141,15 +145,15 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
         stream: lines as read.
         path: the file, for messages.
     """
-    repeated = _RepeatedKey()
+    repeated, halves = _RepeatedKey(), Halves()
     decode = json.JSONDecoder(object_pairs_hook=repeated).decode
     for number, line in enumerate(stream, start=1):
         if not line or line.isspace():
             continue
         try:
             record = decode(line)
-            if "\\u" in line and isinstance(record, dict) and _SURROGATE_ESCAPE.search(line):
-                record = json.loads(without_lone_surrogates(json.dumps(record, ensure_ascii=False)))
+            if "\\u" in line and isinstance(record, dict) and _SURROGATE_ESCAPE.search(line) and not repeated.name:
+                record = decode(halves.mend(json.dumps(record, ensure_ascii=False)))
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
@@ -160,15 +164,35 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
         if repeated.name is not None:
             raise DataError(f"the object has the key {repeated.name[:80]!r} twice; keep one", path, number)
         yield number, record
+    halves.say(path)
 
 
-def without_lone_surrogates(text: str) -> str:
-    """Half surrogate pairs, which JSON can spell but no text file can hold, become U+FFFD.
+class Halves:
+    """Joins surrogate pairs; halves of them, which JSON can spell but no text file can hold, become U+FFFD, counted."""
 
-    Args:
-        text: any string.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    def __init__(self) -> None:
+        self.count = 0
+
+    def mend(self, text: str) -> str:
+        """The text without halves.
+
+        Args:
+            text: any string.
+        """
+        if text.isascii():
+            return str(text)
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        self.count += whole.count("\ufffd") - text.count("\ufffd")
+        return whole
+
+    def say(self, path: Path) -> None:
+        """Warn of what was replaced.
+
+        Args:
+            path: the file that had it.
+        """
+        if self.count:
+            logger.warning("%s: %d halves of surrogate pairs were read as U+FFFD, a character each", path, self.count)
 
 
 def _kind(value: object) -> str:

@@ -29,7 +29,7 @@ from ...types import Corpus, Labels
 from .corpus import ReadSettings, Splits, check_unique
 from .labels import LabelNames
 from .table import records, suffix
-from .text import TextFiles, listed, plain_lines, text_value
+from .text import Halves, TextFiles, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
 
@@ -338,7 +338,8 @@ def _parse(path: Path) -> _Concepts:
         from rdflib.term import Literal, URIRef
     except ImportError:
         raise MissingExtraError(f"reading {path}", "rdflib", "skos") from None
-    concepts = _Concepts()
+    concepts, halves = _Concepts(), Halves()
+    uri = halves.mend
     labels = {SKOS.prefLabel: concepts.preferred, SKOS.altLabel: concepts.alternative}
 
     class Kept(SimpleMemory):
@@ -347,18 +348,18 @@ def _parse(path: Path) -> _Concepts:
             if not isinstance(subject, URIRef):
                 return
             if predicate in labels:
-                if isinstance(value, Literal) and (label := " ".join(str(value).split())):
-                    labels[predicate][str(subject)].setdefault((value.language or "").lower(), []).append(label)
+                if isinstance(value, Literal) and (label := " ".join(halves.mend(value).split())):
+                    labels[predicate][uri(subject)].setdefault((value.language or "").lower(), []).append(label)
             elif predicate == SYNTAX.type:
                 if value == SKOS.Concept:
-                    concepts.known.add(str(subject))
+                    concepts.known.add(uri(subject))
             elif predicate == OWL.deprecated:
                 if str(value).lower() in ("true", "1"):
-                    concepts.deprecated.add(str(subject))
+                    concepts.deprecated.add(uri(subject))
             elif predicate == SKOS.broader and isinstance(value, URIRef):
-                concepts.broader[str(subject)].append(str(value))
+                concepts.broader[uri(subject)].append(uri(value))
             elif predicate == SKOS.narrower and isinstance(value, URIRef):
-                concepts.broader[str(value)].append(str(subject))
+                concepts.broader[uri(value)].append(uri(subject))
 
     noise = logging.getLogger("rdflib")  # it warns of every odd literal of properties that are not read
     level = noise.level
@@ -380,6 +381,7 @@ def _parse(path: Path) -> _Concepts:
         raise DataError(f"this is not whole {_kind_name(path)} ({' '.join(str(reason).split())})", path, line) from None
     finally:
         noise.setLevel(level)
+    halves.say(path)
     return concepts
 
 
