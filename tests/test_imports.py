@@ -14,7 +14,7 @@ import labelspace
 ROOT = Path(labelspace.__file__).parent
 ROWS = [
     {"errors"},
-    {"types", "config", "files", "machine", "data.npz", "strings", "charts"},
+    {"types", "config", "files", "machine", "data.npz", "strings", "charts", "tracking"},
     {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
@@ -39,9 +39,10 @@ ROWS = [
     {"model"},
     {"report"},
     {"report_page"},
-    {"recipes.preparation"},
+    {"recipes.preparation", "batch"},
     {"recipes.dexml", "recipes.unidec", "recipes.raexmc"},
     {"recipes", "bench"},
+    {"sklearn", "export"},
     {"commands"},
     {"memory_commands"},
     {"serving", "serving.worker", "serving.schemas", "serving.labels"},

@@ -1,5 +1,5 @@
 """The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
-``report | bench``, and what changes a model: ``labelspace tune | documents | labels | compact``.
+``report | export | bench``, and what changes a model: ``labelspace tune | documents | labels | index | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands`,
@@ -60,6 +60,7 @@ COMMANDS = {
     "calibrate": "Fit probabilities to the scores of a model on held-out documents, and write them into its folder.",
     "predict": "Predict labels for texts.",
     "report": "Write one HTML page about one or several runs: metrics, curves, mistakes, examples with reasons, cost.",
+    "export": "Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.",
     "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
 MEMORY_COMMANDS = {

@@ -440,7 +440,8 @@ def predict(
     model
         Folder of a model.
     texts
-        File of texts (txt, csv, tsv, jsonl, LF json, each perhaps .gz), or - for one text a line from standard input.
+        File of texts (txt, csv, tsv, jsonl, LF json, each perhaps .gz, or Parquet) of any length, or - for one text a
+        line from standard input. Every row is checked before the first is predicted.
     k
         Labels a text, at most; 5 when not given, or with --threshold as many as reach it.
     threshold
@@ -450,7 +451,8 @@ def predict(
     style
         How to print: table, jsonl or tsv.
     out
-        Write here instead of printing: .jsonl, .tsv, .txt (table) or .npz (sparse scores of all labels).
+        Write here instead of printing, whole or not at all: .jsonl, .parquet, .tsv, .txt (table) or .npz (sparse scores
+        of all labels).
     labels
         File with one label id or name a line; only these are predicted.
     text_column
@@ -465,38 +467,75 @@ def predict(
         In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
     why
         Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
-        jsonl.
+        jsonl and Parquet.
     """
-    from .data import read_texts
+    from .batch import check_out, predict_blocks, predict_file, write_blocks
+    from .data import TextSource, read_texts
     from .model import Model
 
-    kind = ("jsonl" if output.json else style) if out is None else out.suffix[1:]
-    if why and kind in ("tsv", "npz"):
-        raise SettingsError(f"--why cannot be written as {kind}; take table or jsonl")
-    if out is not None and out.suffix not in (".jsonl", ".tsv", ".txt", ".npz"):
-        raise SettingsError(f"--out {out}: the name must end in .jsonl, .tsv, .txt or .npz")
+    style = "jsonl" if output.json else style
+    if out is not None:
+        check_out(out, texts, why)
+    elif why and style == "tsv":
+        raise SettingsError("--why cannot be written as tsv; take table or jsonl")
     if k is not None and k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
     _check_threshold(threshold)
-    if out is not None and out.exists() and texts != "-" and out.samefile(texts):
-        raise SettingsError(f"--out {out} is the file of texts itself; choose another name")
     opened = Model.load(model, device, precision=precision)
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
-    ids, lines = read_texts(texts, text_column=recorded.text_column, fields=recorded.fields, encoding=encoding)
-    predictions = opened.predict(lines, k=k, labels=chosen, threshold=threshold, probabilities=probabilities, why=why)
+    how: dict[str, Any] = {"k": k, "labels": chosen, "threshold": threshold, "probabilities": probabilities, "why": why}
+    reading: dict[str, Any] = {"text_column": recorded.text_column, "fields": recorded.fields, "encoding": encoding}
     if out is None:
-        _write(predictions, ids, lines, "jsonl" if output.json else style, sys.stdout)
+        with TextSource(texts, **reading) as source:
+            write_blocks(predict_blocks(opened, source, **how), style, sys.stdout)
         return
-    from .data.scores import save_scores
-    from .files import atomic_file
+    count = predict_file(opened, texts, out, progress=not output.quiet, **reading, **how)
+    logger.info("wrote %s, %d documents", out, count)
 
-    if out.suffix == ".npz":
-        save_scores(predictions, len(opened.labels), out)
-    else:
-        with atomic_file(out) as part, part.open("w", encoding="utf-8") as stream:
-            _write(predictions, ids, lines, {".txt": "table"}.get(out.suffix, out.suffix[1:]), stream)
-    logger.info("wrote %s", out)
+
+def export(
+    model: Path,
+    *,
+    to: Literal["sentence-transformers", "onnx", "keys", "card"],
+    out: Path,
+    texts: Path | None = None,
+    table: Literal["jsonl", "parquet"] = "jsonl",
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    output: Output = Output(),
+) -> None:
+    """Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.
+
+    Parameters
+    ----------
+    model
+        Folder of a model.
+    to
+        sentence-transformers, onnx, keys or card.
+    out
+        Folder to write, whole or not at all; for card the file.
+    texts
+        File of texts on which vectors are compared with the model's before anything is put in place; texts of the
+        model's labels and documents when not given.
+    table
+        How keys write ids and texts: jsonl or parquet.
+    overwrite
+        Replace what this command wrote there before.
+    """
+    from .data import read_texts
+    from .export import export as write
+    from .model import Model
+
+    opened = Model.load(model, "cpu", graphs=False)
+    tried = None if texts is None else read_texts(texts)[1]
+    record = write(opened, to, out, texts=tried, table=table, overwrite=overwrite)
+    if output.json:
+        _print_json({"model": str(model), "out": str(out), **record})
+        return
+    checked = ""
+    if "smallest_cosine" in record:
+        checked = f" ({record['checked_texts']} texts tried, smallest cosine {record['smallest_cosine']:.6f})"
+    print(f"wrote {out}{checked}")
 
 
 def report(
@@ -586,18 +625,6 @@ def bench(
 def _check_threshold(threshold: float | None) -> None:
     if threshold is not None and not 0 <= threshold <= 1:
         raise SettingsError(f"--threshold must be a probability from 0 to 1, got {threshold}")
-
-
-def _write(predictions: Predictions, ids: list[str], texts: list[str], style: str, stream: Any) -> None:
-    from .data import writers
-
-    match style:
-        case "jsonl":
-            writers.write_jsonl(predictions, ids, texts, stream)
-        case "tsv":
-            writers.write_tsv(predictions, ids, stream)
-        case _:
-            writers.write_table(predictions, ids, stream)
 
 
 def _as_keywords(options: DataOptions) -> dict[str, Any]:

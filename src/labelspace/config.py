@@ -91,6 +91,8 @@ class FitSettings:
         checkpoint_minutes: write the state of the run, from which --resume goes on, so often; 0 for never.
         patience: stop after this many evaluations without a better nDCG@5; 0 for never.
         seed: of every random choice.
+        track: send the records of ``log.jsonl`` to ``trackio`` or ``wandb`` as well.
+        track_project: the project there.
     """
 
     epochs: Count = 5
@@ -106,6 +108,8 @@ class FitSettings:
     checkpoint_minutes: NotNegative = 5.0
     patience: Annotated[int, Field(ge=0)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    track: Literal["trackio", "wandb"] | None = None
+    track_project: str = "labelspace"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from .config import FitSettings
 from .errors import CheckpointError, LabelspaceError
 from .machine import peak_memory
 from .optim import clip_gradients
+from .tracking import Tracker
 from .types import Batch
 
 logger = logging.getLogger(__name__)
@@ -89,10 +90,11 @@ class Log:
     Args:
         path: the file; None writes nothing.
         keep: bytes of it to go on after; 0 starts it anew.
+        tracker: gets every record too.
     """
 
-    def __init__(self, path: Path | None, keep: int = 0):
-        self._file = None
+    def __init__(self, path: Path | None, keep: int = 0, tracker: Tracker | None = None):
+        self._file, self._tracker = None, tracker
         if path is not None:
             self._file = path.open("r+" if keep and path.exists() else "w", encoding="utf-8")
             self._file.seek(0, 2)
@@ -109,6 +111,8 @@ class Log:
             short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
             self._file.write(json.dumps(short) + "\n")
             self._file.flush()
+        if self._tracker is not None:
+            self._tracker.write(values)
 
     @property
     def size(self) -> int:
@@ -116,9 +120,11 @@ class Log:
         return 0 if self._file is None else self._file.tell()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and end the run of the tracker."""
         if self._file is not None:
             self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 class Schedule:

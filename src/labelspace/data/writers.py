@@ -6,11 +6,12 @@ import dataclasses
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, MissingExtraError
 from ..types import Predictions, Reason
 
 SHOWN_REASONS = 3
@@ -64,6 +65,15 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
         texts: n texts, or None to leave them out.
         stream: open text.
     """
+    for record in _records(predictions, ids, texts):
+        try:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except UnicodeEncodeError:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _records(predictions: Predictions, ids: Sequence[str], texts: Sequence[str] | None) -> Iterator[dict[str, object]]:
+    """One object a document, as JSONL and Parquet have them."""
     _check_rows(predictions, ids)
     if texts is not None:
         _check_rows(predictions, texts)
@@ -77,13 +87,54 @@ def write_jsonl(predictions: Predictions, ids: Sequence[str], texts: Sequence[st
             for label, reasons in zip(labels, predictions.reasons[row], strict=True):
                 label["why"] = [dataclasses.asdict(reason) for reason in reasons]
         record["labels"] = labels
+        yield record
+
+
+class ParquetPredictions:
+    """A Parquet file of predictions, written a block at a time.
+
+    Columns are id, text and labels, a list of id, text and score, and where asked for probability and why, as in JSONL.
+
+    Args:
+        path: the file.
+        probabilities: whether predictions hold probabilities.
+        why: whether they hold reasons.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path, *, probabilities: bool = False, why: bool = False):
         try:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        except UnicodeEncodeError:
-            stream.write(json.dumps(record) + "\n")
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise MissingExtraError("writing a Parquet file", "pyarrow", "parquet") from None
+        names, numbers = [(name, pa.string()) for name in ("id", "text")], [("score", pa.float64())]
+        label = names + numbers + ([("probability", pa.float64())] if probabilities else [])
+        if why:
+            reason = [("kind", pa.string()), *names, ("similarity", pa.float64()), ("share", pa.float64())]
+            label.append(("why", pa.list_(pa.struct(reason))))
+        self._schema: Any = pa.schema([*names, ("labels", pa.list_(pa.struct(label)))])
+        self._table: Any = pa.Table
+        self._file: Any = pq.ParquetWriter(path, self._schema)
+
+    def write(self, predictions: Predictions, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Add a block.
+
+        Args:
+            predictions: n rows.
+            ids: n document ids.
+            texts: n texts.
+        """
+        self._file.write_table(self._table.from_pylist(list(_records(predictions, ids, texts)), self._schema))
+
+    def close(self) -> None:
+        """Write what ends the file."""
+        self._file.close()
 
 
-def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
+def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO, header: bool = True) -> None:
     """Write a line per label with the columns id, rank, label_id, label, score; tabs in texts of labels become spaces.
 
     Where there are probabilities they are one more column, ``probability``. `load_scores` reads it back.
@@ -92,6 +143,7 @@ def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> N
         predictions: n rows.
         ids: n document ids.
         stream: open text.
+        header: whether the first line names the columns.
 
     Raises:
         DataError: an id with a tab or a line end in it.
@@ -100,7 +152,8 @@ def write_tsv(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> N
     more = "" if predictions.probabilities is None else "\tprobability"
     for identifier in ids:
         _check_id(identifier, "document")
-    stream.write(f"id\trank\tlabel_id\tlabel\tscore{more}\n")
+    if header:
+        stream.write(f"id\trank\tlabel_id\tlabel\tscore{more}\n")
     for row, identifier in enumerate(ids):
         for rank, (label_id, text, *numbers) in enumerate(_entries(predictions, row), start=1):
             _check_id(label_id, "label")

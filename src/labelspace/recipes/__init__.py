@@ -53,7 +53,7 @@ def train(
         ResourceError: the run would not fit into memory.
         ModelError: the encoder cannot be opened, or ``out`` holds something that is not a model.
         CheckpointError: there is no run to resume, its state is damaged, or it was on other data.
-        MissingExtraError: an encoder whose package is not installed.
+        MissingExtraError: an encoder or a tracker whose package is not installed.
     """
     started = time.monotonic() if started is None else started
     run = None
@@ -68,7 +68,9 @@ def train(
     recipe = recipe or "dexml"
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
+    from ..tracking import require_tracker
 
+    require_tracker(resolved.track)
     if isinstance(data, str | Path):
         data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
     require_texts(data)

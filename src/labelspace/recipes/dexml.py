@@ -27,7 +27,7 @@ from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..pools import make_pool
-from ..trainer import Log, Refresh, fit, readable, stop_signals
+from ..trainer import Refresh, fit, readable, stop_signals
 from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,
@@ -38,6 +38,7 @@ from .preparation import (
     fill_in,
     hard_negatives,
     make_encoder,
+    open_log,
     optimizers_of,
     save_run,
     shape_of,
@@ -155,7 +156,7 @@ def train(
             restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
             outcome=hard.outcome,
         )
-    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
+    log = open_log(checkpoints, state, settings)
     try:
         with stop_signals() as signals:
             if state is None:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoints
+from ..checkpoint import Checkpoints, State
 from ..config import MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
@@ -28,7 +28,8 @@ from ..memory import Memory
 from ..model import Model
 from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers
-from ..trainer import FitReport, device_of
+from ..tracking import Tracker
+from ..trainer import FitReport, Log, device_of
 from ..types import Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger(__name__)
@@ -338,6 +339,25 @@ def describe_run(
             "curve": report.curve,
         },
     }
+
+
+def open_log(checkpoints: Checkpoints | None, state: State | None, settings: RunSettings) -> Log:
+    """The log of a run, which goes on where a state has it, and its tracker if one is asked for.
+
+    Args:
+        checkpoints: of the run; None keeps no file.
+        state: of an unfinished run.
+        settings: of the run, every value decided.
+
+    Raises:
+        MissingExtraError: the tracker is not installed.
+        LabelspaceError: the tracker cannot start.
+    """
+    tracker = None
+    if settings.track is not None:
+        tracker = Tracker(settings.track, settings.track_project, to_dict(settings))
+    path = None if checkpoints is None else checkpoints.log
+    return Log(path, 0 if state is None else int(state.record["log_bytes"]), tracker)
 
 
 def save_run(model: Model, out: Path | None, checkpoints: Checkpoints | None, settings: RunSettings) -> None:

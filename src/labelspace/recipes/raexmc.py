@@ -33,7 +33,7 @@ from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_m
 from ..memory import Memory
 from ..model import Model
 from ..pools import InBatch
-from ..trainer import FitReport, Log, Refresh, fit, readable, stop_signals
+from ..trainer import FitReport, Refresh, fit, readable, stop_signals
 from ..tuning import parse_objective
 from ..types import Batch, Dataset
 from .preparation import (
@@ -45,6 +45,7 @@ from .preparation import (
     fill_in,
     hard_negatives,
     make_encoder,
+    open_log,
     optimizers_of,
     save_run,
     shape_of,
@@ -116,7 +117,7 @@ def train(
     if settings.label_documents:
         targets, rows = with_label_documents(targets, rows)
         texts = documents.followed_by(labels.tokens)
-    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
+    log = open_log(checkpoints, state, settings)
     try:
         with stop_signals() as signals:
             if state is None:

@@ -40,7 +40,7 @@ from ..model import Model
 from ..negatives import HardNegatives
 from ..optim import RowAdagrad, RowAdamW, make_optimizers
 from ..pools import PickSome
-from ..trainer import Log, Refresh, fit, readable, stop_signals
+from ..trainer import Refresh, fit, readable, stop_signals
 from ..types import Batch, Corpus, Dataset
 from .preparation import (
     MIN_VALID,
@@ -51,6 +51,7 @@ from .preparation import (
     hard_negatives,
     looked_at,
     make_encoder,
+    open_log,
     optimizers_of,
     save_run,
     shape_of,
@@ -192,7 +193,7 @@ def train(
             renewal.restore,
             renewal.negatives.outcome,
         )
-    log = Log(None if checkpoints is None else checkpoints.log, 0 if state is None else int(state.record["log_bytes"]))
+    log = open_log(checkpoints, state, settings)
     try:
         with stop_signals() as signals:
             if state is None:

@@ -58,19 +58,20 @@ class TextFiles:
         self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
         self._stated = name
         self._found: set[str] = set()
+        self._last: dict[Path, str] = {}
 
     @property
     def found(self) -> str:
         """The encodings met so far, as one string for the record."""
         return " and ".join(sorted(self._found, reverse=True))
 
-    def read(self, path: Path, parse: Callable[[TextIO], T], content: bytes | None = None) -> T:
+    def read(self, path: Path, parse: Callable[[TextIO], T], content: bytes | Path | None = None) -> T:
         """Open a file, hand its text to ``parse``, and return what that returns.
 
         Args:
             path: the file; its name alone says whether it is gzip.
             parse: takes the open text, whose lines end at newlines only; called anew for a second encoding.
-            content: the file's bytes, where they were read already (standard input).
+            content: the file's bytes, or a file with them, where they were read already (standard input).
         """
         if content is None and path.exists() and not path.is_file() and not path.is_dir():
             content = path.read_bytes()  # a pipe can be read only once
@@ -95,17 +96,36 @@ class TextFiles:
             if encoding == "latin-1" and self._stated is None:
                 logger.warning("%s is not UTF-8; it was read as latin-1", path)
             self._found.add("utf-8" if encoding == "utf-8-sig" else encoding)
+            self._last[path] = encoding
             return value
         raise AssertionError("one encoding is always tried last")
 
+    def again(
+        self, path: Path, rows: Callable[[TextIO], Iterator[T]], content: bytes | Path | None = None
+    ) -> Iterator[T]:
+        """What ``rows`` gives for the text of a file that `read` has read to its end, as it comes.
 
-def _open(path: Path, content: bytes | None) -> BinaryIO:
-    """The file's plain bytes, buffered."""
-    if content is not None:
+        Args:
+            path: as for `read`.
+            rows: takes the open text.
+            content: as for `read`.
+        """
+        try:
+            with _open(path, content) as binary:
+                with io.TextIOWrapper(binary, encoding=self._last[path], newline="\n") as stream:
+                    yield from rows(stream)
+        except (UnicodeError, EOFError, zlib.error, OSError) as error:
+            raise DataError(f"the file was changed while it was read ({error}); try again", path) from None
+
+
+def _open(path: Path, content: bytes | Path | None) -> BinaryIO:
+    """The file's plain bytes, buffered; its name alone says whether it is gzip."""
+    if isinstance(content, bytes):
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content))))
+    place = path if content is None else content
     if path.suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(path, "rb")), 1 << 18))
-    return path.open("rb")
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(place, "rb")), 1 << 18))
+    return place.open("rb")
 
 
 def plain_lines(stream: Iterable[str]) -> Iterator[str]:
