@@ -135,7 +135,7 @@ def test_inference_in_bf16_equals_the_modules(kind: str, tiny_transformer: Path,
     there = len(tokens.ids)
     error, allowed = ((x - plain)[:there].square().mean().sqrt() for x in (fast, modules))
     assert error < 1.2 * allowed  # not coarser than the modules with weights in bf16
-    encoder.precision = "bf16"
+    encoder.precision, encoder.keeps_low = "bf16", True
     assert (encoder.encode(tokens) * exact).sum(1).min() > 0.999
     assert encoder._fast is not None
 

@@ -175,6 +175,8 @@ class TransformerEncoder(Encoder):
                 yield
             finally:
                 self._fast_now = False
+                if not self.keeps_low:  # fused optimisers change weights without a trace
+                    self._fast = None
             return
         kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
         low = self._low_weights(kept)
