@@ -174,6 +174,12 @@ def test_what_cannot_be_resumed_is_refused(
     with pytest.raises(CheckpointError, match=r"step-3 is damaged .*; start the run again"):
         ls.train(data, resume=out)
     file.write_bytes(good)
+    record = file.with_name("state.json").read_text()
+    for damaged, message in (("", "is damaged"), ("{}", "no whole state"), ("[]", "no whole state")):
+        file.with_name("state.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=message):
+            ls.train(data, resume=out)
+    file.with_name("state.json").write_text(record)
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**run, "format_version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):

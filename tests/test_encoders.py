@@ -118,6 +118,23 @@ def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer
     assert (encoder.encode(tokens) * after).sum(1).min() > 0.999
 
 
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+def test_encoding_in_bf16_sees_what_a_fused_optimiser_changed(tiny_transformer: Path, attention: str) -> None:
+    encoder = tiny(tiny_transformer, attention=attention)
+    encoder.precision, encoder.keeps_low = "bf16", True
+    tokens = encoder.tokenize(TEXTS)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.05, fused=True)
+    for _ in range(2):
+        encoder.encode(tokens)
+        (encoder(tokens) * torch.randn(len(tokens), encoder.dim)).sum().backward()
+        optimizer.step()
+        found = encoder.encode(tokens)
+        encoder.precision = "float32"
+        expected = encoder.encode(tokens)
+        encoder.precision = "bf16"
+        assert (found * expected).sum(1).min() > 0.999
+
+
 @pytest.mark.parametrize("kept", [0, 40, 1000])
 @pytest.mark.parametrize("chunk", [1, 2, 50])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -144,6 +144,9 @@ class TransformerEncoder(Encoder):
         """
         if tokens.texts is not None:
             return self.pool(self(tokens.chunks), tokens)
+        if torch.is_grad_enabled() and not (self._low or self._fast_now):
+            # the weights will change, and a fused optimiser leaves no mark on what it changes
+            self._fast = self._kept_low = None
         if self._packs(tokens):
             return self._packed(tokens)
         device = self.device

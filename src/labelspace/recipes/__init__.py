@@ -121,6 +121,8 @@ def _go_on(checkpoints: Checkpoints, run: dict[str, Any], data: Dataset) -> Stat
     state = checkpoints.load()
     if state is None:
         logger.info("the run was stopped before its first checkpoint; starting from the beginning")
+    elif not isinstance(state.record, dict) or "log_bytes" not in state.record:
+        raise CheckpointError(f"{checkpoints.folder} holds no whole state; start the run again without --resume")
     return state
 
 
