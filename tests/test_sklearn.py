@@ -266,6 +266,7 @@ SKIPPED = {
     "check_array_api_input": "by scikit-learn itself: the estimator takes no other arrays than NumPy's",
     "check_classifiers_multilabel_output_format_predict_proba": "by scikit-learn itself, where there is no "
     "predict_proba: too few texts are held out for it",
+    "check_classifier_data_not_an_array": "its half with data frames, where pandas is not installed",
 }
 
 
@@ -287,5 +288,5 @@ def test_the_checks_on_numbers_pass_as_well(tiny_transformer: Path) -> None:
         status.setdefault(result["status"], {})[result["check_name"]] = str(result["exception"])[:300]
     assert status.get("failed", {}) == {}
     assert set(status.get("xfail", {})) == set(NOT_OURS)
-    assert set(status.get("skipped", {})) == set(SKIPPED)
+    assert set(status.get("skipped", {})) <= set(SKIPPED)
     assert len(status["passed"]) > 40
