@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import torch
 
 import labelspace as ls
 from labelspace.cli import main
@@ -455,3 +458,61 @@ def test_models_of_every_recipe_take_a_memory_and_changes(
     again.remove_documents(["d"])
     again.rename_labels({"L0": data.labels.texts[0]})
     np.testing.assert_allclose(again.memory.keys.numpy(), before.numpy(), atol=1e-6)
+
+
+def test_tuning_takes_new_labels_leaves_what_was_removed_and_refuses_other_texts(
+    toy_folder: Path, tiny_transformer: Path
+) -> None:
+    data = ls.load(toy_folder)
+    model = ls.Model.from_encoder(str(tiny_transformer), data.labels)
+    model.tune(data)
+    rows = np.flatnonzero(np.diff(data.train.targets.indptr) > 0)[:2]
+    names = [data.train.ids[i] for i in rows.tolist()]
+    model.remove_documents(names[:1])
+    targets = data.train.targets.tolil()
+    targets[rows[1]] = 0
+    targets[rows[1], 3] = 1
+    changed = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=sp.csr_array(targets)))
+    model.tune(changed)
+    assert model.memory.document_keys.find(names[0]) is None
+    found = model.memory.document_keys.find(names[1])
+    assert found is not None
+    segment, row = found
+    assert segment.slots[segment.indptr[row] : segment.indptr[row + 1]].tolist() == [3]
+    assert model.memory.n_documents == len(data.train) - 1
+    texts = list(data.train.texts)
+    texts[rows[1]] = "quite another text"
+    with pytest.raises(ls.DataError, match="has the id of a document of the model with another text"):
+        model.tune(dataclasses.replace(data, train=dataclasses.replace(data.train, texts=texts)))
+
+
+def test_a_folder_that_another_changed_is_not_saved_over_by_name_either(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    data = ls.load(toy_folder)
+    ls.Model.from_encoder(str(tiny_transformer), data.labels).save(tmp_path / "m")
+    first, second = ls.Model.load(tmp_path / "m"), ls.Model.load(tmp_path / "m")
+    first.add_labels(["aa"])
+    first.save()
+    second.add_labels(["bb"])
+    with pytest.raises(ls.ModelError, match="was changed by another since it was opened"):
+        second.save(tmp_path / "m")
+    (tmp_path / "m" / ".manifest.writing-1-ab.json").write_text("{}")
+    first.add_labels(["cc"])
+    first.save()
+    assert not list((tmp_path / "m").glob(".manifest.writing-*"))
+    assert "aa" in ls.Model.load(tmp_path / "m").labels.ids
+
+
+def test_among_some_labels_scores_are_those_among_all(toy_folder: Path, tiny_transformer: Path) -> None:
+    data = ls.load(toy_folder)
+    model = ls.Model.from_encoder(str(tiny_transformer), data)
+    queries = torch.from_numpy(model.encode(list(data.valid.texts)[:20]))
+    everything, scores = model.memory.predict(queries, len(data.labels))
+    some = np.arange(0, len(data.labels), 3)
+    found, own = model.memory.predict_among(queries, len(some), some)
+    for row in range(20):
+        expected = {n: s for n, s in zip(everything[row].tolist(), scores[row].tolist(), strict=True) if n in set(some)}
+        assert {n: s for n, s in zip(found[row].tolist(), own[row].tolist(), strict=True) if n >= 0} == pytest.approx(
+            {n: s for n, s in expected.items() if n >= 0}
+        )

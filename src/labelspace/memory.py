@@ -367,6 +367,35 @@ class Memory:
             numbers[part], scores[part] = _best(*self._sums(found.rows(part), voting, chosen), k)
         return numbers, scores
 
+    def predict_among(
+        self, queries: Tensor, k: int, labels: IntArray, left_out: BoolArray | None = None
+    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        """The best of some labels with the scores that they have among all, unlike `predict`.
+
+        Args:
+            queries: (n, D) float32, on the device of the keys.
+            k: labels a query.
+            labels: label numbers to choose from.
+            left_out: (places,) mask of document keys that do not vote.
+
+        Returns:
+            As `predict`; labels that no key votes for are not among them.
+        """
+        if self.voting.scoring == "similarity":
+            return self.predict(queries, k, labels, left_out)
+        found = self.search(queries, *self.voting.depths(), None, left_out)
+        numbers = np.full((len(found), k), -1, dtype=np.int64)
+        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
+        chosen = np.zeros(self.n_labels, dtype=bool)
+        chosen[labels] = True
+        for start in range(0, len(found), VOTE_BLOCK):
+            part = slice(start, start + VOTE_BLOCK)
+            indptr, columns, values = self._sums(found.rows(part), self.voting)
+            kept = chosen[columns]
+            indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
+            numbers[part], scores[part] = _best(indptr, columns[kept], values[kept], k)
+        return numbers, scores
+
     def _sums(
         self, found: Found, voting: Voting, chosen: BoolArray | None = None
     ) -> tuple[IntArray, IntArray, FloatArray]:

@@ -422,7 +422,7 @@ class Model:
             found, scores = self.memory.predict(queries, max(depth, around), None, left_out)
             ranking = scores
         else:  # what the document is like is judged by all labels, as when the calibration was fitted
-            found, scores = self.memory.predict(queries, depth, chosen, left_out)
+            found, scores = self.memory.predict_among(queries, depth, chosen, left_out)
             ranking = self.memory.predict(queries, around, None, left_out)[1] if calibration.looks_around else scores
         found, scores = found[:, :depth], scores[:, :depth]
         probable = np.zeros(scores.shape, dtype=np.float32)
@@ -822,21 +822,47 @@ class Model:
         """Make those training documents keys that are not, and have a label of this model."""
         targets = _targets_in(data.train.targets, place, len(self.labels))
         names = _distinct(data.train.ids)
-        fresh = [self.memory.document_keys.find(name) is None for name in names]
-        rows = np.flatnonzero(np.array(fresh, dtype=bool) & (np.diff(targets.indptr) > 0))
+        fresh = np.diff(targets.indptr) > 0
+        gone, changed = 0, []
+        for row in np.flatnonzero(fresh).tolist():
+            there = self.memory.document_keys.find(names[row])
+            if there is None:
+                removed = self.memory.removed["documents"].get(names[row]) == digest(data.train.texts[row])
+                gone, fresh[row] = gone + removed, not removed
+                continue
+            segment, at = there
+            if segment.texts[at] != data.train.texts[row]:
+                raise DataError(
+                    f"the training document {names[row]!r} has the id of a document of the model with another text "
+                    f"({_shortened(segment.texts[at])!r}, here {_shortened(data.train.texts[row])!r}); give the data "
+                    "ids of their own, or remove those documents from the model first"
+                )
+            votes = slice(segment.indptr[at], segment.indptr[at + 1])
+            kept = self.memory.number_of[segment.slots[votes]]
+            own = targets.indices[targets.indptr[row] : targets.indptr[row + 1]]
+            if set(kept[kept >= 0].tolist()) == set(own.tolist()):
+                fresh[row] = False
+            else:
+                changed.append(there)
+        if gone:
+            logger.warning("%d training documents were removed from the model and stay removed", gone)
+        rows = np.flatnonzero(fresh)
         if not len(rows):
             return
+        if changed:
+            logger.warning("%d documents of the model have other labels in the data, and take these", len(changed))
         needed = 2 * 4 * len(rows) * self.memory.label_keys.dim
         require_memory(
             needed, f"keys of {len(rows)} documents", "give fewer documents, or an encoder of a smaller width"
         )
         chosen = vectors if vectors is None else vectors[rows]
         texts = [data.train.texts[i] for i in rows.tolist()]
-        self._check_new("documents", [names[i] for i in rows], texts, replace=False)
+        self._check_new("documents", [names[i] for i in rows], texts, replace=True)
         logger.info("%d training documents become keys", len(rows))
         segment = self._document_segment(
             [names[i] for i in rows], texts, sp.csr_array(targets[rows]), precision, batch_size, chosen
         )
+        self.memory.document_keys.remove(changed)
         self.memory.document_keys.append(segment)
         self._note("add documents", [names[i] for i in rows])
 
@@ -1079,6 +1105,10 @@ class Model:
             self._save_changes()
             return
         path = Path(path).expanduser()
+        if self.folder is not None and path.resolve() == self.folder and _is_model(path):
+            with folder_lock(self.folder):
+                if read_manifest(self.folder)["revision"] != self._revision:
+                    raise ModelError(f"{self.folder} was changed by another since it was opened; open it again")
         require_writable(path)
         memory = self.memory.compacted()
         for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
@@ -1155,10 +1185,10 @@ class Model:
                     segment.file, segment.graph_file = names
                 raise
             self._revision += 1
-            for file in place.iterdir():
-                if f"memory/{file.name}" not in files:
-                    with contextlib.suppress(OSError):
-                        file.unlink()
+            gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+            for file in (*gone, *self.folder.glob(".manifest.writing-*")):  # the last of a change that was killed
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -1367,6 +1397,10 @@ def _distinct(ids: Sequence[str]) -> list[str]:
             counts[name] += 1
         names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
     return names
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _plain(settings: dict[str, Any]) -> str:

@@ -170,8 +170,15 @@ class HnswIndex:
 
         Args:
             file: where to.
+
+        Raises:
+            ModelError: the file cannot be written.
         """
-        load_faiss().write_index(self.graph, str(file))
+        try:
+            load_faiss().write_index(self.graph, str(file))
+        except RuntimeError as error:  # faiss speaks in its own lines of code
+            file.unlink(missing_ok=True)
+            raise ModelError(f"{file} cannot be written: {str(error).rstrip().rpartition(': ')[2]}") from error
         return self.settings
 
     @classmethod
