@@ -102,13 +102,19 @@ def lines(name: str, title: str, about: str, axes: tuple[str, str], series: Sequ
     across, up = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
     plot = _Plot(across, up)
     parts = [plot.grid(axes)]
+    return _chart(name, title, about, parts + _polylines(plot, series))
+
+
+def _polylines(plot: _Plot, series: Sequence[Points]) -> list[str]:
+    """Each series as a line with its markers."""
+    parts = []
     for i, points in enumerate(series):
         if points:
             at = [(plot.x(x), plot.y(y)) for x, y in points]
             path = " ".join(f"{_round(x)},{_round(y)}" for x, y in at)
             parts.append(f'<polyline class="{_line(i)}" points="{path}"/>')
             parts += [_marker(i, x, y) for x, y in at]
-    return _chart(name, title, about, parts)
+    return parts
 
 
 def reliability(name: str, title: str, about: str, axes: tuple[str, str], series: Sequence[Points]) -> str:
@@ -127,13 +133,7 @@ def reliability(name: str, title: str, about: str, axes: tuple[str, str], series
     ends = (plot.x(scale[0]), plot.y(scale[0]), plot.x(scale[-1]), plot.y(scale[-1]))
     x1, y1, x2, y2 = map(_round, ends)
     parts = [plot.grid(axes), f'<line class="even" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>']
-    for i, points in enumerate(series):
-        if points:
-            at = [(plot.x(x), plot.y(y)) for x, y in points]
-            path = " ".join(f"{_round(x)},{_round(y)}" for x, y in at)
-            parts.append(f'<polyline class="{_line(i)}" points="{path}"/>')
-            parts += [_marker(i, x, y) for x, y in at]
-    return _chart(name, title, about, parts)
+    return _chart(name, title, about, parts + _polylines(plot, series))
 
 
 def bars(

@@ -386,8 +386,8 @@ class Memory:
         found = self.search(queries, *self.voting.depths(), None, left_out)
         numbers = np.full((len(found), k), -1, dtype=np.int64)
         scores = np.full((len(found), k), -np.inf, dtype=np.float32)
-        chosen = np.zeros(self.n_labels, dtype=bool)
-        chosen[labels] = True
+        chosen = self._chosen(labels)
+        assert chosen is not None
         for start in range(0, len(found), VOTE_BLOCK):
             part = slice(start, start + VOTE_BLOCK)
             indptr, columns, values = self._sums(found.rows(part), self.voting)

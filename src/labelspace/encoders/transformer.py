@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.tokens import Tokens
 from ..errors import SettingsError
 from . import packed
-from .inference import FastBert
+from .inference import FastBert, stamps
 from .interface import Encoder, autocast
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class TransformerEncoder(Encoder):
         if not self.keeps_low:
             self._kept_low = None
             return [data.to(torch.bfloat16) for _, data in weights]
-        stamp = [(data.data_ptr(), parameter._version) for parameter, data in weights]
+        stamp = stamps(self.transformer)
         if self._kept_low is None or self._kept_low[0] != stamp:
             self._kept_low = stamp, [data.to(torch.bfloat16) for _, data in weights]
         return self._kept_low[1]
