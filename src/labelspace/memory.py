@@ -6,7 +6,8 @@ the keys, w = softmax(q K^T / temperature) over those retrieved, and Y the label
 
     score of label l = weight * sum_i w_i Y_il + (1 - weight) * w_l
 
-A memory of label keys alone, scored by similarity, is a dual encoder.
+With one softmax over the label keys and another over the document keys it is a mixture of a classifier and of nearest
+neighbours. A memory of label keys alone, scored by similarity, is a dual encoder.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from .types import Labels, Reason
 Scoring = Literal["similarity", "votes"]
 Search = Literal["joint", "two-sided"]
 Votes = Literal["raw", "normalized"]
+Softmax = Literal["together", "apart"]
 FloatArray = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,9 @@ class Voting:
         label_depth: label keys that vote for one query, in a two-sided search.
         document_depth: document keys that vote for one query, in a two-sided search.
         temperature: of the softmax over the keys found.
+        label_temperature: of the label keys, where it is another one; None for the same.
+        softmax: ``together`` over all keys found, so that near documents take weight from the labels and the other way
+            round (RAE-XMC); ``apart`` over each kind, so that the shares of the kinds are fixed.
         weight: of the votes of documents, 0 to 1; the label keys have the rest. A kind whose votes weigh nothing is not
             searched: 0 ranks like the dual encoder, 1 like nearest neighbours.
         votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
@@ -89,9 +94,11 @@ class Voting:
     temperature: float = 0.05
     weight: float = 0.2
     votes: Votes = "raw"
+    softmax: Softmax = "together"
+    label_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        choices = {"scoring": Scoring, "search": Search, "votes": Votes}
+        choices = {"scoring": Scoring, "search": Search, "votes": Votes, "softmax": Softmax}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
@@ -100,6 +107,8 @@ class Voting:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
+        if self.label_temperature is not None and not 0 < self.label_temperature < math.inf:
+            raise ValueError(f"label_temperature must be a number above 0, got {self.label_temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
 
@@ -148,8 +157,8 @@ def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArr
         voting: how keys vote.
 
     Returns:
-        weights of label keys (n, a) and of document keys (n, c), their sum 1 a row, before the weight of the kinds; and
-        masks of the same shapes.
+        weights of label keys (n, a) and of document keys (n, c), before the weight of the kinds, and masks of the same
+        shapes. The weights of a row sum to 1, with a softmax ``apart`` those of each kind.
     """
     a = found.labels.shape[1]
     similarities = np.concatenate([found.label_similarities, found.document_similarities], axis=1).astype(np.float64)
@@ -162,11 +171,13 @@ def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArr
         first = np.zeros(similarities.shape, dtype=bool)
         np.put_along_axis(first, order[:, : voting.depth], True, axis=1)
         wanted &= first
-    logits = np.where(wanted, similarities / voting.temperature, -np.inf)
-    top = logits.max(axis=1, keepdims=True, initial=-np.inf)
-    weights = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
-    sums = weights.sum(axis=1, keepdims=True)
-    weights /= np.where(sums > 0, sums, 1.0)
+    temperatures = np.where(columns < a, voting.label_temperature or voting.temperature, voting.temperature)
+    weights = np.where(wanted, similarities / temperatures, -np.inf)
+    for part in (slice(None),) if voting.softmax == "together" else (slice(a), slice(a, None)):
+        top = weights[:, part].max(axis=1, keepdims=True, initial=-np.inf)
+        own = np.exp(weights[:, part] - np.where(np.isfinite(top), top, 0.0))
+        sums = own.sum(axis=1, keepdims=True)
+        weights[:, part] = own / np.where(sums > 0, sums, 1.0)
     return weights[:, :a], weights[:, a:], wanted[:, :a], wanted[:, a:]
 
 
@@ -747,7 +758,10 @@ class Memory:
                 can_search = False
                 logger.warning("every key is scanned, since %s", error)
         try:
-            voting = Voting(**{f.name: entry[f.name] for f in dataclasses.fields(Voting)})
+            voting = Voting(
+                **{"softmax": "together", "label_temperature": None}
+                | {f.name: entry[f.name] for f in dataclasses.fields(Voting) if f.name in entry}
+            )
             kinds = {}
             for kind in ("labels", "documents"):
                 segments = []

@@ -7,6 +7,7 @@ setting, and kept apart. Each setting then is two sums of votes, and each weight
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ RECALL_DOCUMENTS = 2000
 """Validation documents on which R@100 is compared, at most."""
 SHOWN = 12
 """Settings of the front that are shown, at most."""
+LABEL_TEMPERATURES = (0.04, 0.07, 0.1, 0.15, 0.25, 0.4)
+"""Of label keys, where they have a softmax of their own."""
 TILT = 1e-12
 """Share by which votes count less from label to label, so that of equal scores the first label wins."""
 
@@ -51,6 +54,9 @@ class Grid:
         document_depths: of a two-sided search.
         temperatures: of the softmax.
         votes: raw and normalized.
+        softmax: together and apart. Apart is tried in two-sided searches, with the greatest label depth and the two
+            greatest document depths.
+        label_temperatures: None tries that of the documents, and of a softmax apart LABEL_TEMPERATURES.
         weights: of the documents' votes, rising.
     """
 
@@ -60,6 +66,8 @@ class Grid:
     document_depths: Sequence[int] = (20, 50, 100, 200)
     temperatures: Sequence[float] = (0.02, 0.04, 0.05, 0.07, 0.1, 0.15)
     votes: Sequence[str] = ("raw", "normalized")
+    softmax: Sequence[str] = ("together", "apart")
+    label_temperatures: Sequence[float] | None = None
     weights: Sequence[float] = tuple(i / 50 for i in range(51))
 
     @classmethod
@@ -74,6 +82,7 @@ class Grid:
         """
         fields = {"search": "search", "depth": "depths", "label_depth": "label_depths", "votes": "votes"}
         fields |= {"document_depth": "document_depths", "temperature": "temperatures", "weight": "weights"}
+        fields |= {"softmax": "softmax", "label_temperature": "label_temperatures"}
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             Voting(**given)
@@ -88,20 +97,26 @@ class Grid:
             labels: label keys that there are.
             documents: document keys that there are.
         """
+        label_depths, document_depths = _useful(self.label_depths, labels), _useful(self.document_depths, documents)
         sides: list[dict[str, Any]] = []
         if "joint" in self.search:
             sides += [{"search": "joint", "depth": b} for b in _useful(self.depths, labels + documents)]
         if "two-sided" in self.search:
-            sides += [
-                {"search": "two-sided", "label_depth": a, "document_depth": c}
-                for a in _useful(self.label_depths, labels)
-                for c in _useful(self.document_depths, documents)
-            ]
+            depths = itertools.product(label_depths, document_depths)
+            sides += [{"search": "two-sided", "label_depth": a, "document_depth": c} for a, c in depths]
+        ways: list[dict[str, Any]] = []
+        if "together" in self.softmax:
+            ways += [{"softmax": "together", "label_temperature": t, **side}
+                     for t in self.label_temperatures or (None,) for side in sides]  # fmt: skip
+        if "apart" in self.softmax and "two-sided" in self.search:
+            sides = [{"label_depth": label_depths[-1], "document_depth": c} for c in document_depths[-2:]]
+            ways += [{"softmax": "apart", "search": "two-sided", "label_temperature": t, **side}
+                     for t in self.label_temperatures or LABEL_TEMPERATURES for side in sides]  # fmt: skip
         return [
-            Voting(weight=0.5, temperature=tau, votes=votes, **side)  # type: ignore[arg-type]
+            Voting(weight=0.5, temperature=tau, votes=votes, **way)  # type: ignore[arg-type]
             for votes in self.votes
             for tau in self.temperatures
-            for side in sides
+            for way in ways
         ]
 
 
@@ -205,10 +220,10 @@ def tune(
         for number, way in enumerate(ways):
             sums[number] += block.gains(way, weights)
     values = 100 * sums / np.where(best > 0, best, 1.0)[:, None]
-    joint = np.array([way.search == "joint" for way in ways])
     sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
-    if len(grid.search) > 1 and not sides.all():
-        values[np.ix_(joint, np.arange(len(METRICS)), sides)] = -1.0
+    plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
+    if plain.any() and not sides.all():
+        values[np.ix_(~plain, np.arange(len(METRICS)), sides)] = -1.0
 
     aim = values[:, [METRICS.index(name) for name in names]].mean(axis=1)
     order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
@@ -225,7 +240,7 @@ def tune(
         deep: dict[tuple[object, ...], tuple[float, int]] = {}
         for at in near:  # the best of each pair of depths
             way = ways[at // len(weights)]
-            side = (way.search, *way.depths())
+            side = (way.search, way.softmax, *way.depths())
             if side not in deep:
                 own = _deep(memory, few[0], dataclasses.replace(way, weight=float(weights[at % len(weights)])), few[1])
                 deep[side] = own.get("R@100", own.get("R@10", 0.0)), at
@@ -250,7 +265,7 @@ def _relevant(voting: Voting) -> dict[str, Any]:
     """The settings that say something, given how is searched."""
     unused = ("label_depth", "document_depth") if voting.search == "joint" else ("depth",)
     values = dataclasses.asdict(voting)
-    return {name: value for name, value in values.items() if name not in (*unused, "scoring")}
+    return {name: value for name, value in values.items() if name not in (*unused, "scoring") and value is not None}
 
 
 def _front(values: npt.NDArray[np.float64]) -> list[int]:
