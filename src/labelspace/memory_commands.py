@@ -59,11 +59,11 @@ def tune(
     search
         Try only this: joint, or two-sided with a depth for each kind of key.
     depth
-        Try only this many nearest keys, in a joint search.
+        Try only this many nearest keys, in a joint search alone.
     label_depth
-        Try only this many nearest label keys, in a two-sided search.
+        Try only this many nearest label keys, in a two-sided search alone.
     document_depth
-        Try only this many nearest documents, in a two-sided search.
+        Try only this many nearest documents, in a two-sided search alone.
     temperature
         Try only this temperature of the softmax over keys.
     weight
@@ -77,7 +77,7 @@ def tune(
         auto, cpu, cuda or mps.
     """
     from .model import Model, require_writable
-    from .tuning import Grid, parse_objective, render
+    from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
     grid = Grid.fixed(
@@ -96,9 +96,12 @@ def tune(
         made = opened.calibration
         calibration = None if made is None else {"kind": made.kind, "features": list(made.features), **made.fitted}
         tuning = None if found is None else found.as_dict()
-        _print_json({"model": str(out or model), "tuning": tuning, "calibration": calibration})
+        voting = opened.memory.settings
+        _print_json({"model": str(out or model), "voting": voting, "tuning": tuning, "calibration": calibration})
     elif found is not None:
         print(render(found.as_dict()))
+    else:
+        print(f"nothing was tuned; keys vote by {described(opened.memory.voting)}")
 
 
 def documents_add(

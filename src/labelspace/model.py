@@ -37,7 +37,7 @@ from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, described, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -734,7 +734,8 @@ class Model:
                 are held out that the encoder was not trained on.
             objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
                 or 5. PSP in it favours rare labels.
-            grid: what to try; None tries everything.
+            grid: what to try; None tries everything. Where nothing can be tried, settings with one value hold all the
+                same, and the others stay as they were.
             tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space. Documents
                 whose keys are kept in bf16 are encoded in it too, where the device is faster in it.
@@ -760,9 +761,16 @@ class Model:
         if len(rows) > DOCUMENTS:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), DOCUMENTS, replace=False))
         if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
-            logger.warning("only %d validation documents: how keys vote is not tuned", len(rows))
-            if self.memory.n_documents and self.memory.voting.scoring == "similarity":
-                self.memory.voting = Voting()
+            voting = self.memory.voting
+            settled = (grid or Grid()).settled(Voting() if voting.scoring == "similarity" else voting)
+            if settled != voting and (self.memory.n_documents or settled != Voting()):
+                self.memory.voting = settled
+                self.info.pop("tuning", None)
+                self._note("tune", [])
+            logger.warning(
+                "only %d validation documents with labels, and tuning needs %d: keys vote by %s",
+                *(len(rows) if valid.targets[rows].nnz else 0, MIN_TUNING, described(self.memory.voting)),
+            )
             return None
         texts = [valid.texts[i] for i in rows.tolist()]
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
