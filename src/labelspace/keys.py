@@ -238,6 +238,11 @@ class Keys:
         return sum(len(s) - s.removed for s in self.segments)
 
     @property
+    def silent(self) -> int:
+        """Keys that are not gone, but have no label left."""
+        return sum(0 if s.state is None else int((s.state == SILENT).sum()) for s in self.segments)
+
+    @property
     def state(self) -> npt.NDArray[np.uint8] | None:
         """(places,) state of every key, or None where every key votes."""
         if all(s.state is None for s in self.segments):

@@ -257,8 +257,13 @@ class Memory:
 
     @property
     def n_documents(self) -> int:
-        """Documents that are there."""
+        """Documents that are there, those without a label left included."""
         return len(self.document_keys)
+
+    @property
+    def n_silent(self) -> int:
+        """Documents that are there and vote for nothing, since all their labels were removed."""
+        return self.document_keys.silent
 
     @property
     def keys(self) -> Tensor:

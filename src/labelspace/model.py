@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import os
+import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,7 +39,7 @@ from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, described, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -305,11 +307,14 @@ class Model:
             Predictions (n, k) with label ids and texts; where fewer than k labels can be given, -1 pads.
 
         Raises:
-            DataError: something that is not a text, k below 1, a threshold that is no probability, or an unknown label.
+            DataError: something that is not a text, k below 1, a threshold that is no probability, an unknown label, or
+                a mask of another length.
+            SettingsError: a batch_size below 1.
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.
         """
         checked = _checked_texts(texts, "text")
+        left_out = self._checked_mask(left_out)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         if threshold is not None or probabilities:
@@ -329,6 +334,18 @@ class Model:
             if reasons is not None:
                 reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
+
+    def _checked_mask(self, left_out: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+        """A mask of document keys, refused where it is of other keys."""
+        if left_out is None:
+            return None
+        mask, places = np.asarray(left_out), int(self.memory.document_keys.starts[-1])
+        if mask.dtype != bool or mask.shape != (places,):
+            raise DataError(
+                f"left_out must be a mask of {places} True or False, one for each document key, got "
+                f"{mask.dtype} of shape {mask.shape}; take that of held_out, anew after every change of the documents"
+            )
+        return mask
 
     def with_weight(self, weight: float) -> Model:
         """The same model with another weight of the documents' votes; keys are shared, nothing is copied.
@@ -584,15 +601,17 @@ class Model:
         labels: Sequence[Iterable[str | int]],
         ids: Sequence[str] | None = None,
         *,
+        relevances: Sequence[Sequence[float]] | None = None,
         replace: bool = False,
         batch_size: int = 256,
     ) -> list[str]:
         """Let documents vote for their labels from now on; nothing is trained.
 
         Args:
-            texts: n texts.
+            texts: n texts, none empty.
             labels: for each document its labels, by id, text or number; at least one.
-            ids: n ids; None makes new ones.
+            ids: n ids, without blanks around them, line ends or tabs; None makes new ones.
+            relevances: for each document a number above 0 and at most 1 for each of its labels; None for 1.
             replace: documents that are there already take the new text and labels; otherwise they are refused.
             batch_size: texts encoded at a time.
 
@@ -600,24 +619,28 @@ class Model:
             The ids.
 
         Raises:
-            DataError: an unknown label, a document without one, or an id that is there already, is given twice, or was
-                that of a document with another text.
+            DataError: an unknown label, a document without one, an empty text, an id that no line could hold, one that
+                is there already, is given twice, or was that of a document with another text, or a relevance out of
+                bounds.
         """
         texts = _checked_texts(texts, "document")
-        if len(labels) != len(texts):
-            raise DataError(f"there are {len(texts)} documents, but labels of {len(labels)}")
+        for what, given in (("labels", labels), ("relevances", relevances)):
+            if given is not None and len(given) != len(texts):
+                raise DataError(f"there are {len(texts)} documents, but {what} of {len(given)}")
         names = self._new_ids("documents", texts, ids)
         there = self._check_new("documents", names, texts, replace)
         rows = []
-        for name, chosen in zip(names, labels, strict=True):
-            wanted = [chosen] if isinstance(chosen, str | int) else list(chosen)
+        for row, (name, chosen) in enumerate(zip(names, labels, strict=True)):
+            wanted = [chosen] if isinstance(chosen, str | int | np.integer) else _listed(chosen, "labels")
             if not wanted:
                 raise DataError(f"the document {name!r} has no label, so it could vote for none; leave it out")
-            rows.append(self.label_numbers(wanted))
+            shares = [1.0] * len(wanted) if relevances is None else _listed(relevances[row], "relevances")
+            rows.append(self._relevances(name, wanted, shares))
+        columns = [number for row in rows for number in row]
         targets = sp.csr_array(
             (
-                np.ones(sum(map(len, rows)), dtype=np.float32),
-                np.concatenate([np.zeros(0, np.int64), *rows]),
+                np.array([value for row in rows for value in row.values()], dtype=np.float32),
+                np.array(columns, dtype=np.int64),
                 np.cumsum([0, *map(len, rows)]),
             ),
             shape=(len(texts), len(self.labels)),
@@ -631,6 +654,21 @@ class Model:
         self._note("add documents", names)
         return names
 
+    def _relevances(self, name: str, labels: Sequence[str | int], shares: Sequence[float]) -> dict[int, float]:
+        """Relevance by label number, rising; of a label that is given twice the highest counts."""
+        if len(shares) != len(labels):
+            raise DataError(f"the document {name!r} has {len(labels)} labels, but relevances of {len(shares)}")
+        numbers = self.label_numbers(labels).tolist()
+        if all(share == 1 for share in shares):
+            return dict.fromkeys(numbers, 1.0)
+        found = dict.fromkeys(numbers, 0.0)
+        for label, share in zip(labels, shares, strict=True):
+            if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share <= 1:
+                raise DataError(f"the relevance {share!r} of the document {name!r} is not above 0 and at most 1")
+            for number in self.label_numbers([label]).tolist():
+                found[number] = max(found[number], float(share))
+        return found
+
     def remove_documents(self, ids: Iterable[str]) -> None:
         """Let documents vote no more.
 
@@ -642,25 +680,31 @@ class Model:
         """
         found = self._find("documents", ids)
         self._forget("documents", found)
-        if not self.memory.n_documents and self.memory.voting.scoring == "votes":
-            self.memory.voting = dataclasses.replace(self.memory.voting, scoring="similarity")
+        self._without_documents()
+
+    def _without_documents(self) -> None:
+        """Labels are ranked by similarity again when the last document that votes is gone."""
+        memory = self.memory
+        if memory.n_documents == memory.n_silent and memory.voting.scoring == "votes":
+            memory.voting = dataclasses.replace(memory.voting, scoring="similarity")
 
     def add_labels(self, texts: Sequence[str], ids: Sequence[str] | None = None, *, batch_size: int = 256) -> list[str]:
         """Add labels that are predicted from their texts at once, and from documents when these are added.
 
         Args:
-            texts: n label texts.
-            ids: n ids; None takes the texts.
+            texts: n label texts, none empty.
+            ids: n ids, without blanks around them, line ends or tabs; None takes the texts.
             batch_size: texts encoded at a time.
 
         Returns:
             The ids.
 
         Raises:
-            DataError: an id that is there already, is given twice, or was that of a label with another text.
+            DataError: an empty text, an id that no line could hold, one that is there already, is given twice, or was
+                that of a label with another text.
         """
         texts = _checked_texts(texts, "label")
-        names = texts if ids is None else self._new_ids("labels", texts, ids)
+        names = self._new_ids("labels", texts, texts if ids is None else ids)
         self._check_new("labels", names, texts, replace=False)
         keys = self._as_keys(self.encode_labels(texts, batch_size))
         slots = self.memory.slots + np.arange(len(texts), dtype=np.int32)
@@ -674,14 +718,15 @@ class Model:
         """Give labels new texts; ids, and the documents that vote for them, stay.
 
         Args:
-            texts: new texts by label id.
+            texts: new texts by label id, none empty.
             batch_size: texts encoded at a time.
 
         Raises:
-            DataError: an unknown label id.
+            DataError: an unknown label id, or an empty text.
         """
         names = list(texts)
         new = _checked_texts([texts[name] for name in names], "label")
+        _require_spoken("labels", names, new)
         found = self._find("labels", names)
         slots = np.array([s.slots[s.indptr[row]] for s, row in found], dtype=np.int32)
         old = [s.keys[row] for s, row in found]
@@ -699,6 +744,9 @@ class Model:
     def remove_labels(self, ids: Iterable[str]) -> None:
         """Take labels away; documents that have no other label vote no more.
 
+        These stay, and are listed without labels, until they are removed, or get labels by `add_documents` with
+        ``replace`` or by `tune` on data that has some for them.
+
         Args:
             ids: of the labels. They may come back later with the text that they have, but not with another.
 
@@ -710,7 +758,15 @@ class Model:
             raise DataError("a model needs at least one label, so not all can be removed")
         self._forget("labels", found)
         self._labels_changed()
+        before = self.memory.n_silent
         self.memory.document_keys.silence(self.memory.number_of >= 0)
+        if self.memory.n_silent > before:
+            logger.warning(
+                "%d documents have no label left and vote for nothing; remove them, or give them labels with: labelspace "
+                "documents add --replace",
+                self.memory.n_silent - before,
+            )
+        self._without_documents()
 
     def tune(
         self,
@@ -734,7 +790,8 @@ class Model:
                 are held out that the encoder was not trained on.
             objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
                 or 5. PSP in it favours rare labels.
-            grid: what to try; None tries everything.
+            grid: what to try; None tries everything. Where nothing can be tried, settings with one value hold all the
+                same, and the others stay as they were.
             tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space. Documents
                 whose keys are kept in bf16 are encoded in it too, where the device is faster in it.
@@ -760,9 +817,16 @@ class Model:
         if len(rows) > DOCUMENTS:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), DOCUMENTS, replace=False))
         if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
-            logger.warning("only %d validation documents: how keys vote is not tuned", len(rows))
-            if self.memory.n_documents and self.memory.voting.scoring == "similarity":
-                self.memory.voting = Voting()
+            voting = self.memory.voting
+            settled = (grid or Grid()).settled(Voting() if voting.scoring == "similarity" else voting)
+            if settled != voting and (self.memory.n_documents or settled != Voting()):
+                self.memory.voting = settled
+                self.info.pop("tuning", None)
+                self._note("tune", [])
+            logger.warning(
+                "only %d validation documents with labels, and tuning needs %d: keys vote by %s",
+                *(len(rows) if valid.targets[rows].nnz else 0, MIN_TUNING, described(self.memory.voting)),
+            )
             return None
         texts = [valid.texts[i] for i in rows.tolist()]
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
@@ -953,12 +1017,19 @@ class Model:
         return place
 
     def _new_ids(self, kind: str, texts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
-        """Checked ids, or new ones that no document ever had."""
+        """Checked ids of checked texts, or new ones that no document ever had."""
         if ids is not None:
-            names = _checked_texts(ids, "id")
+            names = [ids] if isinstance(ids, str) else _checked_texts(ids, "id")
             if len(names) != len(texts):
                 raise DataError(f"there are {len(names)} ids for {len(texts)} {kind}")
+            _require_spoken(kind, range(len(texts)) if ids is texts else names, texts)
+            held, gone = self._keys_of(kind), self.memory.removed[kind]
+            for name in names:  # those of training may be of any kind, and so may come back
+                wrong = _cannot_be_named(name)
+                if wrong and held.find(name) is None and name not in gone:
+                    raise DataError(f"the {kind[:-1]} id {name!r} {wrong}, so that no line could name it; take another")
             return names
+        _require_spoken(kind, range(len(texts)), texts)
         keys, gone = self.memory.document_keys, self.memory.removed["documents"]
         names, number = [], len(keys) + len(gone)
         while len(names) < len(texts):
@@ -1397,6 +1468,32 @@ def _distinct(ids: Sequence[str]) -> list[str]:
             counts[name] += 1
         names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
     return names
+
+
+def _require_spoken(kind: str, names: Iterable[str | int], texts: Sequence[str]) -> None:
+    """Refuse empty texts."""
+    for name, text in zip(names, texts, strict=True):
+        if not text.strip():
+            which = f"number {name} (from 0)" if isinstance(name, int) else repr(name)
+            raise DataError(f"the {kind[:-1]} {which} has an empty text; give it one, or leave it out")
+
+
+def _cannot_be_named(name: str) -> str | None:
+    """What keeps an id from standing on a line of its own."""
+    if not name.strip():
+        return "is empty"
+    if name != name.strip():
+        return "has blanks around it"
+    if any(unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") for mark in name):
+        return "holds a line end, a tab or another control character"
+    return None
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise DataError(f"a list of {what} was expected for each document, got {type(values).__name__}") from error
 
 
 def _shortened(text: str) -> str:

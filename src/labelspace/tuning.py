@@ -39,6 +39,12 @@ SHOWN = 12
 """Settings of the front that are shown, at most."""
 LABEL_TEMPERATURES = (0.04, 0.07, 0.1, 0.15, 0.25, 0.4)
 """Of label keys, where they have a softmax of their own."""
+FIELDS = {
+    "search": "search", "depth": "depths", "label_depth": "label_depths", "document_depth": "document_depths",
+    "temperature": "temperatures", "votes": "votes", "weight": "weights",
+    "softmax": "softmax", "label_temperature": "label_temperatures",
+}  # fmt: skip
+"""Settings of `Voting`, and the fields of `Grid` that hold their values."""
 TILT = 1e-12
 """Share by which votes count less from label to label, so that of equal scores the first label wins."""
 
@@ -74,21 +80,38 @@ class Grid:
     def fixed(cls, **settings: Any) -> Grid:
         """The grid with some settings of `Voting` fixed.
 
+        A depth says how is searched: ``depth`` goes with a joint search, the other two with a two-sided one.
+
         Args:
             settings: by name; None leaves a setting to be tried.
 
         Raises:
-            SettingsError: a value out of bounds.
+            SettingsError: a value out of bounds, or depths of another search.
         """
-        fields = {"search": "search", "depth": "depths", "label_depth": "label_depths", "votes": "votes"}
-        fields |= {"document_depth": "document_depths", "temperature": "temperatures", "weight": "weights"}
-        fields |= {"softmax": "softmax", "label_temperature": "label_temperatures"}
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             Voting(**given)
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        return cls(**{fields[name]: (value,) for name, value in given.items()})
+        for name in ("depth", "label_depth", "document_depth"):
+            search = "joint" if name == "depth" else "two-sided"
+            if name in given and given.setdefault("search", search) != search:
+                raise SettingsError(
+                    f"{name} {given[name]} goes with a {search} search alone, and a {given['search']} one is asked "
+                    "for; leave one of the two out"
+                )
+        if given.get("softmax") == "apart" and given.setdefault("search", "two-sided") == "joint":
+            raise SettingsError("a softmax apart goes with a two-sided search alone; leave one of the two settings out")
+        return cls(**{FIELDS[name]: (value,) for name, value in given.items()})
+
+    def settled(self, voting: Voting) -> Voting:
+        """How keys vote when nothing can be tried: fixed settings hold, and all others stay.
+
+        Args:
+            voting: as they vote so far.
+        """
+        fixed = {name: values[0] for name, field in FIELDS.items() if len(values := getattr(self, field) or ()) == 1}
+        return dataclasses.replace(voting, **fixed)
 
     def ways(self, labels: int, documents: int) -> list[Voting]:
         """Every setting but the weight, which is set to a half.
@@ -268,6 +291,19 @@ def _relevant(voting: Voting) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in (*unused, "scoring") and value is not None}
 
 
+def _flags(settings: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
+def described(voting: Voting) -> str:
+    """How keys vote, as the flags of ``tune`` that would fix it.
+
+    Args:
+        voting: any.
+    """
+    return "similarity" if voting.scoring == "similarity" else _flags(_relevant(voting))
+
+
 def _front(values: npt.NDArray[np.float64]) -> list[int]:
     """Flat numbers (way, weight) of the settings that none beats in both P and PSP; at most SHOWN, spread evenly."""
     p = values[:, [METRICS.index(f"P@{k}") for k in KS]].mean(axis=1).ravel()
@@ -433,6 +469,6 @@ def _lines(tuned: dict[str, Any]) -> Iterator[str]:
     chosen = {"settings": _relevant(Voting(**tuned["voting"])), **tuned["metrics"]}
     rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
     for row in rows:
-        shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["settings"].items())
+        shown = _flags(row["settings"])
         figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
         yield f"{'*' if row == chosen else ' '} {figures}  {shown}"
