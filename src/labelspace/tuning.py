@@ -110,8 +110,8 @@ class Grid:
         Args:
             voting: as they vote so far.
         """
-        fixed = {name: values[0] for name, field in FIELDS.items() if len(values := getattr(self, field) or ()) == 1}
-        return dataclasses.replace(voting, **fixed)
+        values: dict[str, Sequence[Any] | None] = {name: getattr(self, field) for name, field in FIELDS.items()}
+        return dataclasses.replace(voting, **{name: x[0] for name, x in values.items() if x is not None and len(x) == 1})
 
     def ways(self, labels: int, documents: int) -> list[Voting]:
         """Every setting but the weight, which is set to a half.
