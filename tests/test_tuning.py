@@ -126,6 +126,8 @@ def test_random_vectors_are_tuned_to_chance() -> None:
             vectors = [np.random.default_rng(abs(hash(text)) % 2**32).normal(size=32) for text in texts]
             return np.stack([v / np.linalg.norm(v) for v in vectors]).astype(np.float32)
 
+        encode_documents = encode
+
     encoder = torch.nn.Linear(1, 1)
     encoder.dim = 32  # type: ignore[assignment]
     vectors = np.stack([np.random.default_rng(i).normal(size=32) for i in range(count)]).astype(np.float32)

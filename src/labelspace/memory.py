@@ -188,7 +188,8 @@ class Memory:
 
     Args:
         labels: one key a label that is there; each votes for its slot with 1.
-        documents: keys that vote for the slots of their labels.
+        documents: keys that vote for the slots of their labels; of fewer dimensions than the label keys, they are
+            compared with the first columns of a query.
         voting: how keys vote.
         slots: label slots given so far.
         removed: ids that are gone, by kind, each with the `digest` of its text.
@@ -328,7 +329,9 @@ class Memory:
         beside = None
         if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
             beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
-        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        wide = self.document_keys.dim
+        own = queries if wide == queries.shape[1] else queries[:, :wide].contiguous()
+        documents = self.document_keys.search(own, document_depth, left_out) if document_depth else empty
         if beside is not None:
             values, places = beside.result()
         else:
@@ -619,8 +622,9 @@ class Memory:
         load_faiss()
         depths = (100, 100) if self.voting.scoring == "similarity" else self.voting.depths()
         for keys, own in ((self.label_keys, depths[0]), (self.document_keys, depths[1])):
-            given = queries
-            if given is None and keys is self.label_keys and self.n_documents:
+            given = queries if queries is None else queries[:, : keys.dim].contiguous()
+            alike = self.label_keys.dim == self.document_keys.dim
+            if given is None and keys is self.label_keys and self.n_documents and alike:
                 places = self.document_keys.present()
                 drawn = np.random.default_rng(seed).choice(places, min(PROBES, len(places)), replace=False)
                 given = self.document_keys.vectors(np.sort(drawn)).float()
@@ -700,6 +704,8 @@ class Memory:
             What `open` needs; ``files`` are the names of the memory's files.
         """
         entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None, "graphs": {}}
+        if self.document_keys.dim != self.label_keys.dim:
+            entry["document_dim"] = self.document_keys.dim
         extra: dict[str, Tensor] = {}
         for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
             entry["segments"][kind] = []
@@ -799,7 +805,8 @@ class Memory:
                         ids.update((name, digests[16 * i : 16 * i + 16]) for i, name in enumerate(names))
             file = folder
             dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
-            return cls(Keys(kinds["labels"], dim), Keys(kinds["documents"], dim), voting, int(entry["slots"]), removed)
+            documents = Keys(kinds["documents"], int(entry.get("document_dim", dim)))
+            return cls(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
 

@@ -111,7 +111,7 @@ class Grid:
             voting: as they vote so far.
         """
         values: dict[str, Sequence[Any] | None] = {name: getattr(self, field) for name, field in FIELDS.items()}
-        return dataclasses.replace(voting, **{name: x[0] for name, x in values.items() if x is not None and len(x) == 1})
+        return dataclasses.replace(voting, **{name: x[0] for name, x in values.items() if x and len(x) == 1})
 
     def ways(self, labels: int, documents: int) -> list[Voting]:
         """Every setting but the weight, which is set to a half.
@@ -141,6 +141,20 @@ class Grid:
             for tau in self.temperatures
             for way in ways
         ]
+
+
+JOINING = Grid(
+    search=("two-sided",),
+    label_depths=(200,),
+    document_depths=(100,),
+    temperatures=(0.04, 0.06, 0.09),
+    votes=("raw",),
+    softmax=("apart",),
+    label_temperatures=(0.05, 0.08, 0.12, 0.18, 0.27),
+)
+"""Settings in which the shares of joined towers are compared."""
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares of a tower beside those before it that are tried."""
 
 
 def _useful(depths: Sequence[int], most: int) -> list[int]:
@@ -234,15 +248,7 @@ def tune(
         deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
     found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
-    sums = np.zeros((len(ways), len(METRICS), len(weights)))
-    best = np.zeros(len(METRICS))
-    for start in range(0, len(found), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
-        best += block.best
-        for number, way in enumerate(ways):
-            sums[number] += block.gains(way, weights)
-    values = 100 * sums / np.where(best > 0, best, 1.0)[:, None]
+    values = _values(memory, found, ways, weights, truth, label_weights)
     sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
     plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
     if plain.any() and not sides.all():
@@ -276,6 +282,76 @@ def tune(
     metrics.update(_deep(memory, found, voting, truth))
     tried = int((values[:, 0] >= 0).sum())
     return Tuned(voting, ",".join(names), float(aim[place, weight]), len(found), tried, front, metrics)
+
+
+def _values(
+    memory: Memory,
+    found: Found,
+    ways: Sequence[Voting],
+    weights: FloatArray,
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+) -> FloatArray:
+    """Every metric of every setting, in percent, (ways, METRICS, weights)."""
+    sums = np.zeros((len(ways), len(METRICS), len(weights)))
+    best = np.zeros(len(METRICS))
+    for start in range(0, len(found), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
+        best += block.best
+        for number, way in enumerate(ways):
+            sums[number] += block.gains(way, weights)
+    return np.asarray(100 * sums / np.where(best > 0, best, 1.0)[:, None])
+
+
+def best_shares(
+    memory: Memory,
+    queries: Tensor,
+    dims: Sequence[int],
+    shares: Sequence[float],
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+    *,
+    left_out: BoolArray | None = None,
+    objective: str = DEFAULT_OBJECTIVE,
+) -> tuple[float, ...]:
+    """How much the towers of a joined model should count in its label keys.
+
+    One tower after the other is added to those before it, with the share of SHARES that gives the best objective
+    together with the documents' votes, in a few settings of a softmax apart.
+
+    Args:
+        memory: label keys of all towers side by side, times their present shares.
+        queries: (v, D) vectors of the validation documents.
+        dims: dimensions of each tower, D in all.
+        shares: of each tower at present, none of them 0.
+        truth: (v, L) labels of the validation documents, in the memory's numbers.
+        label_weights: (L,) inverse propensities.
+        left_out: (places,) document keys that must not vote.
+        objective: metrics apart by commas, see METRICS.
+
+    Returns:
+        A share for each tower, their sum 1.
+    """
+    columns = [METRICS.index(name) for name in parse_objective(objective)]
+    ways = JOINING.ways(memory.n_labels, memory.n_documents)
+    weights = np.array(JOINING.weights if memory.n_documents else (0.0,), dtype=np.float64)
+    depths = ways[0].depths()
+    parts = [part / share for part, share in zip(queries.split(list(dims), dim=1), shares, strict=True)]
+    found = memory.search(queries, 0, depths[1], left_out=left_out)
+    chosen: tuple[float, ...] = (1.0,)
+    for number in range(1, len(parts)):
+        tried = []
+        for share in SHARES:
+            new = (*((1 - share) * x for x in chosen), share)
+            scaled = [x * part for x, part in zip(new, parts, strict=False)]
+            scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
+            labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
+            both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
+            values = _values(memory, both, ways, weights, truth, label_weights)
+            tried.append((float(values[:, columns].mean(axis=1).max()), new))
+        chosen = max(tried)[1]
+    return chosen
 
 
 def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> dict[str, float]:
