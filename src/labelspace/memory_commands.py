@@ -75,7 +75,7 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .model import Model, require_writable
+    from .model import Model, require_changeable, require_writable
     from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
@@ -85,6 +85,8 @@ def tune(
     )  # fmt: skip
     if out is not None:
         require_writable(out)
+    else:
+        require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     found = opened.tune(
@@ -171,7 +173,7 @@ def documents_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    memory = _opened(model).memory
+    memory = _opened(model, change=False).memory
     places = memory.document_keys.present()
     ids, texts = memory.document_keys.ids(places), memory.document_keys.texts(places)
     label_ids = list(memory.labels.ids)
@@ -272,7 +274,7 @@ def labels_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    labels = _opened(model).labels
+    labels = _opened(model, change=False).labels
     for name, text in zip(labels.ids, labels.texts, strict=True):
         if output.json:
             print(json.dumps({"id": name, "text": text}, ensure_ascii=False))
@@ -318,10 +320,12 @@ def index(
         Of the draw of documents.
     """
     from .data import read_texts
-    from .model import Model
+    from .model import Model, require_changeable
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
+    if kind is not None:
+        require_changeable(model, ", or change a copy of it")
     opened = Model.load(model, "cpu", graphs=kind is None)
     if kind is not None:
         lines = None if texts is None else read_texts(texts)[1]
@@ -357,9 +361,12 @@ def compact(model: Path, *, output: Output = Output()) -> None:
     _report(opened, model, "compacted", [], "keys", output)
 
 
-def _opened(model: Path, device: str = "cpu") -> Model:
-    from .model import Model
+def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
+    """A model that shall be changed, or only looked at."""
+    from .model import Model, require_changeable
 
+    if change:
+        require_changeable(model, ", or change a copy of it")
     return Model.load(model, device)
 
 
