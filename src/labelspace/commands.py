@@ -399,8 +399,9 @@ def calibrate(
         auto, cpu, cuda or mps.
     """
     from .evaluation import threshold_lines
-    from .model import Model
+    from .model import Model, require_changeable
 
+    require_changeable(model, ", or calibrate a copy of it")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     made = opened.calibrate(_load(data, options, seed), split)

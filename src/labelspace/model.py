@@ -32,7 +32,7 @@ from .data.tokens import LongDocuments
 from .encoders import Encoder, Precision, build_static, open_encoder
 from .encoders.transformer import TransformerEncoder
 from .errors import DataError, ModelError, SettingsError
-from .files import atomic_file, atomic_folder, folder_lock, sync
+from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
 from .machine import bf16_pays, cache_folder, require_memory
@@ -52,6 +52,8 @@ HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
 """With fewer validation documents than this nothing is tuned."""
+PATIENCE = 5.0
+"""Seconds in which opening a folder is tried again while another process changes it."""
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
 
@@ -770,8 +772,8 @@ class Model:
         self.memory.document_keys.silence(self.memory.number_of >= 0)
         if self.memory.n_silent > before:
             logger.warning(
-                "%d documents have no label left and vote for nothing; remove them, or give them labels with: labelspace "
-                "documents add --replace",
+                "%d documents have no label left and vote for nothing; remove them, or give them labels with: "
+                "labelspace documents add --replace",
                 self.memory.n_silent - before,
             )
         self._without_documents()
@@ -1254,31 +1256,32 @@ class Model:
                 keys.compact(everything=False)
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
             before = [(segment, segment.file, segment.graph_file) for segment in segments]
+            old = manifest["files"]
             try:
-                entry = self.memory.write(place, self._revision + 1)
-                old = manifest["files"]
-                files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
-                for name in Memory.files(entry):
-                    known = old.get(f"memory/{name}")
-                    if known is None:
-                        sync(place / name)
-                    files[f"memory/{name}"] = known or _stamp(place / name)
-                sync(place)
-                manifest.update(self._described(entry), revision=self._revision + 1, files=files)
-                manifest.pop("calibration", None)
-                if self.calibration is not None:
-                    manifest["calibration"] = self.calibration.as_dict()
-                with atomic_file(self.folder / "manifest.json") as part:
-                    _write_manifest(part, manifest)
+                with writing(self.folder):
+                    entry = self.memory.write(place, self._revision + 1)
+                    files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
+                    for name in Memory.files(entry):
+                        known = old.get(f"memory/{name}")
+                        if known is None:
+                            sync(place / name)
+                        files[f"memory/{name}"] = known or _stamp(place / name)
+                    sync(place)
+                    manifest.update(self._described(entry), revision=self._revision + 1, files=files)
+                    manifest.pop("calibration", None)
+                    if self.calibration is not None:
+                        manifest["calibration"] = self.calibration.as_dict()
+                    with atomic_file(self.folder / "manifest.json") as part:
+                        _write_manifest(part, manifest)
             except BaseException:
                 for segment, *names in before:
                     segment.file, segment.graph_file = names
+                with contextlib.suppress(ModelError):
+                    if read_manifest(self.folder)["revision"] == self._revision:
+                        _remove_others(place, old)
                 raise
             self._revision += 1
-            gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
-            for file in (*gone, *self.folder.glob(".manifest.writing-*")):  # the last of a change that was killed
-                with contextlib.suppress(OSError):
-                    file.unlink()
+            _remove_others(place, files)
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -1322,46 +1325,65 @@ class Model:
                 scanned, and what is saved afterwards has none.
 
         Raises:
-            ModelError: not a model folder, one of another format version, or a file that is missing or damaged, by
-                name.
+            ModelError: not a model folder, one of another format version, a file that is missing or damaged, by name,
+                or a folder that another process changes without a pause.
             SettingsError: an unknown precision.
         """
         folder = Path(path).expanduser()
+        began = time.monotonic()
         manifest = read_manifest(folder)
-        try:
-            model = cls._open(folder, manifest, device, graphs)
-        except ModelError:
-            again = read_manifest(folder)
-            if again["revision"] == manifest["revision"]:
-                raise
-            model = cls._open(folder, again, device, graphs)  # it was changed just now
+        while True:
+            try:
+                model = cls._open(folder, copy.deepcopy(manifest), device, graphs)
+                break
+            except ModelError as error:
+                again = read_manifest(folder)
+                if again == manifest:
+                    raise
+                if time.monotonic() - began > PATIENCE:
+                    raise ModelError(
+                        f"{folder} could not be opened in {PATIENCE:g} seconds, since another process changes it all "
+                        "the time; try again when that is done"
+                    ) from error
+                manifest = again
         model.precision = precision
         return model
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any], device: str, graphs: bool) -> Model:
-        left = HASH_UP_TO
         own_graphs = {f"memory/{graph['file']}" for graph in manifest["memory"].get("graphs", {}).values()}
         if not graphs:
             manifest["memory"].pop("graphs", None)
             for name in own_graphs:
                 del manifest["files"][name]
-        for name, stamp in sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0])):
-            file = folder / name
-            again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
-            if not file.is_file():
-                again = again or "the model folder is incomplete, copy or train it again"
-                raise ModelError(f"{file} is missing; {again}")
-            left -= stamp.get("bytes", 0)
-            known = stamp if left >= 0 else {"bytes": stamp.get("bytes")}
-            if _stamp(file, known=known) != known:
-                raise ModelError(
-                    f"{file} is damaged: it is not the file that was saved "
-                    f"({file.stat().st_size} bytes, {stamp['bytes']} expected); "
-                    f"{again or 'copy or train the model again'}"
-                )
+        small_first = sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
+        ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
+        stamps = {
+            name: stamp if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
+            for (name, stamp), end in zip(small_first, ends, strict=True)
+        }
+
+        def check(names: Iterable[str]) -> None:
+            for name in names:
+                file, known = folder / name, stamps[name]
+                again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
+                try:
+                    found = _stamp(file, known=known)
+                except OSError as error:
+                    again = again or "the model folder is incomplete, copy or train it again"
+                    raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
+                if found != known:
+                    raise ModelError(
+                        f"{file} is damaged: it is not the file that was saved "
+                        f"({found['bytes']} bytes, {known['bytes']} expected); "
+                        f"{again or 'copy or train the model again'}"
+                    )
+
         place = device_of(device)
+        mutable = [name for name in stamps if name.startswith("memory/")]
+        check(mutable)  # these first, and opened at once: other processes may replace them at any time
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
+        check(name for name in stamps if name not in mutable)
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
@@ -1406,6 +1428,23 @@ def require_writable(path: str | Path) -> None:
         raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
+
+
+def require_changeable(folder: str | Path, remedy: str = "") -> None:
+    """Refuse to change a model's folder that cannot be written to, before anything is computed.
+
+    Args:
+        folder: of the model.
+        remedy: what else can be done about it.
+
+    Raises:
+        ModelError: not a model folder, or one that cannot be written to.
+    """
+    place = Path(folder).expanduser()
+    read_manifest(place)
+    for part in (place, place / "memory"):
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise ModelError(f"{place} cannot be changed: {part} cannot be written to; make it writable{remedy}")
 
 
 def _is_model(folder: Path) -> bool:
@@ -1463,6 +1502,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
+
+
+def _remove_others(place: Path, files: Iterable[str]) -> None:
+    """Remove files of a memory that its manifest does not name, and what a change that was killed left."""
+    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
