@@ -501,8 +501,8 @@ def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
 ) -> None:
     names = ["two\nlines", " blank ", "a\u2028b", "\t"]
     train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
-    data = ls.Dataset("odd", model.labels, train,
-                      ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32)), None, np.zeros(0, np.int64))  # fmt: skip
+    none = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
+    data = ls.Dataset("odd", model.labels, train, none, None, np.zeros(0, np.int64))
     model.tune(data)
     assert model.add_documents(["other"], [["L0"]], ["two\nlines"], replace=True) == ["two\nlines"]
     model.save(tmp_path / "m")

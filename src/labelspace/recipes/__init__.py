@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import resolve, to_dict
+from ..config import MemorySettings, resolve, to_dict
 from ..errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -69,8 +69,11 @@ def train(
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
     from ..tracking import require_tracker
+    from ..tuning import parse_objective
 
     require_tracker(resolved.track)
+    if isinstance(resolved, MemorySettings):
+        parse_objective(resolved.objective)
     if isinstance(data, str | Path):
         data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
     require_texts(data)

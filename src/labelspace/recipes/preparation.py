@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoints, State
-from ..config import MiningSettings, RunSettings, to_dict, to_toml
+from ..config import MemorySettings, MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
-from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
+from ..encoders import Encoder, Precision, TransformerEncoder, build_static, open_encoder
 from ..errors import SettingsError
 from ..estimate import Shape
 from ..evaluation import evaluate
@@ -39,6 +40,10 @@ Settings = TypeVar("Settings", bound=RunSettings)
 STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
+TUNING_SECONDS = 90.0
+"""Time kept free for the tuning of the memory when a run must end by the clock."""
+SAMPLE = 512
+"""Documents encoded to foresee how long the memory will take."""
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
@@ -305,6 +310,57 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     if predictions is None:
         data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
     model.calibrate_if_possible(data, predictions)
+
+
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: MemorySettings) -> float:
+    """How long the keys of all documents and the tuning will take, from a sample of documents.
+
+    Args:
+        encoder: before training.
+        documents: texts of all training documents.
+        settings: of the memory.
+    """
+    rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
+    sample = documents.take(rows)
+    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
+    try:
+        begun = time.monotonic()
+        encoder.encode(sample)
+        seconds = time.monotonic() - begun
+    finally:
+        encoder.precision = precision
+    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
+    return 1.15 * seconds * share + TUNING_SECONDS
+
+
+def give_memory(model: Model, data: Dataset, documents: Tokens, settings: MemorySettings, log: Log) -> None:
+    """Make the training documents keys of a trained model and tune how keys vote.
+
+    Args:
+        model: what was trained.
+        data: as it was given.
+        documents: texts of all training documents, in the data's order.
+        settings: of the memory.
+        log: of the run.
+    """
+    encoder = model.encoder
+    encoder.precision = _of_documents(encoder, settings)
+    vectors = encoder.encode(documents)
+    encoder.precision = "float32"
+    if model.heads is not None:
+        placed = torch.from_numpy(vectors).to(encoder.device)
+        vectors = model.heads.queries(placed, weighted=False).cpu().numpy()
+    tuned = model.tune(
+        data, objective=settings.objective, precision=settings.key_precision, vectors=vectors, calibrated=False
+    )
+    if tuned is not None:
+        model.info["metrics"]["validation"] = tuned.metrics
+        log.write(event="tuned", **tuned.metrics)
+
+
+def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:
+    """In which precision document keys are encoded."""
+    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
 
 
 def describe_run(

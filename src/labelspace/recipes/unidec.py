@@ -48,9 +48,11 @@ from .preparation import (
     calibrate,
     describe_run,
     fill_in,
+    give_memory,
     hard_negatives,
     looked_at,
     make_encoder,
+    memory_seconds,
     open_log,
     optimizers_of,
     save_run,
@@ -117,6 +119,9 @@ def train(
     size, device = len(data.labels), encoder.device
     settings = decided(settings, encoder, size)
     needed = _needed(settings, encoder, size, len(rows))
+    if settings.memory:
+        width = (settings.encoder_dim or encoder.dim) + (settings.classifier_dim or encoder.dim)
+        needed += 2 * 4 * width * len(data.train)
     logger.info(
         "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
     )
@@ -134,7 +139,7 @@ def train(
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
-    targets = data.train.targets
+    targets, texts = data.train.targets, documents
     if settings.label_documents:
         targets, rows = with_label_documents(targets, rows)
         documents = documents.followed_by(labels.tokens)
@@ -206,6 +211,8 @@ def train(
                     estimated_gb=needed / 1e9,
                 )
             evaluate = validation(data, encoder, search, settings, cache, heads)
+            keys_after = settings.memory and settings.max_minutes is not None
+            ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
                 step,
                 plan.epoch,
@@ -221,6 +228,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
+                ending=ending,
             )
             search.forget()
             if heads.classifier_norm == "never":
@@ -238,6 +246,8 @@ def train(
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            if settings.memory:
+                give_memory(model, given, texts, settings, log)
             calibrate(model, given, settings)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
