@@ -47,7 +47,7 @@ from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "labelspace model", 2
+FORMAT, FORMAT_VERSION = "labelspace model", 3
 HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
@@ -98,11 +98,12 @@ class Model:
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
         self.towers = (Tower(encoder, heads, share), *more)
-        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].dim
-        if (memory.label_keys.dim, memory.document_keys.dim) != (dim, first):
-            raise ValueError(
-                f"keys have {memory.label_keys.dim} and {memory.document_keys.dim} dimensions, the encoder {dim}"
-            )
+        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].document_dim
+        if not memory.document_keys.segments:
+            memory.document_keys.dim = first
+        for kind, keys, own in (("label", memory.label_keys, dim), ("document", memory.document_keys, first)):
+            if keys.dim != own:
+                raise ValueError(f"{kind} keys have {keys.dim} dimensions, the encoder {own}")
         self.memory = memory
         if not memory.named:
             memory.name(labels)
@@ -255,12 +256,12 @@ class Model:
         if self.heads is None or len(self.towers) > 1:
             return found
         keys = self.memory.keys
-        queries = torch.from_numpy(self.encode_documents(texts, batch_size)).to(keys.device)
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
         depth = min(k, len(self.labels))
         for ranking in RANKINGS[1:]:
-            part = self.heads.columns(ranking)
+            part, weight = self.heads.columns(ranking), np.float32(self.heads.weight(ranking))
             indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
-            found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
+            found[ranking] = Predictions(indices, scores / weight, self.labels.ids, self.labels.texts)
         return found
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:

@@ -23,7 +23,7 @@ from ..encoders import Encoder, Precision, TransformerEncoder, build_static, ope
 from ..errors import SettingsError
 from ..estimate import Shape
 from ..evaluation import evaluate
-from ..heads import RANKINGS, TwoHeads
+from ..heads import RANKINGS, TwoHeads, best_search_weight
 from ..machine import bf16_pays, cache_folder
 from ..memory import Memory
 from ..model import Model
@@ -236,6 +236,9 @@ class Keys(Protocol):
     def now(self) -> Tensor:
         """(L, D) without a graph."""
 
+    def forget(self) -> None:
+        """They are to be made anew."""
+
 
 def validation(
     data: Dataset,
@@ -244,6 +247,7 @@ def validation(
     settings: RunSettings,
     cache: Path,
     heads: TwoHeads | None = None,
+    choose_weight: bool = False,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that evaluates the present weights on validation documents; None where there are none.
 
@@ -254,6 +258,7 @@ def validation(
         settings: of the run.
         cache: folder of token arrays.
         heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
+        choose_weight: choose the heads' ``search_weight`` each time; the label keys must then be made anew.
     """
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
@@ -263,10 +268,17 @@ def validation(
 
     def run() -> dict[str, float]:
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
-        keys = label_keys.now()
         if heads is None:
-            return measured(queries, keys)
-        queries, found = heads.queries(queries), {}
+            return measured(queries, label_keys.now())
+        if choose_weight:
+            heads.search_weight = 0.5
+            label_keys.forget()
+        keys, queries, found = label_keys.now(), heads.queries(queries), {}
+        if choose_weight:
+            heads.search_weight = best_search_weight(queries, keys, heads.widths[0], corpus.targets)
+            for ranking in RANKINGS[1:]:  # as the keys will be
+                queries[:, heads.columns(ranking)] *= heads.weight(ranking)
+            label_keys.forget()
         for ranking in RANKINGS:
             part = heads.columns(ranking)
             metrics = measured(queries[:, part], keys[:, part])
@@ -349,7 +361,7 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Memory
     encoder.precision = "float32"
     if model.heads is not None:
         placed = torch.from_numpy(vectors).to(encoder.device)
-        vectors = model.heads.queries(placed, weighted=False).cpu().numpy()
+        vectors = model.heads.documents(placed).cpu().numpy()
     tuned = model.tune(
         data, objective=settings.objective, precision=settings.key_precision, vectors=vectors, calibrated=False
     )

@@ -29,7 +29,6 @@ from ..heads import (
     OneVsAll,
     OneVsAllSGD,
     TwoHeads,
-    best_search_weight,
     xavier_rows,
 )
 from ..losses import ClosedForm, closed_form
@@ -41,7 +40,7 @@ from ..negatives import HardNegatives
 from ..optim import RowAdagrad, RowAdamW, make_optimizers
 from ..pools import PickSome
 from ..trainer import Refresh, fit, readable, stop_signals
-from ..types import Batch, Corpus, Dataset
+from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,
     by_text,
@@ -50,7 +49,6 @@ from .preparation import (
     fill_in,
     give_memory,
     hard_negatives,
-    looked_at,
     make_encoder,
     memory_seconds,
     open_log,
@@ -210,7 +208,8 @@ def train(
                     truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
-            evaluate = validation(data, encoder, search, settings, cache, heads)
+            choosing = settings.search_weight is None and len(data.valid) >= MIN_VALID
+            evaluate = validation(data, encoder, search, settings, cache, heads, choosing)
             keys_after = settings.memory and settings.max_minutes is not None
             ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
@@ -235,11 +234,10 @@ def train(
                 heads.row_length = float(
                     torch.cat([r.float().norm(dim=1) for r in table.weight.detach().split(65_536)]).mean()
                 )
-            if settings.search_weight is None and evaluate is not None and len(data.valid) >= MIN_VALID:
-                heads.search_weight = chosen_weight(
-                    looked_at(data.valid, settings), encoder, heads, search.now(), cache
-                )
+            if choosing and evaluate is not None:
                 report = dataclasses.replace(report, metrics=evaluate())
+                share = 100 * heads.search_weight
+                logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
             encoder.precision = "float32"
             search.forget()
             back = torch.from_numpy(np.argsort(order))
@@ -256,22 +254,6 @@ def train(
             return model
     finally:
         log.close()
-
-
-def chosen_weight(corpus: Corpus, encoder: Encoder, heads: TwoHeads, keys: Tensor, cache: Path) -> float:
-    """The share of the dual encoder in the score of both heads that ranks some documents best.
-
-    Args:
-        corpus: documents that nothing was learnt from.
-        encoder: trained.
-        heads: trained.
-        keys: (L, d_D + d_C) of all labels.
-        cache: folder of token arrays.
-    """
-    vectors = torch.from_numpy(encoder.encode(encoder.tokenize(corpus.texts, cache))).to(keys.device)
-    chosen = best_search_weight(heads.queries(vectors, weighted=False), keys, heads.widths[0], corpus.targets)
-    logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", 100 * chosen)
-    return chosen
 
 
 def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
