@@ -500,8 +500,9 @@ def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
     model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["two\nlines", " blank ", "a\u2028b", "\t"]
-    data = ls.Dataset("odd", model.labels, ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32))),
-                      ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32)), None, np.zeros(0, np.int64))  # fmt: skip
+    train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
+    nothing = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
+    data = ls.Dataset("odd", model.labels, train, nothing, None, np.zeros(0, np.int64))
     model.tune(data)
     assert model.add_documents(["other"], [["L0"]], ["two\nlines"], replace=True) == ["two\nlines"]
     model.save(tmp_path / "m")
@@ -538,10 +539,13 @@ def test_files_of_changes_are_read_as_they_are_meant(
 
     # ids that look like row numbers are ids all the same
     assert json.loads(run("labels add", "id,text\n0,blue stone\n1,grey stone\n")[1])["added"] == ["0", "1"]
-    assert json.loads(run("documents add", "id,text,labels\n0,a blue stone,0\n1,stones,0;1\n")[1])["added"] == ["0", "1"]
+    assert json.loads(run("documents add", "id,text,labels\n0,a blue stone,0\n1,stones,0;1\n")[1])["added"] == [
+        "0",
+        "1",
+    ]
     assert run("labels rename", "green stone\n", kind="txt") == (
-        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the columns "
-        "id and text\n",
+        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the "
+        "columns id and text\n",
     )  # fmt: skip
     assert ls.Model.load("m").labels.texts[4] == "blue stone"
     assert json.loads(run("labels add", " white stone \nfern stone\n\n", kind="txt")[1])["added"] == [
@@ -566,7 +570,11 @@ def test_files_of_changes_are_read_as_they_are_meant(
     segment, at = opened.memory.document_keys.find("r")  # type: ignore[misc]
     votes = slice(segment.indptr[at], segment.indptr[at + 1])
     assert segment.values is not None and segment.values[votes].tolist() == [0.25, 1]
-    for flags in (["predict", "m", "", "--k", "1"], ["predict", "m", "f.jsonl", "--labels", ""], ["labels", "add", "m", ""]):
+    for flags in (
+        ["predict", "m", "", "--k", "1"],
+        ["predict", "m", "f.jsonl", "--labels", ""],
+        ["labels", "add", "m", ""],
+    ):
         assert main(flags) == 2 and "is empty; name a file or folder" in capsys.readouterr().err
     Path("none.txt").write_text("\n")
     assert main(["predict", "m", "f.jsonl", "--labels", "none.txt"]) == 1

@@ -260,5 +260,7 @@ def test_fixed_settings_hold_without_validation_documents(
     captured = capsys.readouterr()
     assert f"keys vote by {shown}" in captured.out and "tuning needs 20" in captured.err
     assert ls.Model.load(tmp_path / "m").memory.voting.weight == 0.7
-    assert main(["tune", str(tmp_path / "m"), str(tmp_path / "names.csv"), "--depth", "5", "--search", "two-sided"]) == 2
+    assert (
+        main(["tune", str(tmp_path / "m"), str(tmp_path / "names.csv"), "--depth", "5", "--search", "two-sided"]) == 2
+    )
     assert "depth 5 goes with a joint search alone" in capsys.readouterr().err
