@@ -184,7 +184,9 @@ def test_from_the_command_line(
     assert main(["train", str(toy_folder), *flags]) == 0
     shown = capsys.readouterr().out
     assert "settings that none beats" in shown and "finished after 0 steps" in shown
-    assert main(["train", str(toy_folder), "--recipe", "raexmc", "--objective", "P@7", "--out", out, "--quiet"]) == 2
+    assert (
+        main(["train", str(toy_folder), "--recipe", "raexmc", "--objective", "P@7", "--out", f"{out}2", "--quiet"]) == 2
+    )
     assert "the objective 'P@7'" in capsys.readouterr().err
 
 

@@ -122,6 +122,16 @@ class Segment:
         """Search exactly from now on."""
         self.index, self.graph, self.graph_file = ExactIndex(self.keys), None, None
 
+    def replace_keys(self, keys: Tensor) -> None:
+        """Take other keys of the same votes; a graph is lost with the old ones.
+
+        Args:
+            keys: (n, D).
+        """
+        warn_of_lost_graphs([self])
+        self.keys, self.file = keys, None
+        self.drop_graph()
+
     def take_graph(self, other: Segment) -> None:
         """Search as another segment of the same keys does.
 

@@ -35,6 +35,8 @@ def tune(
     label_depth: int | None = None,
     document_depth: int | None = None,
     temperature: float | None = None,
+    label_temperature: float | None = None,
+    softmax: Literal["together", "apart"] | None = None,
     weight: float | None = None,
     votes: Literal["raw", "normalized"] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
@@ -68,6 +70,10 @@ def tune(
         Try only this many nearest documents, in a two-sided search alone.
     temperature
         Try only this temperature of the softmax over keys.
+    label_temperature
+        Try only this temperature of label keys, and the other one for documents alone.
+    softmax
+        Try only one softmax over all keys found (together), or one over each kind (apart), in a two-sided search.
     weight
         Try only this weight of the documents' votes, 0 to 1.
     votes
@@ -84,7 +90,7 @@ def tune(
     parse_objective(objective)
     grid = Grid.fixed(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
-        temperature=temperature, weight=weight, votes=votes,
+        temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
     if out is not None and out.expanduser().resolve() != model.expanduser().resolve():
         require_free(out, overwrite)

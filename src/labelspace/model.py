@@ -29,7 +29,7 @@ from . import __version__, calibrate, metrics
 from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
-from .encoders import Encoder, Precision, make_encoder, open_encoder
+from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
 from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
@@ -38,17 +38,15 @@ from .machine import bf16_pays, require_memory
 from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
+from .towers import Tower
+from .towers import names as tower_files
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, described, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, best_shares, described, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
 FORMAT, FORMAT_VERSION = "labelspace model", 2
-PARTS = ("encoder/modules.json",)
-"""Files without which a folder is no model, beside those of its memory."""
-HEADS = "head.safetensors"
-"""Weights between the encoder and the memory, of models that have such."""
 HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
@@ -69,8 +67,12 @@ class Model:
         info: what made the model: recipe, config, data, metrics; all of it JSON.
         calibration: from scores to probabilities.
         heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
+        more: further towers of a model that was joined from several: their queries and label keys stand beside those
+            of the first, which alone makes document keys.
+        share: of the first tower in the label keys.
 
     Attributes:
+        towers: all encoders with their heads, the first first.
         precision: in which texts are encoded: ``float32``, or ``bf16``, which is faster where the processor or GPU
             multiplies faster in it; cosines to the float32 vectors are above 0.999. ``auto`` chooses by the device.
             Not saved: a model opens in float32.
@@ -89,15 +91,17 @@ class Model:
         info: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
         heads: TwoHeads | None = None,
+        more: Sequence[Tower] = (),
+        share: float = 1.0,
     ):
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
-        dim = encoder.dim if heads is None else sum(heads.widths)
-        if memory.label_keys.dim != dim:
-            raise ValueError(f"keys have {memory.label_keys.dim} dimensions, the encoder {dim}")
-        self.encoder = encoder.eval()
-        self.heads = None if heads is None else heads.eval()
-        self.encoder.precision = "float32"
+        self.towers = (Tower(encoder, heads, share), *more)
+        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].dim
+        if (memory.label_keys.dim, memory.document_keys.dim) != (dim, first):
+            raise ValueError(
+                f"keys have {memory.label_keys.dim} and {memory.document_keys.dim} dimensions, the encoder {dim}"
+            )
         self.memory = memory
         if not memory.named:
             memory.name(labels)
@@ -110,6 +114,16 @@ class Model:
         self._numbers: dict[str, list[int]] | None = None
 
     @property
+    def encoder(self) -> Encoder:
+        """The encoder, of the first tower."""
+        return self.towers[0].encoder
+
+    @property
+    def heads(self) -> TwoHeads | None:
+        """The heads behind the encoder, of the first tower."""
+        return self.towers[0].heads
+
+    @property
     def precision(self) -> Precision:
         """In which texts are encoded, ``float32`` or ``bf16``."""
         return self.encoder.precision
@@ -120,7 +134,8 @@ class Model:
             raise SettingsError(f"unknown precision {value!r}; choose one of auto, float32, bf16")
         if value == "auto":
             value = "bf16" if bf16_pays(self.encoder.device) else "float32"
-        self.encoder.precision, self.encoder.keeps_low = value, value == "bf16"
+        for tower in self.towers:
+            tower.encoder.precision, tower.encoder.keeps_low = value, value == "bf16"
 
     @classmethod
     def from_encoder(
@@ -214,10 +229,7 @@ class Model:
             DataError: something that is not a text, by its place.
         """
         checked = _checked_texts(texts, "text")
-        vectors = self.encoder.encode(self.encoder.tokenize(checked), batch_size)
-        if self.heads is None:
-            return vectors
-        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
+        return _beside([tower.queries(checked, batch_size) for tower in self.towers])
 
     def rankings(
         self,
@@ -247,7 +259,7 @@ class Model:
         """
         first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
         found = {"combined": first}
-        if self.heads is None:
+        if self.heads is None or len(self.towers) > 1:
             return found
         keys = self.memory.keys
         queries = torch.from_numpy(self.encode_documents(texts, batch_size)).to(keys.device)
@@ -268,10 +280,8 @@ class Model:
         Returns:
             (n, D) float32; with heads, the classifier's row is made from the text too.
         """
-        if self.heads is None:
-            return self.encode(texts, batch_size)
-        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
-        return self.heads.keys(torch.from_numpy(vectors).to(self.encoder.device), None).cpu().numpy()
+        checked = _checked_texts(texts, "text")
+        return _beside([tower.label_keys(checked, batch_size) for tower in self.towers])
 
     def encode_documents(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
         """Keys of documents.
@@ -283,10 +293,7 @@ class Model:
         Returns:
             (n, D) float32.
         """
-        if self.heads is None:
-            return self.encode(texts, batch_size)
-        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
-        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device), weighted=False).cpu().numpy()
+        return self.towers[0].document_keys(_checked_texts(texts, "text"), batch_size)
 
     def predict(
         self,
@@ -845,10 +852,15 @@ class Model:
         own[place[place >= 0]] = counts[place >= 0]
         weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
         left_out = self.held_out(data)
+        truth = _targets_in(valid.targets[rows], place, len(self.labels))
+        if len(self.towers) > 1:
+            dims, shares = [tower.dim for tower in self.towers], [tower.share for tower in self.towers]
+            options: dict[str, Any] = {"left_out": left_out, "objective": objective}
+            self._share(best_shares(self.memory, queries, dims, shares, truth, weights, **options))
         found = tune(
             self.memory,
             queries,
-            _targets_in(valid.targets[rows], place, len(self.labels)),
+            truth,
             weights,
             left_out=left_out,
             objective=objective,
@@ -863,6 +875,18 @@ class Model:
             best = Predictions(*self.memory.predict(queries, depth, left_out=left_out))
             self.calibrate_if_possible(dataclasses.replace(data, valid=valid.rows(rows)), best)
         return found
+
+    def _share(self, shares: Sequence[float]) -> None:
+        """Let towers count in the label keys by other shares."""
+        factors = [
+            torch.full((tower.dim,), share / tower.share) for tower, share in zip(self.towers, shares, strict=True)
+        ]
+        scale = torch.cat(factors).to(self.memory.device)
+        for segment in self.memory.label_keys.segments:
+            segment.replace_keys((segment.keys.float() * scale).to(segment.keys.dtype))
+        for tower, share in zip(self.towers, shares, strict=True):
+            tower.share = float(share)
+        logger.info("shares of the encoders in the label keys: %s", ", ".join(f"{share:.2f}" for share in shares))
 
     def held_out(self, data: Dataset) -> npt.NDArray[np.bool_]:
         """Document keys that must not vote when validation documents are measured: these themselves, and equal texts.
@@ -925,7 +949,7 @@ class Model:
             return
         if changed:
             logger.warning("%d documents of the model have other labels in the data, and take these", len(changed))
-        needed = 2 * 4 * len(rows) * self.memory.label_keys.dim
+        needed = 2 * 4 * len(rows) * self.memory.document_keys.dim
         require_memory(
             needed, f"keys of {len(rows)} documents", "give fewer documents, or an encoder of a smaller width"
         )
@@ -953,7 +977,7 @@ class Model:
         if there:  # keys of a kind are all alike
             precision = "bf16" if there[0].keys.dtype == torch.bfloat16 else "float32"
         if vectors is None:
-            before = self.encoder.precision
+            before = self.encoder.precision  # of the one tower that documents pass
             if precision == "bf16" and bf16_pays(self.encoder.device):
                 self.encoder.precision = "bf16"
             try:
@@ -982,7 +1006,7 @@ class Model:
             for start in range(0, len(texts), ENCODE_BLOCK):
                 parts.append(encode(texts[start : start + ENCODE_BLOCK], batch_size))
                 bar.update(len(parts[-1]))
-        return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
+        return np.concatenate(parts) if parts else np.zeros((0, self.memory.document_keys.dim), dtype=np.float32)
 
     def _renamed_keys(self, old: torch.Tensor, before: list[str], texts: list[str], batch_size: int) -> torch.Tensor:
         """Keys of labels under their new texts; what a classifier learned of a label stays.
@@ -993,13 +1017,10 @@ class Model:
             texts: n new texts.
             batch_size: texts encoded at a time.
         """
-        keys = self._as_keys(self.encode_labels(texts, batch_size))
-        if self.heads is not None and texts:
-            part = self.heads.columns("classifier")
-            rows, made = old[:, part].to(keys), self._as_keys(self.encode_labels(before, batch_size))[:, part]
-            learned = (rows - made).norm(dim=1) > 0.01 * made.norm(dim=1)  # others were made from the text
-            keys[:, part] = torch.where(learned[:, None], rows, keys[:, part])
-        return keys
+        ends = np.cumsum([0, *(tower.dim for tower in self.towers)]).tolist()
+        parts = [old[:, a:b] for a, b in itertools.pairwise(ends)]
+        pairs = zip(self.towers, parts, strict=True)
+        return torch.cat([tower.renamed(part, before, texts, batch_size) for tower, part in pairs], dim=1)
 
     def _add_label_keys(
         self, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
@@ -1195,9 +1216,8 @@ class Model:
         for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
             segment.file = segment.graph_file = None
         with atomic_folder(path) as folder:
-            (folder / "encoder").mkdir()
-            self.encoder.save(folder / "encoder")
-            heads = None if self.heads is None else self.heads.save(folder / HEADS)
+            first, *more = [tower.save(folder, number) for number, tower in enumerate(self.towers, 1)]
+            joined = {"joined": more} if more else {}
             (folder / "memory").mkdir()
             entry = memory.write(folder / "memory", 1)
             parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -1210,11 +1230,8 @@ class Model:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "revision": 1,
                 "dimensions": self.encoder.dim,
-                "encoder": {
-                    "long_documents": self.encoder.long_documents,
-                    "max_chunks": self.encoder.max_chunks,
-                },
-                **({} if heads is None else {"heads": heads}),
+                **first,
+                **joined,
                 **self._described(entry),
                 **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
@@ -1228,6 +1245,7 @@ class Model:
             "labels": len(self.labels),
             "documents": self.memory.n_documents,
             "memory": entry,
+            **({"shares": [tower.share for tower in self.towers]} if len(self.towers) > 1 else {}),
             "info": self.info,
             "history": self.history,
         }
@@ -1373,11 +1391,16 @@ class Model:
         check(mutable)  # these first, and opened at once: other processes may replace them at any time
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
         check(name for name in stamps if name not in mutable)
-        encoder = open_encoder(str(folder / "encoder"), device=str(place))
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
-        heads = TwoHeads.load(folder / HEADS, manifest["heads"], str(place)) if "heads" in manifest else None
+        try:
+            entries = zip([manifest, *manifest.get("joined", [])], manifest.get("shares", [1.0]), strict=True)
+            first, *more = [
+                Tower.load(folder, n, entry, str(place), float(share)) for n, (entry, share) in enumerate(entries, 1)
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder / 'manifest.json'} is damaged: it does not say what encoders it has") from error
         calibration = None
         if "calibration" in manifest:
             try:
@@ -1385,7 +1408,8 @@ class Model:
             except ModelError as error:  # all else can be used, and the calibration be made again
                 logger.warning("%s: %s", folder / "manifest.json", error)
         try:
-            model = cls(encoder, memory, labels, manifest["info"], calibration, heads)
+            options: dict[str, Any] = {"heads": first.heads, "more": more, "share": first.share}
+            model = cls(first.encoder, memory, labels, manifest["info"], calibration, **options)
         except ValueError as error:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
         model.folder, model._revision, model.history = folder.resolve(), manifest["revision"], manifest["history"]
@@ -1484,6 +1508,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kinds |= {"history": list, "revision": int, "documents": int}
     # without "encoder" texts are cut at their head, and only models with heads have those
     kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
+    kinds.update({name: list for name in ("joined", "shares") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
@@ -1491,7 +1516,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
-    lost = [name for name in (*PARTS, *own, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
+    entries = [manifest, *manifest.get("joined", [])]
+    for number, entry in enumerate(entries, 1):
+        encoder, heads = tower_files(number)
+        own += [f"{encoder}/modules.json", *([heads] if "heads" in entry else [])]
+    lost = [name for name in own if name not in manifest["files"]]
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
@@ -1599,3 +1628,8 @@ def _checked_texts(texts: Sequence[str] | str, kind: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{kind} number {i} is {text!r} ({type(text).__name__}), not a string")
     return checked
+
+
+def _beside(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Vectors of several towers side by side."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
