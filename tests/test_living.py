@@ -501,8 +501,8 @@ def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
 ) -> None:
     names = ["two\nlines", " blank ", "a\u2028b", "\t"]
     train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
-    none = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
-    data = ls.Dataset("odd", model.labels, train, none, None, np.zeros(0, np.int64))
+    nothing = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
+    data = ls.Dataset("odd", model.labels, train, nothing, None, np.zeros(0, np.int64))
     model.tune(data)
     assert model.add_documents(["other"], [["L0"]], ["two\nlines"], replace=True) == ["two\nlines"]
     model.save(tmp_path / "m")
@@ -544,9 +544,8 @@ def test_files_of_changes_are_read_as_they_are_meant(
         "1",
     ]
     assert run("labels rename", "green stone\n", kind="txt") == (
-        1,
-        "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the columns "
-        "id and text\n",
+        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the "
+        "columns id and text\n",
     )  # fmt: skip
     assert ls.Model.load("m").labels.texts[4] == "blue stone"
     assert json.loads(run("labels add", " white stone \nfern stone\n\n", kind="txt")[1])["added"] == [

@@ -27,6 +27,7 @@ def tune(
     data: Path,
     *,
     out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     objective: str = "P@1,P@3,P@5",
     tolerance: float = 0.25,
     search: Literal["joint", "two-sided"] | None = None,
@@ -52,7 +53,9 @@ def tune(
     data
         Folder or file; read as the model's training data was unless said otherwise.
     out
-        Folder to write to; the model's own when not given.
+        Folder to write to, empty or not there; the model's own when not given.
+    overwrite
+        Replace another model that is in that folder.
     objective
         Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
     tolerance
@@ -81,7 +84,7 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .model import Model, require_changeable, require_writable
+    from .model import Model, require_changeable, require_free
     from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
@@ -89,8 +92,8 @@ def tune(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
         temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
-    if out is not None:
-        require_writable(out)
+    if out is not None and out.expanduser().resolve() != model.expanduser().resolve():
+        require_free(out, overwrite)
     else:
         require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)

@@ -29,13 +29,12 @@ from . import __version__, calibrate, metrics
 from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
-from .encoders import Encoder, Precision, build_static, open_encoder
-from .encoders.transformer import TransformerEncoder
+from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
 from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
-from .machine import bf16_pays, cache_folder, require_memory
+from .machine import bf16_pays, require_memory
 from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
@@ -147,6 +146,7 @@ class Model:
         *,
         device: str = "auto",
         batch_size: int = 256,
+        max_tokens: int | None = None,
         long_documents: LongDocuments | None = None,
         max_chunks: int | None = None,
         objective: str = DEFAULT_OBJECTIVE,
@@ -155,13 +155,17 @@ class Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
         With a data set its training documents are keys as well, how keys vote is tuned on its validation documents, and
-        the model is calibrated on them, see `tune`.
+        the model is calibrated on them, see `tune`. The vectors are those of `train` with the recipe ``raexmc`` and no
+        epochs.
 
         Args:
-            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm.
+            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm and the
+                texts of the labels, and with a data set of its documents too, those held out for validation aside.
             labels: label names, labels with ids, or a data set.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             batch_size: texts encoded at a time.
+            max_tokens: cut texts here; None as an opened encoder has it, and by name as in training: at 256 for
+                ``static``, and for a transformer at 128 or what it can take if that is less.
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
             objective: with a data set, as for `tune`.
@@ -176,9 +180,16 @@ class Model:
         """
         if isinstance(labels, Dataset):
             parse_objective(objective)
-            options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+            options: dict[str, Any] = {"device": device, "batch_size": batch_size, "max_tokens": max_tokens}
             options |= {"long_documents": long_documents, "max_chunks": max_chunks}
-            model = cls.from_encoder(encoder, labels.labels, **options)
+            given = encoder
+            if isinstance(encoder, str | os.PathLike) and os.fspath(encoder) == "static":
+                fitted = [labels.train.texts[i] for i in labels.fit_rows.tolist()]
+                cut = {name: options[name] for name in ("max_tokens", "long_documents", "max_chunks")}
+                given = make_encoder("static", fitted, labels.labels.texts, **cut, device=str(device_of(device)))
+            model = cls.from_encoder(given, labels.labels, **options)
+            if given is not encoder:
+                model.info["config"]["encoder"] = "static"
             model.info["data"].update(name=labels.name, documents=len(labels.train), options=dict(labels.options))
             model.tune(labels, objective=objective, precision=precision, batch_size=batch_size)
             return model
@@ -193,16 +204,12 @@ class Model:
             raise DataError(f"the label {twice!r} is given twice; label ids must be distinct")
         place = device_of(device)
         if isinstance(encoder, str | os.PathLike):
-            name = encoder = os.fspath(encoder)
-            if encoder == "static":
-                base = open_encoder("minilm", device=str(place))
-                assert isinstance(base, TransformerEncoder)
-                encoder = build_static(base, [], labels.texts, cache=cache_folder())
-            else:
-                encoder = open_encoder(encoder, device=str(place))
+            name = os.fspath(encoder)
+            encoder = make_encoder(name, [], labels.texts, max_tokens=max_tokens, device=str(place))
         else:
             name = type(encoder).__name__
         encoder = encoder.to(place)
+        encoder.max_tokens = encoder.max_tokens if max_tokens is None else max_tokens
         encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
         encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks
         keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size)
@@ -1429,6 +1436,21 @@ def require_writable(path: str | Path) -> None:
         raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
+
+
+def require_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse to write a model where one is, unless that is asked for.
+
+    Args:
+        path: where a model shall be written.
+        overwrite: whether a model there may be replaced; anything else never is.
+
+    Raises:
+        ModelError: something is there.
+    """
+    require_writable(path)
+    if not overwrite and _is_model(Path(path).expanduser()):
+        raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
 
 
 def require_changeable(folder: str | Path, remedy: str = "") -> None:

@@ -15,16 +15,16 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from .. import encoders
 from ..checkpoint import Checkpoints, State
 from ..config import MemorySettings, MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
-from ..encoders import Encoder, Precision, TransformerEncoder, build_static, open_encoder
-from ..errors import SettingsError
+from ..encoders import Encoder, Precision, TransformerEncoder
 from ..estimate import Shape
 from ..evaluation import evaluate
 from ..heads import RANKINGS, TwoHeads, best_search_weight
-from ..machine import bf16_pays, cache_folder
+from ..machine import bf16_pays
 from ..memory import Memory
 from ..model import Model
 from ..negatives import Filter, HardNegatives
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
-STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
 TUNING_SECONDS = 90.0
@@ -67,45 +66,17 @@ def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
     Raises:
         SettingsError: an option that this encoder does not have.
     """
-    device = device_of(settings.device)
-    options: dict[str, Any] = {
-        "pooling": settings.pooling,
-        "projection": settings.projection,
-        "dropout": settings.dropout,
-        "attention": settings.attention,
-        "long_documents": settings.long_documents,
-        "max_chunks": settings.max_chunks,
-        "device": str(device),
-    }
-    if settings.encoder != "static":
-        options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
-        encoder = open_encoder(settings.encoder, **options)
-        if settings.max_tokens is None and isinstance(encoder, TransformerEncoder):
-            encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
-        return encoder
-    if settings.pooling is not None or settings.projection is not None:
-        raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
-    if settings.dropout or settings.attention != "auto":
-        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
-    base = open_encoder(settings.base, device=str(device))
-    if not isinstance(base, TransformerEncoder):
-        raise SettingsError(f"base: {settings.base!r} is not a transformer, so no static encoder can be made from it")
-    base.precision = "bf16" if bf16_pays(device) else "float32"
-    fit_texts = [data.train.texts[i] for i in data.fit_rows]
-    encoder = build_static(
-        base,
-        fit_texts,
+    names = (
+        *("base", "vocabulary", "max_words", "frequency_weight", "normalize", "max_tokens", "long_documents"),
+        *("max_chunks", "pooling", "projection", "dropout", "attention"),
+    )
+    return encoders.make_encoder(
+        settings.encoder,
+        [data.train.texts[i] for i in data.fit_rows] if settings.encoder == "static" else [],
         data.labels.texts,
-        vocabulary=settings.vocabulary,
-        max_words=settings.max_words,
-        frequency_weight=settings.frequency_weight,
-        max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
-        long_documents=settings.long_documents,
-        max_chunks=settings.max_chunks,
-        cache=cache_folder(),
-    ).to(device)
-    encoder.normalize = settings.normalize
-    return encoder
+        **{name: getattr(settings, name) for name in names},
+        device=str(device_of(settings.device)),
+    )
 
 
 def fill_in(settings: Settings, encoder: Encoder) -> Settings:
