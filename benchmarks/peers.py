@@ -140,8 +140,9 @@ def omikuji(texts: Texts, clock: Clock, given: argparse.Namespace, scratch: Path
     train, test, settings = _tfidf(texts, clock)
     file = scratch / "train.txt"
     with clock("write"), file.open("w") as out:
-        out.write(f"{train.shape[0]} {train.shape[1]} {texts.truth.shape[1]}\n")
-        for row in range(train.shape[0]):
+        rows = np.flatnonzero(np.diff(train.indptr)).tolist()  # it reads no rows without features
+        out.write(f"{len(rows)} {train.shape[1]} {texts.truth.shape[1]}\n")
+        for row in rows:
             part = slice(train.indptr[row], train.indptr[row + 1])
             labels = texts.truth.indices[texts.truth.indptr[row] : texts.truth.indptr[row + 1]]
             pairs = zip(train.indices[part].tolist(), train.data[part].tolist())  # noqa: B905

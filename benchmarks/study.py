@@ -19,12 +19,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -576,7 +577,11 @@ def alone(given: argparse.Namespace) -> None:
 
 
 def mistakes(given: argparse.Namespace) -> None:
-    """Draw test documents whose first label is wrong, to be read and classed."""
+    """Draw test documents whose first label is wrong, to be read and classed.
+
+    A reader gives each a ``class`` and a ``reason``, perhaps in ``wrong_truth`` a true label that is evidently wrong,
+    and takes the texts out where they may not be passed on.
+    """
     import numpy as np
 
     import labelspace as ls
@@ -590,10 +595,9 @@ def mistakes(given: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     read = 0
 
-    def label(number: int) -> dict[str, str]:
-        return {"id": data.labels.ids[number], "text": data.labels.texts[number]}
-
     for start in range(0, len(order), 64):
+        if len(rows) == given.count:
+            break
         part = corpus.rows(order[start : start + 64])
         indices, hits = ranked(model.predict(part.texts, k=depth), part.targets, part.filter_pairs)
         for i in range(len(part)):
@@ -606,11 +610,15 @@ def mistakes(given: argparse.Namespace) -> None:
                     {
                         "document": part.ids[i],
                         "text": " ".join(part.texts[i].split()),
-                        "predicted": label(int(indices[i, 0])),
-                        "true": [label(number) for number in true],
-                        "others": [label(number) for number in indices[i, 1:5].tolist() if number >= 0],
+                        "predicted": {
+                            "id": data.labels.ids[indices[i, 0]],
+                            "text": data.labels.texts[indices[i, 0]],
+                        },
+                        "true": [data.labels.texts[number] for number in true],
+                        "others": [data.labels.texts[number] for number in indices[i, 1:5].tolist() if number >= 0],
                         "class": None,
                         "reason": None,
+                        "wrong_truth": None,
                     }
                 )
     with atomic_file(given.out) as part:
@@ -619,10 +627,326 @@ def mistakes(given: argparse.Namespace) -> None:
             "model": model.info.get("config"),
             "drawn": read,
             "classes": list(CLASSES),
-            "mistakes": rows,
         }
-        part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+        top = json.dumps(told, indent=1, ensure_ascii=False).removesuffix("\n}")
+        part.write_text(f'{top},\n "mistakes": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     print(f"{given.out}: {len(rows)} of {read} documents drawn; give each a class of: {'; '.join(CLASSES)}")
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
+
+
+class Results:
+    """The committed JSONs, and what the template can ask of them."""
+
+    def __init__(self, folder: Path, images: Path):
+        self.images: dict[str, str] = {}
+        self.place = images
+        self.runs: dict[str, list[dict[str, Any]]] = {}
+        self.others: dict[str, dict[str, Any]] = {}
+        for file in sorted(folder.glob("*.json")):
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if "row" not in told:
+                self.others[file.stem] = told
+                continue
+            if told["limit"]:
+                raise SettingsError(f"{file} was tried on a part of the data, and is no result")
+            self.runs.setdefault(told["row"], []).append(told)
+        self.runs = dict(sorted(self.runs.items(), key=lambda item: self._order(item[1][0])))
+
+    @staticmethod
+    def _order(run: dict[str, Any]) -> tuple[Any, ...]:
+        groups = ("labelspace", "peers", "ablation")
+        config = run["config"]
+        return groups.index(config["group"]), -run["rankings"]["combined"]["metrics"]["P@5"]["value"], run["row"]
+
+    def of(self, *groups: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Rows of groups with their runs."""
+        return ((row, runs) for row, runs in self.runs.items() if runs[0]["config"]["group"] in groups)
+
+    def mean(self, row: str, metric: str, ranking: str = "combined") -> float:
+        """A metric over the seeds of a row."""
+        if row not in self.runs:
+            raise SettingsError(f"the template asks for the row {row!r}, which has no results")
+        values = [run["rankings"][ranking]["metrics"][metric]["value"] for run in self.runs[row]]
+        return sum(values) / len(values)
+
+    # what a template may say, as {{name argument argument}}
+
+    def value(self, row: str, metric: str, ranking: str = "combined") -> str:
+        """A metric of a row, in percent."""
+        return f"{self.mean(row, metric, ranking):.2f}"
+
+    def difference(self, row: str, other: str, metric: str) -> str:
+        """A metric of a row less that of another one."""
+        return f"{self.mean(row, metric) - self.mean(other, metric):+.2f}"
+
+    def minutes(self, row: str) -> str:
+        """Minutes from reading to saving."""
+        if row not in self.runs:
+            raise SettingsError(f"the template asks for the row {row!r}, which has no results")
+        return _minutes(self.runs[row])
+
+    def table(self, *groups: str) -> str:
+        """The figures of all rows of groups."""
+        rows = [
+            [
+                runs[0]["config"]["title"],
+                *(f"{self.mean(row, metric):.2f}" for metric in COLUMNS),
+                _minutes(runs),
+                f"{max(run_memory(run) for run in runs):.1f}",
+                str(len(runs)),
+            ]
+            for row, runs in self.of(*groups)
+        ]
+        return _table(["", *COLUMNS, "minutes", "GB", "seeds"], rows)
+
+    def intervals(self, *groups: str) -> str:
+        """The same with intervals, a line for each seed."""
+        shown = ("P@1", "P@5", "PSP@5", "R@100")
+        rows = []
+        for _, runs in self.of(*groups):
+            for run in runs:
+                found = run["rankings"]["combined"]["metrics"]
+                cells = [f"{found[m]['low']:.2f} to {found[m]['high']:.2f}" for m in shown]
+                rows.append([run["config"]["title"], str(run["seed"]), *cells])
+        return _table(["", "seed", *shown], rows)
+
+    def breakdown(self, part: str, metric: str, *groups: str) -> str:
+        """A metric by label frequency (``frequency``), words (``length``) or true labels (``labels``) of a document."""
+        names: dict[str, str] = {}
+        for _, runs in self.of(*groups):
+            for name, group in runs[0]["rankings"]["combined"][part].items():
+                count = group["labels" if part == "frequency" else "documents"]
+                names[name] = f"{name} ({count:,})"
+        rows = []
+        for _, runs in self.of(*groups):
+            found = [run["rankings"]["combined"][part] for run in runs]
+            cells = [f"{_mean([one[name][metric] for one in found]):.2f}" if name in found[0] else "" for name in names]
+            rows.append([runs[0]["config"]["title"], *cells])
+        return _table([metric, *names.values()], rows)
+
+    def rankings(self) -> str:
+        """All rankings of the models that have several."""
+        shown = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
+        rows = [
+            [runs[0]["config"]["title"], ranking, *(f"{self.mean(row, metric, ranking):.2f}" for metric in shown)]
+            for row, runs in self.of("labelspace", "ablation")
+            if len(runs[0]["rankings"]) > 1
+            for ranking in runs[0]["rankings"]
+        ]
+        return _table(["", "ranking", *shown], rows)
+
+    def ablation(self) -> str:
+        """Differences of the rows that were compared with another one."""
+        shown = ("P@1", "P@5", "PSP@5", "R@100")
+        rows = []
+        for _, runs in self.of("labelspace", "ablation"):
+            for run in runs:
+                if "against" in run:
+                    cells = [
+                        f"{one['difference']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
+                        for one in (run["against"][metric] for metric in shown)
+                    ]
+                    part = {"valid": "validation", "test": "test"}[run["split"]]
+                    other = self.runs.get(run["config"]["against"])
+                    named = other[0]["config"]["title"] if other else run["config"]["against"]
+                    rows.append([run["config"]["title"], named, part, *cells])
+        return _table(["", "compared with", "documents", *shown], rows)
+
+    def notes(self, *groups: str) -> str:
+        """The notes of rows, with the command that runs each, and where it ran."""
+        lines = []
+        for _, runs in self.of(*groups):
+            run = runs[0]
+            machine, versions = run["machine"], run.get("versions", {})
+            kept = ", ".join(f"{name} {version}" for name, version in versions.items())
+            threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+            where = f"{machine['cpu']}, {threads}, {machine['conditions'] or 'nothing else running'}"
+            lines.append(
+                f"- **{run['config']['title']}**: {run['config']['note'].strip()} `{run['command']}` "
+                f"({run['date']}; {where}; {kept})"
+            )
+            if run["commands"] and not run["config"]["peer"]:
+                lines += ["", *(f"      {command}" for command in run["commands"]), ""]
+        return "\n".join(lines)
+
+    def curves(self, metric: str) -> str:
+        """Learning curves on validation documents, as a picture."""
+        chosen = [
+            (runs[0]["config"]["title"], [(p["seconds"] / 60, p[metric]) for p in runs[0]["curve"] if metric in p])
+            for _, runs in self.of("labelspace")
+            if runs[0].get("curve") and not runs[0]["config"]["after"]
+        ]
+        return self._picture(f"curves-{_file(metric)}", f"{metric} on validation documents by minutes", metric, chosen)
+
+    def against_time(self, metric: str) -> str:
+        """Quality on test documents against the minutes that a method took, as a picture."""
+        families: dict[str, list[tuple[float, float]]] = {}
+        for row, runs in self.of("labelspace", "peers"):
+            family = runs[0]["config"]["family"] or runs[0]["config"]["title"]
+            seconds = _mean([run["seconds"]["total"] for run in runs])
+            families.setdefault(family, []).append((seconds / 60, self.mean(row, metric)))
+        chosen = [(name, sorted(points)) for name, points in families.items()]
+        return self._picture(f"time-{_file(metric)}", f"{metric} on test documents by minutes", metric, chosen)
+
+    def _picture(self, name: str, title: str, metric: str, series: list[tuple[str, list[tuple[float, float]]]]) -> str:
+        from labelspace import charts
+
+        series = [(told, points) for told, points in series if points]
+        if not series:
+            return "No run has been recorded for this yet."
+        about = "; ".join(f"{told}: {points[-1][1]:.1f} after {points[-1][0]:.0f} minutes" for told, points in series)
+        drawn = charts.lines(name, title, about, ("minutes", metric), [points for _, points in series])
+        self.images[f"results-{name}.svg"] = charts.alone(drawn, [told for told, _ in series])
+        return f"![{title}. {about}]({self.place.name}/results-{name}.svg)"
+
+    def alone(self) -> str:
+        """What each of several methods gets right, and none but it."""
+        told = self.others.get("alone")
+        if told is None:
+            return "This has not been counted yet."
+        rows = [
+            [
+                self.runs[row][0]["config"]["title"] if row in self.runs else row,
+                *(f"{told[part][kind][i]:.2f}" for part in ("first", "pairs_in_five") for kind in ("each", "alone")),
+            ]
+            for i, row in enumerate(told["rows"])
+        ]
+        for kind, name in (("all", "all of them"), ("none", "none of them")):
+            rows.append([name, f"{told['first'][kind]:.2f}", "", f"{told['pairs_in_five'][kind]:.2f}", ""])
+        header = ["", "first label right", "it alone", "true pairs among the first five", "it alone"]
+        return _table(header, rows) + f"\n\n`{told['command']}`"
+
+    def mistakes(self) -> str:
+        """How many wrong first labels are of which class."""
+        found, drawn, classes = self._classed()
+        rows = []
+        for kind in classes:
+            own = [one for one in found if one["class"] == kind]
+            shown = "; ".join(f"{one['predicted']['text']}: {one['reason']}" for one in own[:2])
+            rows.append([kind, str(len(own)), shown])
+        return _table([f"of {len(found)} wrong first labels", "", "for example"], rows)
+
+    def _classed(self) -> tuple[list[dict[str, Any]], int, list[str]]:
+        told = self.others.get("mistakes")
+        if told is None:
+            raise SettingsError("the template asks for mistakes, but there is no mistakes.json")
+        if wrong := [one for one in told["mistakes"] if one["class"] not in told["classes"]]:
+            raise SettingsError(f"mistakes.json: document {wrong[0]['document']} has no class")
+        return told["mistakes"], told["drawn"], told["classes"]
+
+    def share(self, *classes: str) -> str:
+        """Percent of the wrong first labels read that are of some classes."""
+        found, _, known = self._classed()
+        wanted = [" ".join(classes)] if " ".join(classes) in known else [kind.replace("_", " ") for kind in classes]
+        return f"{100 * sum(one['class'] in wanted for one in found) / len(found):.0f}%"
+
+    def ceiling(self, *classes: str) -> str:
+        """P@1 among the documents that were drawn, if mistakes of these classes counted as right."""
+        found, drawn, _ = self._classed()
+        wanted = [kind.replace("_", " ") for kind in classes]
+        right = drawn - len(found) + sum(one["class"] in wanted for one in found)
+        return f"{100 * right / drawn:.0f}%"
+
+    def wrong_truth(self) -> str:
+        """Of how many of the documents read a true label is evidently wrong, and some of these labels."""
+        labels = [one["wrong_truth"] for one in self._classed()[0] if one["wrong_truth"]]
+        return f"{len(labels)} ({', '.join(labels[:4])} among them)"
+
+    def drawn(self) -> str:
+        """How many documents were drawn to find the mistakes."""
+        return str(self._classed()[1])
+
+    def data(self) -> str:
+        """What was measured on."""
+        told = {json.dumps(run["data"], sort_keys=True): run["data"] for runs in self.runs.values() for run in runs}
+        sizes = {(one["name"], one["train"], one["labels"]) for one in told.values()}
+        if len({one["fingerprint"] for one in told.values()}) > 1:
+            raise SettingsError("the runs were made on different data, and do not go into one table")
+        tested = max((one.get("test", 0) for one in told.values()), default=0)
+        return "".join(
+            f"{name}: {train:,} training documents, {tested:,} test documents, {labels:,} labels"
+            for name, train, labels in sizes
+        )
+
+    def missing(self) -> str:
+        """Rows that have no results yet."""
+        rows = sorted(file.stem for file in (HERE / "rows").glob("*.toml") if file.stem not in self.runs)
+        return "All rows have been run." if not rows else "Not run yet: " + ", ".join(rows) + "."
+
+
+def run_memory(run: dict[str, Any]) -> float:
+    """Largest peak of the steps of a run, in GB."""
+    return max(run["peak_memory_gb"].values())
+
+
+def _minutes(runs: list[dict[str, Any]]) -> str:
+    return f"{_mean([run['seconds']['total'] for run in runs]) / 60:.1f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _file(metric: str) -> str:
+    return metric.lower().replace("@", "-at-")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "No run has been recorded for this yet."
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def rendered(results: Path, template: Path, images: Path) -> tuple[str, dict[str, str]]:
+    """The page and its pictures by name, from the JSONs and the template alone.
+
+    Args:
+        results: folder of the JSONs.
+        template: Markdown with ``{{name argument ...}}``.
+        images: folder of the pictures, beside the page.
+
+    Raises:
+        SettingsError: a template that asks for what is not there.
+    """
+    found = Results(results, images)
+    names = {name for name in vars(Results) if not name.startswith("_")} - {"of", "mean"}
+
+    def filled(match: re.Match[str]) -> str:
+        name, *arguments = match[1].split()
+        if name not in names:
+            raise SettingsError(f"{template}: unknown {name!r}; it knows {', '.join(sorted(names))}")
+        return getattr(found, name)(*arguments)
+
+    page = re.sub(r"\{\{(.+?)\}\}", filled, template.read_text(encoding="utf-8"))
+    return page, found.images
+
+
+def render(given: argparse.Namespace) -> None:
+    """Write the page and its pictures, or a part of another page between two marks."""
+    images = given.out.parent / "img"
+    page, drawn = rendered(given.results, given.template, images)
+    if given.into is not None:
+        whole = given.into.read_text(encoding="utf-8")
+        parts = re.split(r"(<!-- results -->\n|<!-- end of results -->)", whole)
+        if len(parts) != 5:
+            raise SettingsError(f"{given.into} needs the two lines <!-- results --> and <!-- end of results --> once")
+        with atomic_file(given.into) as part:
+            part.write_text("".join([*parts[:2], page, *parts[3:]]), encoding="utf-8", newline="\n")
+        return
+    for old in images.glob("results-*.svg"):
+        if old.name not in drawn:
+            old.unlink()
+    for name, picture in drawn.items():
+        with atomic_file(images / name) as part:
+            part.write_text(picture, encoding="utf-8", newline="\n")
+    with atomic_file(given.out) as part:
+        part.write_text(page, encoding="utf-8", newline="\n")
 
 
 def main() -> None:
@@ -658,6 +982,13 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--precision", default="float32")
     one.add_argument("--out", type=Path, required=True)
+
+    one = commands.add_parser("render", help="write docs/results.md from the JSONs")
+    one.set_defaults(do=render)
+    one.add_argument("results", type=Path)
+    one.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    one.add_argument("--template", type=Path, default=HERE / "results.md")
+    one.add_argument("--into", type=Path, help="another page: put it between its marks instead of writing --out")
 
     for name, do, names in (
         ("_head", head, ("data", "folder")),

@@ -1,8 +1,8 @@
 """Charts as SVG, written by hand: lines, bars with intervals, reliability, differences; strings in, a string out.
 
 A chart is `WIDTH` units wide, which is about its width in pixels on a phone, so its text can be read there. It takes
-its colours from the page around it, or from `alone`: series n has the class ``sN``, counted from 0 and again from 0 after `SERIES`.
-Series also differ in dashes and markers, for print and for eyes that tell few colours apart.
+its colours from the page around it, or from `alone`: series n has the class ``sN``, counted from 0 and again from 0
+after `SERIES`. Series also differ in dashes and markers, for print and for eyes that tell few colours apart.
 
 >>> ticks(0, 43)
 [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
