@@ -674,6 +674,11 @@ class Results:
         values = [run["rankings"][ranking]["metrics"][metric]["value"] for run in self.runs[row]]
         return sum(values) / len(values)
 
+    def cells(self, row: str, metrics: Sequence[str], ranking: str = "combined") -> list[str]:
+        """Metrics over the seeds of a row; nothing where there are too few labels for one."""
+        known = self.runs[row][0]["rankings"][ranking]["metrics"]
+        return [f"{self.mean(row, metric, ranking):.2f}" if metric in known else "" for metric in metrics]
+
     # what a template may say, as {{name argument argument}}
 
     def value(self, row: str, metric: str, ranking: str = "combined") -> str:
@@ -695,7 +700,7 @@ class Results:
         rows = [
             [
                 runs[0]["config"]["title"],
-                *(f"{self.mean(row, metric):.2f}" for metric in COLUMNS),
+                *self.cells(row, COLUMNS),
                 _minutes(runs),
                 f"{max(run_memory(run) for run in runs):.1f}",
                 str(len(runs)),
@@ -711,7 +716,7 @@ class Results:
         for _, runs in self.of(*groups):
             for run in runs:
                 found = run["rankings"]["combined"]["metrics"]
-                cells = [f"{found[m]['low']:.2f} to {found[m]['high']:.2f}" for m in shown]
+                cells = [f"{found[m]['low']:.2f} to {found[m]['high']:.2f}" if m in found else "" for m in shown]
                 rows.append([run["config"]["title"], str(run["seed"]), *cells])
         return _table(["", "seed", *shown], rows)
 
@@ -733,7 +738,7 @@ class Results:
         """All rankings of the models that have several."""
         shown = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
         rows = [
-            [runs[0]["config"]["title"], ranking, *(f"{self.mean(row, metric, ranking):.2f}" for metric in shown)]
+            [runs[0]["config"]["title"], ranking, *self.cells(row, shown, ranking)]
             for row, runs in self.of("labelspace", "ablation")
             if len(runs[0]["rankings"]) > 1
             for ranking in runs[0]["rankings"]
@@ -748,8 +753,8 @@ class Results:
             for run in runs:
                 if "against" in run:
                     cells = [
-                        f"{one['difference']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
-                        for one in (run["against"][metric] for metric in shown)
+                        f"{one['difference']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})" if one else ""
+                        for one in (run["against"].get(metric) for metric in shown)
                     ]
                     part = {"valid": "validation", "test": "test"}[run["split"]]
                     other = self.runs.get(run["config"]["against"])
@@ -915,7 +920,7 @@ def rendered(results: Path, template: Path, images: Path) -> tuple[str, dict[str
         SettingsError: a template that asks for what is not there.
     """
     found = Results(results, images)
-    names = {name for name in vars(Results) if not name.startswith("_")} - {"of", "mean"}
+    names = {name for name in vars(Results) if not name.startswith("_")} - {"of", "mean", "cells"}
 
     def filled(match: re.Match[str]) -> str:
         name, *arguments = match[1].split()
@@ -949,8 +954,12 @@ def render(given: argparse.Namespace) -> None:
         part.write_text(page, encoding="utf-8", newline="\n")
 
 
-def main() -> None:
-    """Do what was asked."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what was asked.
+
+    Args:
+        arguments: of the command line; None for those of this process.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     results = Path("benchmarks/results")
@@ -1007,7 +1016,7 @@ def main() -> None:
         one.add_argument("--encoder", default="minilm")
         one.add_argument("--precision", default="float32")
         one.add_argument("--against", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         given.do(given)
     except LabelspaceError as error:
