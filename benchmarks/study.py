@@ -702,12 +702,29 @@ class Results:
                 runs[0]["config"]["title"],
                 *self.cells(row, COLUMNS),
                 _minutes(runs),
+                f"{_mean([run['seconds']['evaluate'] for run in runs]) / 60:.1f}",
                 f"{max(run_memory(run) for run in runs):.1f}",
                 str(len(runs)),
             ]
             for row, runs in self.of(*groups)
         ]
-        return _table(["", *COLUMNS, "minutes", "GB", "seeds"], rows)
+        return _table(["", *COLUMNS, "minutes", "answering", "GB", "seeds"], rows)
+
+    def only(self, *rows: str) -> str:
+        """A short table of some rows, in that order; those without results are left out."""
+        shown = ("P@1", "P@5", "PSP@5", "R@100")
+        found = [
+            [
+                self.runs[row][0]["config"]["title"],
+                *self.cells(row, shown),
+                _minutes(self.runs[row]),
+                f"{max(run_memory(run) for run in self.runs[row]):.1f}",
+                _load(self.runs[row][0]),
+            ]
+            for row in rows
+            if row in self.runs
+        ]
+        return _table(["", *shown, "minutes", "GB", "on"], found)
 
     def intervals(self, *groups: str) -> str:
         """The same with intervals, a line for each seed."""
@@ -769,8 +786,10 @@ class Results:
             run = runs[0]
             machine, versions = run["machine"], run.get("versions", {})
             kept = ", ".join(f"{name} {version}" for name, version in versions.items())
-            threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-            where = f"{machine['cpu']}, {threads}, {machine['conditions'] or 'nothing else running'}"
+            bf16 = " (AVX512-BF16)" if "avx512_bf16" in machine["instructions"] else ""
+            where = (
+                f"{machine['cpu']}{bf16}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, {_load(run)}"
+            )
             lines.append(
                 f"- **{run['config']['title']}**: {run['config']['note'].strip()} `{run['command']}` "
                 f"({run['date']}; {where}; {kept})"
@@ -887,6 +906,11 @@ class Results:
 def run_memory(run: dict[str, Any]) -> float:
     """Largest peak of the steps of a run, in GB."""
     return max(run["peak_memory_gb"].values())
+
+
+def _load(run: dict[str, Any]) -> str:
+    """What a run had of its machine."""
+    return run["machine"]["conditions"] or f"{run['machine']['cores']} cores with nothing else running"
 
 
 def _minutes(runs: list[dict[str, Any]]) -> str:

@@ -57,6 +57,12 @@ def test_the_page_is_what_the_committed_jsons_give() -> None:
         ElementTree.fromstring(picture)
 
 
+def test_the_part_of_the_readme_is_what_the_committed_jsons_give() -> None:
+    page, drawn = study.rendered(BENCHMARKS / "results", BENCHMARKS / "readme.md", ROOT)
+    found = re.findall(r"<!-- results -->\n(.*?)<!-- end of results -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found == [page] and not drawn
+
+
 def test_no_figure_is_typed_and_no_path_of_a_machine_is_kept() -> None:
     typed = r"\d[.,]\d"
     template = re.sub(r"\{\{.*?\}\}", "", (BENCHMARKS / "results.md").read_text(encoding="utf-8"))
@@ -152,6 +158,9 @@ def test_a_row_runs_from_end_to_end_once(
     page = (tmp_path / "docs" / "page.md").read_text()
     assert page.startswith(f"{found['P@1']['value']:.2f} ") and "| toy, with memory |" in page
     assert len(list((tmp_path / "docs" / "img").glob("results-*.svg"))) == 2
+    (tmp_path / "other.md").write_text("a\n<!-- results -->\nold\n<!-- end of results -->\nb\n")
+    assert command("render", out, "--into", tmp_path / "other.md", "--template", template) == ""
+    assert (tmp_path / "other.md").read_text() == f"a\n<!-- results -->\n{page}<!-- end of results -->\nb\n"
     template.write_text("{{share near-synonym}} {{ceiling near-synonym}} {{mistakes}}")
     assert study.rendered(out, template, tmp_path)[0].startswith("100% 100% |")
     for wrong, said in (("{{value none P@1}}", "has no results"), ("{{_minutes toy}}", "unknown")):
