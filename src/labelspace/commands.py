@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .config import RECIPES, DexmlSettings, RunSettings, resolve, to_dict, to_toml
-from .errors import SettingsError
+from .errors import DataError, SettingsError
 from .machine import command_began
 
 if TYPE_CHECKING:
@@ -483,7 +483,11 @@ def predict(
     _check_threshold(threshold)
     opened = Model.load(model, device, precision=precision)
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
-    chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
+    chosen = None
+    if labels is not None:
+        chosen = [name for name in read_texts(labels)[1] if name.strip()]
+        if not chosen:
+            raise DataError("there are no labels to choose from; give one id or name a line", labels)
     how: dict[str, Any] = {"k": k, "labels": chosen, "threshold": threshold, "probabilities": probabilities, "why": why}
     reading: dict[str, Any] = {"text_column": recorded.text_column, "fields": recorded.fields, "encoding": encoding}
     if out is None:

@@ -7,7 +7,6 @@ Every change is written whole or not at all. Heavy libraries are loaded inside t
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,6 +34,8 @@ def tune(
     label_depth: int | None = None,
     document_depth: int | None = None,
     temperature: float | None = None,
+    label_temperature: float | None = None,
+    softmax: Literal["together", "apart"] | None = None,
     weight: float | None = None,
     votes: Literal["raw", "normalized"] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
@@ -59,13 +60,17 @@ def tune(
     search
         Try only this: joint, or two-sided with a depth for each kind of key.
     depth
-        Try only this many nearest keys, in a joint search.
+        Try only this many nearest keys, in a joint search alone.
     label_depth
-        Try only this many nearest label keys, in a two-sided search.
+        Try only this many nearest label keys, in a two-sided search alone.
     document_depth
-        Try only this many nearest documents, in a two-sided search.
+        Try only this many nearest documents, in a two-sided search alone.
     temperature
         Try only this temperature of the softmax over keys.
+    label_temperature
+        Try only this temperature of label keys, and the other one for documents alone.
+    softmax
+        Try only one softmax over all keys found (together), or one over each kind (apart), in a two-sided search.
     weight
         Try only this weight of the documents' votes, 0 to 1.
     votes
@@ -77,12 +82,12 @@ def tune(
         auto, cpu, cuda or mps.
     """
     from .model import Model, require_writable
-    from .tuning import Grid, parse_objective, render
+    from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
     grid = Grid.fixed(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
-        temperature=temperature, weight=weight, votes=votes,
+        temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
     if out is not None:
         require_writable(out)
@@ -96,9 +101,12 @@ def tune(
         made = opened.calibration
         calibration = None if made is None else {"kind": made.kind, "features": list(made.features), **made.fitted}
         tuning = None if found is None else found.as_dict()
-        _print_json({"model": str(out or model), "tuning": tuning, "calibration": calibration})
+        voting = opened.memory.settings
+        _print_json({"model": str(out or model), "voting": voting, "tuning": tuning, "calibration": calibration})
     elif found is not None:
         print(render(found.as_dict()))
+    else:
+        print(f"nothing was tuned; keys vote by {described(opened.memory.voting)}")
 
 
 def documents_add(
@@ -118,24 +126,23 @@ def documents_add(
         Folder of a model.
     file
         Documents with labels, in any format that training reads; labels by id or text. Without ids they get new ones.
+        Relevances count as in training.
     replace
         Documents that are there already take the new text and labels.
     device
         auto, cpu, cuda or mps.
     """
-    from .data import load, require_texts
-    from .model import Model
+    from .data import read_documents
 
-    opened = Model.load(model, device)
-    options, seed = _recorded(options, opened)
-    data = load(file, **_as_keywords(options), seed=seed, valid_fraction=0)
-    require_texts(data)
-    corpus = data.train
-    names = data.labels.ids
+    opened = _opened(model, device)
+    options, _ = _recorded(options, opened)
+    corpus, labels = read_documents(file, **_as_keywords(options))
     bounds = corpus.targets.indptr.tolist()
-    found = corpus.targets.indices.tolist()
-    rows = [[names[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
-    added = opened.add_documents(corpus.texts, rows, _real(corpus.ids), replace=replace)
+    found, values = corpus.targets.indices.tolist(), corpus.targets.data.tolist()
+    rows = [[labels.ids[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
+    relevances = [values[a:b] for a, b in itertools.pairwise(bounds)]
+    ids = None if corpus.unnamed else corpus.ids
+    added = opened.add_documents(corpus.texts, rows, ids, relevances=relevances, replace=replace)
     opened.save()
     _report(opened, model, "added", added, "documents", output)
 
@@ -148,16 +155,20 @@ def documents_remove(model: Path, file: Source, *, output: Output = Output()) ->
     model
         Folder of a model.
     file
-        File with one document id a line, or - for standard input.
+        File with one document id a line, or a table with the column id (documents list --json writes one); - for lines
+        of standard input.
     """
-    opened, ids = _opened(model), _lines(file)
+    from .data import read_ids
+
+    opened, ids = _opened(model), read_ids(file)
     opened.remove_documents(ids)
     opened.save()
     _report(opened, model, "removed", ids, "documents", output)
 
 
 def documents_list(model: Path, *, output: Output = Output()) -> None:
-    """Print id, labels and text of every document that votes, apart by tabs.
+    """Print id, labels and text of every document, apart by tabs; one without labels, all of which were removed, votes
+    for nothing.
 
     Parameters
     ----------
@@ -198,11 +209,11 @@ def labels_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_texts
+    from .data import read_labels
 
     opened = _opened(model, device)
-    ids, texts = read_texts(file, text_column=text_column)
-    added = opened.add_labels(texts, _real(ids))
+    ids, texts = read_labels(file, text_column=text_column)
+    added = opened.add_labels(texts, ids)
     opened.save()
     _report(opened, model, "added", added, "labels", output)
 
@@ -223,10 +234,14 @@ def labels_rename(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_texts
+    from .data import read_labels
 
     opened = _opened(model, device)
-    ids, texts = read_texts(file, text_column=text_column)
+    ids, texts = read_labels(file, text_column=text_column)
+    if ids is None:
+        raise DataError(
+            "a new text needs the id of its label, and here are no ids; give a table with the columns id and text", file
+        )
     if len(set(ids)) != len(ids):
         twice = next(name for i, name in enumerate(ids) if name in ids[:i])
         raise DataError(f"the label {twice!r} is given twice", file)
@@ -243,9 +258,11 @@ def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> No
     model
         Folder of a model.
     file
-        File with one label id a line, or - for standard input.
+        File with one label id a line, or a table with the column id; - for lines of standard input.
     """
-    opened, ids = _opened(model), _lines(file)
+    from .data import read_ids
+
+    opened, ids = _opened(model), read_ids(file)
     opened.remove_labels(ids)
     opened.save()
     _report(opened, model, "removed", ids, "labels", output)
@@ -352,34 +369,16 @@ def _opened(model: Path, device: str = "cpu") -> Model:
     return Model.load(model, device)
 
 
-def _lines(file: str) -> list[str]:
-    """Ids, one a line."""
-    if file == "-":
-        found = [line.rstrip("\r\n") for line in sys.stdin]
-    else:
-        try:
-            found = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError("ids are read as UTF-8, which this file is not", file) from error
-    ids = [line for line in found if line.strip()]
-    if not ids:
-        raise DataError("there are no ids", file)
-    return ids
-
-
-def _real(ids: Sequence[str]) -> list[str] | None:
-    """Ids, unless they only count the rows of a file without ids."""
-    return None if all(name == str(row) for row, name in enumerate(ids)) else list(ids)
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split()) if any(mark in text for mark in "\t\n\r") else text
 
 
 def _report(opened: Model, model: Path, done: str, ids: Sequence[str], kind: str, output: Output) -> None:
-    counts = {"documents": opened.memory.n_documents, "labels": len(opened.labels)}
+    memory = opened.memory
+    counts = {"documents": memory.n_documents, "without_labels": memory.n_silent, "labels": len(opened.labels)}
     if output.json:
         _print_json({"model": str(model), done: list(ids), **counts})
     else:
         shown = f"{len(ids)} {kind}" if ids else kind
-        print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents")
+        silent = f", {memory.n_silent} of them without a label" if memory.n_silent else ""
+        print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents{silent}")
