@@ -16,6 +16,7 @@ import pytest
 
 import labelspace as ls
 from labelspace import evaluation
+from labelspace.cli import main as labelspace
 from labelspace.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,15 @@ def command(*arguments: str | Path) -> str:
     except SystemExit as error:
         return str(error)
     return ""
+
+
+def here(steps: Any, name: str, whole: list[str], shown: list[str] | None = None) -> None:
+    """A step in this process, which is quicker than one of its own."""
+    if whole[1] == "-m":
+        assert labelspace(whole[3:]) == 0
+    else:
+        study.main(whole[2:])
+    steps.done[name] = {"seconds": 2.0, "peak_memory_gb": 1.0, "command": " ".join(shown or []), "attempts": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +96,15 @@ def test_no_figure_is_typed_and_no_path_of_a_machine_is_kept() -> None:
 
 
 def test_a_row_runs_from_end_to_end_once(
-    tmp_path: Path, toy_folder: Path, tiny_transformer: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    toy_folder: Path,
+    tiny_transformer: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, out, work = tmp_path / "rows", tmp_path / "results", tmp_path / "work"
     rows.mkdir()
-    train = ["train", "--recipe", "dexml", "--encoder", str(tiny_transformer), "--epochs", "1", "--lr", "1e-3"]
+    train = ["train", "--recipe", "unidec", "--encoder", str(tiny_transformer), "--epochs", "1", "--lr", "1e-3"]
     first = {"title": "toy", "family": "toys", "steps": [train]}
     second = {"title": "toy, with memory", "after": "toy", "against": "toy", "steps": [["tune"]]}
     for name, row in (("toy", first), ("toy-memory", second)):
@@ -98,8 +112,10 @@ def test_a_row_runs_from_end_to_end_once(
         (rows / f"{name}.toml").write_text(text)
     options = ["--out", out, "--work", work, "--conditions", "a test"]
     assert "run the row toy first" in command("run", rows / "toy-memory.toml", toy_folder, *options)
-    for name in ("toy", "toy-memory"):
-        assert command("run", rows / f"{name}.toml", toy_folder, *options) == ""
+    assert command("run", rows / "toy.toml", toy_folder, *options) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(study.Steps, "run", here)
+        assert command("run", rows / "toy-memory.toml", toy_folder, *options) == ""
     told = json.loads((out / "toy-0.json").read_text())
     data = ls.load(toy_folder)
     assert data.test is not None
@@ -109,11 +125,13 @@ def test_a_row_runs_from_end_to_end_once(
     found = told["rankings"]["combined"]["metrics"]
     assert {name: pair["value"] for name, pair in found.items()} == pytest.approx(expected, abs=2e-4)
     assert all(pair["low"] <= pair["value"] <= pair["high"] for name, pair in found.items() if name != "coverage@5")
+    assert list(told["rankings"]) == ["combined", "classifier", "encoder"]
+    assert model.heads is not None and set(told["rankings"]["encoder"]) == {"metrics", "counts", "propensity"}
     assert told["machine"]["conditions"] == "a test" and told["machine"]["threads"] == 1
     assert set(told["seconds"]["parts"]) == {"train"} and told["peak_memory_gb"]["train"] > 0.05
     assert told["seconds"]["total"] == told["seconds"]["parts"]["train"] > 0
     assert [point["step"] for point in told["curve"]][0] == 0 and "nDCG@5" in told["curve"][-1]
-    assert told["commands"][0].startswith("labelspace train DATA --recipe dexml")
+    assert told["commands"][0].startswith("labelspace train DATA --recipe unidec")
     words = told["rankings"]["combined"]["length"]
     assert sum(group["documents"] for group in words.values()) == len(data.test)
     sizes = np.diff(data.test.targets.indptr)
@@ -125,7 +143,8 @@ def test_a_row_runs_from_end_to_end_once(
     assert frequency["unseen"]["labels"] == int((np.bincount(data.train.targets.indices, minlength=25) == 0).sum())
 
     after = json.loads((out / "toy-memory-0.json").read_text())
-    assert set(after["seconds"]["parts"]) == {"train", "tune"} and after["keys"]["documents"] == len(data.train)
+    assert set(after["seconds"]["parts"]) == {"train", "tune"} and after["seconds"]["parts"]["tune"] == 2
+    assert after["keys"]["documents"] == len(data.train)
     one = after["against"]["P@5"]
     assert one["a"] == pytest.approx(found["P@5"]["value"], abs=2e-4)
     assert one["b"] == pytest.approx(after["rankings"]["combined"]["metrics"]["P@5"]["value"], abs=2e-4)
@@ -167,6 +186,20 @@ def test_a_row_runs_from_end_to_end_once(
         template.write_text(wrong)
         with pytest.raises(SettingsError, match=said):
             study.rendered(out, template, tmp_path)
+
+
+def test_an_untrained_encoder_on_validation_documents(tmp_path: Path, toy_folder: Path, tiny_transformer: Path) -> None:
+    run, split = tmp_path / "run", ["--split", "valid"]
+    assert command("_untrained", toy_folder, run / "model", "--encoder", tiny_transformer) == ""
+    assert command("_rank", toy_folder, run / "model", run / "scores", *split) == ""
+    assert command("_measure", toy_folder, run, *split, "--against", run / "scores") == ""
+    told = json.loads((run / "measured.json").read_text())
+    data = ls.load(toy_folder)
+    pred = ls.Model.from_encoder(str(tiny_transformer), data.labels).predict(data.valid.texts, k=25)
+    expected = evaluation.evaluate(pred, data.valid.targets, data.train.targets, name=data.name)
+    found = {name: pair["value"] for name, pair in told["rankings"]["combined"]["metrics"].items()}
+    assert found == pytest.approx(expected, abs=2e-4) and told["data"]["valid"] == len(data.valid)
+    assert all(pair["difference"] == pair["low"] == pair["high"] == 0 for pair in told["against"].values())
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, toy_folder: Path) -> None:
