@@ -46,6 +46,8 @@ LENGTHS = {"1-4": 1, "5-8": 5, "9-16": 9, "17-64": 17, "65+": 65}
 """Least words of a document, by group."""
 SIZES = {"1-2": 1, "3": 3, "4-5": 4, "6-10": 6, "11+": 11}
 """Least true labels of a document, by group."""
+SHOWN = ("title", "group", "family", "note", "minutes", "seeds")
+"""Keys of a row that say how it is shown, and may change without another run."""
 CLASSES = ("missing true label", "near-synonym", "too general or specific", "language", "plainly wrong")
 """What a wrong first label can be."""
 
@@ -130,9 +132,11 @@ def run(given: argparse.Namespace) -> None:
         out = given.out / f"{name}-{seed}.json"
         if out.exists() and not given.again:
             before = json.loads(out.read_text(encoding="utf-8"))
-            if before["config"] != _as_json(row):
+            if not _alike(before["config"], _as_json(row), SHOWN):
                 raise SettingsError(f"{out} is of another {name}; give --again to run it anew, or rename the row")
             print(f"{out} is there already")
+            if before["config"] != _as_json(row):
+                _keep(out, {**before, "config": _as_json(row)})
             continue
         folder = work / f"{name}-{seed}"
         if given.again:
@@ -151,14 +155,23 @@ def run(given: argparse.Namespace) -> None:
             "measure", _own("_measure", str(data), str(folder), "--seed", str(seed), "--split", row.split, *flags)
         )
         told = _gathered(row, name, seed, folder, steps, given)
-        with atomic_file(out) as part:
-            part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _keep(out, told)
         shown = told["rankings"]["combined"]["metrics"]
         print(f"{out}: " + ", ".join(f"{metric} {value['value']:.2f}" for metric, value in shown.items()), flush=True)
 
 
 def _as_json(row: Row) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(row)))
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any], but: Sequence[str]) -> bool:
+    """Whether two rows are the same, some keys apart."""
+    return all(one.get(key) == other.get(key) for key in {*one, *other} - set(but))
+
+
+def _keep(out: Path, told: dict[str, Any]) -> None:
+    with atomic_file(out) as part:
+        part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _own(*arguments: str) -> list[str]:
@@ -171,8 +184,7 @@ class Steps:
     def __init__(self, folder: Path, config: dict[str, Any]):
         self.folder, self.file = folder, folder / "steps.json"
         kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {"config": config}
-        running = ("title", "group", "family", "note", "against", "seeds")  # may change without another run
-        if any(kept["config"][key] != config[key] for key in config if key not in running):
+        if not _alike(kept["config"], config, (*SHOWN, "against")):
             raise SettingsError(f"{folder} holds a run of another row of that name; give --again to run it anew")
         self.done: dict[str, dict[str, Any]] = kept.get("done", {})
         self.begun: dict[str, int] = kept.get("begun", {})
@@ -247,7 +259,7 @@ def _run_steps(row: Row, seed: int, data: Path, work: Path, steps: Steps) -> Non
                 named, shown = [*named, *options], [*shown, *options]
             steps.run(name, [*labelspace, *named, "--json", "--quiet"], ["labelspace", kind, *shown])
     scores = steps.folder / "scores"
-    ranked = ["_rank", str(data), str(model), str(scores), "--split", row.split, *flags]
+    ranked = ["_rank", str(data), str(model), str(scores), "--split", row.split, "--seed", str(seed), *flags]
     steps.run("evaluate", _own(*ranked), ["labelspace", "evaluate", "MODEL", "DATA", *flags])
 
 
@@ -423,7 +435,7 @@ def rank(given: argparse.Namespace) -> None:
     from labelspace.evaluation import longest_filter_row
 
     model = ls.Model.load(given.model, precision=given.precision)
-    data = ls.load(given.data, seed=_seed(model))
+    data = ls.load(given.data, seed=_seed(model, given.seed))
     if list(model.labels.ids) != list(data.labels.ids):
         raise SettingsError(f"{given.model} has other labels than {data.name}")
     corpus = _corpus(data, given.split)
@@ -434,8 +446,9 @@ def rank(given: argparse.Namespace) -> None:
             save_scores(found, len(data.labels), part / f"{name}.npz")
 
 
-def _seed(model: Any) -> int:
-    return int(model.info.get("data", {}).get("options", {}).get("seed", 0))
+def _seed(model: Any, default: int = 0) -> int:
+    """The seed by which the model's validation documents were drawn."""
+    return int(model.info.get("data", {}).get("options", {}).get("seed", default))
 
 
 def _corpus(data: Any, split: str) -> Any:

@@ -153,6 +153,10 @@ def test_a_row_runs_from_end_to_end_once(
     assert command("run", rows / "toy.toml", toy_folder, *options) == ""
     assert "there already" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in out.iterdir()} == before
+    (rows / "toy.toml").write_text((rows / "toy.toml").read_text() + 'note = "new"\n')
+    assert command("run", rows / "toy.toml", toy_folder, *options) == ""
+    renewed = json.loads((out / "toy-0.json").read_text())
+    assert renewed["config"].pop("note") == "new" and told["config"].pop("note") == "" and renewed == told
     (rows / "toy.toml").write_text((rows / "toy.toml").read_text().replace('"1e-3"', '"1e-4"'))
     assert "is of another toy" in command("run", rows / "toy.toml", toy_folder, *options)
 
