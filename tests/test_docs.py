@@ -65,7 +65,6 @@ def test_what_is_shown_is_compared() -> None:
         "a 2\n...",
         "...\nb 0.9\n...",
         "...\nb 0.5",
-        "b 0.5\n...",
         "c ... t\nd",
         "e\n...\nd",
     ):
