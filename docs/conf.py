@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 import labelspace
 from labelspace.cli import COMMANDS, GROUPS, MEMORY_COMMANDS, main
@@ -37,7 +40,8 @@ myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # types stand in the signatures
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -94,6 +98,7 @@ FORWARD = (
 def _help(*command: str) -> str:
     """What a command prints for --help, in 100 columns."""
     out = io.StringIO()
+    os.environ["COLUMNS"] = "100"
     with contextlib.redirect_stdout(out):
         main([*command, "--help"])
     return re.sub(r"[ \t]+$", "", out.getvalue(), flags=re.MULTILINE).strip()
@@ -120,13 +125,21 @@ def _filled(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("<!-- help of the commands -->", _reference())
 
 
+def _mathml(node: nodes.Element, **how: bool) -> str:
+    try:
+        return str(tex2mathml(node.astext(), **how))
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s: %s", node.astext(), error, location=node)
+        return ""
+
+
 def _inline(self: Any, node: nodes.math) -> None:
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(_mathml(node))
     raise nodes.SkipNode
 
 
 def _display(self: Any, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    self.body.append(f'<div class="formula" style="margin: 1em 0; overflow: auto hidden">{_mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
