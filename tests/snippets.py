@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,9 +186,13 @@ class Runner:
             ["python", "-c", block.code] if block.kind == "python" else ["bash", "-euo", "pipefail", "-c", block.code]
         )
         command[0] = str(self._home / "python") if block.kind == "python" else command[0]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
-        )
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as told:  # a service may go on
+            done = subprocess.run(
+                command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=told,
+                timeout=300,
+            )  # fmt: skip
+            out.seek(0), told.seek(0)
+            return subprocess.CompletedProcess(command, done.returncode, out.read(), told.read())
 
 
 CLIENT = """
@@ -208,6 +213,10 @@ while not code:
         sys.exit(70)
 sys.exit(code[0])
 """
+
+
+CHILDREN: set[int] = set()
+"""Commands that run; they end with the server."""
 
 
 def _child(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> int:
@@ -251,6 +260,7 @@ def _attend(link: socket.socket, listener: socket.socket) -> None:
     folder, arguments, environment = told.decode("utf-8", "surrogateescape").split("\0", 2)
     child = os.fork()
     if not child:
+        CHILDREN.clear()
         listener.close()
         link.close()
         code = 1
@@ -268,10 +278,12 @@ def _attend(link: socket.socket, listener: socket.socket) -> None:
         os._exit(code)
     for stream in streams:
         os.close(stream)
+    CHILDREN.add(child)
     link.sendall(child.to_bytes(8, "little"))
 
     def wait() -> None:
         _, status = os.waitpid(child, 0)
+        CHILDREN.discard(child)
         with contextlib.suppress(OSError), link:
             link.sendall(bytes([os.waitstatus_to_exitcode(status) & 255]))
 
@@ -294,6 +306,14 @@ def _serve(path: str) -> None:
     with contextlib.suppress(ImportError):
         import labelspace.serving.app  # noqa: F401
     torch.set_num_threads(1)
+
+    def end(number: int, frame: object) -> None:
+        for child in list(CHILDREN):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
