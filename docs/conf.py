@@ -139,7 +139,9 @@ def _inline(self: Any, node: nodes.math) -> None:
 
 
 def _display(self: Any, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="formula" style="margin: 1em 0; overflow: auto hidden">{_mathml(node, as_block=True)}</div>\n')
+    self.body.append(
+        f'<div class="formula" style="margin: 1em 0; overflow: auto hidden">{_mathml(node, as_block=True)}</div>\n'
+    )
     raise nodes.SkipNode
 
 
