@@ -23,6 +23,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 COMMANDS = ("labelspace ", "python ", "pip ", "make ", "curl ", "LABELSPACE_")
 
@@ -182,10 +186,19 @@ class Runner:
         Args:
             block: of kind ``bash`` or ``python``.
         """
-        command = (
-            ["python", "-c", block.code] if block.kind == "python" else ["bash", "-euo", "pipefail", "-c", block.code]
-        )
-        command[0] = str(self._home / "python") if block.kind == "python" else command[0]
+        if block.kind == "python":
+            return self._run([str(self._home / "python"), "-c", block.code])
+        return self.command(block.code)
+
+    def command(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Run commands of a shell.
+
+        Args:
+            code: the commands.
+        """
+        return self._run(["bash", "-euo", "pipefail", "-c", code])
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as told:  # a service may go on
             done = subprocess.run(
                 command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=told,
@@ -321,6 +334,18 @@ def _serve(path: str) -> None:
         sys.stdout.flush()
         while True:
             _attend(listener.accept()[0], listener)
+
+
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of labelspace for all pages, whichever process of the tests runs them.
+
+    Args:
+        tmp_path_factory: of pytest.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docs-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def page_blocks(page: Path) -> Iterator[Block]:

@@ -11,23 +11,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from snippets import Runner, blocks, page_blocks, same
+from snippets import Runner, blocks, page_blocks, same, shared_cache
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "methods").glob("*.md")])
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of labelspace for all pages, whichever process of the tests runs them."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docs-cache"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_blocks_run_in_order_and_print_what_is_shown(page: Path, tmp_path: Path, cache: Path) -> None:
+def test_blocks_run_in_order_and_print_what_is_shown(
+    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     for block in blocks(page):
         if block.kind == "indented":
             assert block.why, f"{page.name}:{block.line}: commands stand in a fenced block, or say why they are not run"
@@ -38,7 +31,7 @@ def test_blocks_run_in_order_and_print_what_is_shown(page: Path, tmp_path: Path,
         pytest.importorskip(package)
     folder = tmp_path / "page"
     shutil.copytree(ROOT / "docs" / "examples", folder)
-    with Runner(folder, cache) as run:
+    with Runner(folder, shared_cache(tmp_path_factory)) as run:
         for block in wanted:
             done = run(block)
             at = f"{page.name}:{block.line}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -14,18 +13,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from snippets import Runner, blocks, page_blocks, same
+from snippets import Runner, blocks, page_blocks, same, shared_cache
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-
-
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of labelspace for all pages, whichever process of the tests runs them."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docs-cache"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -60,7 +51,7 @@ def test_three_commands_lead_from_a_table_to_a_page_with_reasons(
         port = free.getsockname()[1]
     with Runner(folder, shared_cache(tmp_path_factory)) as run:
         # all that it needs is installed with the tests: pip finds nothing to fetch
-        only_say = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "1", "PIP_QUIET": "0"}
+        only_say = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "0"}
         done = subprocess.run(
             ["bash", "-c", install], cwd=ROOT, env={**run.environment, **only_say}, capture_output=True, text=True
         )
