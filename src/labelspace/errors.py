@@ -1,4 +1,4 @@
-"""Every error that labelspace raises on purpose.
+"""Every error that labelspace raises on purpose::
 
     LabelspaceError            one clear sentence: what was asked, what is wrong, what to do
     |-- DataError              a file or an array that cannot be read as asked (names file and line)
