@@ -43,6 +43,7 @@ ROWS = [
     {"report_page"},
     {"recipes.preparation", "batch"},
     {"recipes.dexml", "recipes.unidec", "recipes.raexmc"},
+    {"recipes.auto"},
     {"recipes", "bench"},
     {"sklearn", "export"},
     {"commands"},

@@ -9,6 +9,7 @@ plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. Wh
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -52,11 +53,11 @@ def _no_empty_paths(app: App, commands: tuple[str, ...], arguments: Any) -> None
 def _refuse_unknown(values: dict[str, Any], path: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
     from .commands import DataOptions
-    from .config import resolve
+    from .config import recipe_with, resolve
 
     others = {*DataOptions.__dataclass_fields__, "recipe", "out"}
-    recipe = values.get("recipe") or "dexml"
-    resolve(str(recipe), {k: v for k, v in values.items() if k not in others and v is not None}, path)
+    settings = {k: v for k, v in values.items() if k not in others and v is not None}
+    resolve(str(values.get("recipe") or recipe_with(settings)), settings, path)
 
 
 COMMANDS = {
@@ -142,7 +143,7 @@ def _logging(quiet: bool) -> Iterator[None]:
 
 def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
-    from .config import RECIPES, read_config
+    from .config import RECIPES, read_config, recipe_with
     from .recipes import recipe_of
 
     def flag(name: str) -> str | None:
@@ -155,11 +156,17 @@ def _recipe(tokens: list[str]) -> str:
 
     asked = flag("--recipe") or os.environ.get("LABELSPACE_RECIPE")
     config, resume = flag("--config"), flag("--resume")
-    if asked is None and config is not None:
-        asked = str(read_config(config).get("recipe") or "") or None
+    values = {} if config is None else read_config(config)
+    asked = asked or str(values.get("recipe") or "") or None
     if asked is None and resume is not None:
         asked = recipe_of(resume)
-    return asked if asked in RECIPES else "dexml"
+    if asked in RECIPES:
+        return str(asked)
+    known = {f.name for kind in RECIPES.values() for f in dataclasses.fields(kind)}
+    flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in tokens if token.startswith("--")}
+    flags |= {name.removeprefix("no_") for name in flags}
+    given = known & (flags | set(values) | {name.removeprefix("LABELSPACE_").lower() for name in os.environ})
+    return recipe_with(given)
 
 
 def main(tokens: list[str] | None = None, began: float | None = None) -> int:
@@ -176,7 +183,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
         ask_for_huge_pages()
     try:
         with _logging(quiet):
-            app = _app(_recipe(tokens) if tokens[:1] == ["train"] else "dexml")
+            app = _app(_recipe(tokens) if tokens[:1] == ["train"] else "auto")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except CycloptsError as error:

@@ -192,7 +192,7 @@ def train(
     out: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     resume: Path | None = None,
-    recipe: Literal["dexml", "unidec", "raexmc"] | None = None,
+    recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
     options: DataOptions = DataOptions(),
     config: Path | None = None,
@@ -213,7 +213,8 @@ def train(
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
     recipe
-        dexml, unidec or raexmc; dexml when not given, or as the run to resume. The settings are those of the recipe.
+        auto, dexml, unidec or raexmc, whose settings these are. When not given, that of the run to resume, or the one
+        that has the settings given, auto before the others: it chooses by data and device, and says what and why.
     config
         TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
     dry_run
@@ -223,11 +224,12 @@ def train(
     from .recipes import train as run
 
     _warn_of_unknown_variables()
+    taken = next(name for name, kind in RECIPES.items() if kind is type(settings))
     if dry_run:
         if output.json:
-            _print_json({"recipe": recipe or "dexml", **to_dict(settings)})
+            _print_json({"recipe": taken, **to_dict(settings)})
         else:
-            print(to_toml(settings, recipe or "dexml"), end="")
+            print(to_toml(settings, taken), end="")
         return
     if out is None and resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
@@ -245,7 +247,7 @@ def train(
             seed = found["settings"]["seed"]
             options = _as_recorded(options, found["reading"])
     where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume}
-    model = run(_load(data, options, seed), recipe=recipe, **where, started=command_began(), **values)
+    model = run(_load(data, options, seed), recipe=taken, **where, started=command_began(), **values)
     out = out or resume
     fitted = model.info["fit"]
     if output.json:
@@ -267,7 +269,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
     """The command `train` with the settings of a recipe as its flags."""
 
     def command(*args: Any, **kwargs: Any) -> None:
-        train(*args, **kwargs)
+        train(*args, **{"settings": kind(), **kwargs})
 
     kind = RECIPES[recipe]
     signature = inspect.signature(train, eval_str=True)
@@ -278,6 +280,7 @@ def _train_by(recipe: str) -> Callable[..., None]:
     return command
 
 
+train_auto = _train_by("auto")
 train_dexml = _train_by("dexml")
 train_raexmc = _train_by("raexmc")
 train_unidec = _train_by("unidec")

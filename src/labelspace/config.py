@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -222,7 +223,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         cap: most labels in a pool; 8 times the batch size when not given.
         gap: no more is added to a pool once so few places are left.
         pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
-            ``static`` and up to 65,536 labels, else ``some``.
+            up to 65,536 labels with ``static`` or an encoder weight of 0, else ``some``.
         clusters: make each batch of documents that are alike, once hard negatives are made; when not given, with the
             pool ``some``.
         encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
@@ -313,14 +314,52 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     label_documents: bool = False
 
 
-RECIPES: dict[str, type[RunSettings]] = {"dexml": DexmlSettings, "unidec": UnidecSettings, "raexmc": RaexmcSettings}
+@dataclass(frozen=True, kw_only=True)
+class AutoSettings(UnidecSettings):
+    """What is taken when no recipe is named: UniDEC with a memory, its main settings chosen by data and device.
+
+    Args:
+        encoder: as for every recipe; when not given, ``minilm``, or ``static`` where the time allows a transformer less
+            than half a pass over the documents.
+        epochs: passes over the training documents; chosen when not given.
+        batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
+        encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
+        max_minutes: end within this time, reading and saving included; 60 when not given.
+        memory: after training the training documents become keys that vote, and how keys vote is tuned.
+    """
+
+    encoder: str | None = None  # type: ignore[assignment]
+    epochs: Count | None = None  # type: ignore[assignment]
+    batch_size: Count | None = None  # type: ignore[assignment]
+    encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # type: ignore[assignment]
+    memory: bool = True
+
+
+RECIPES: dict[str, type[RunSettings]] = {
+    "auto": AutoSettings,
+    "dexml": DexmlSettings,
+    "unidec": UnidecSettings,
+    "raexmc": RaexmcSettings,
+}
+
+
+def recipe_with(names: Iterable[str]) -> str:
+    """The recipe that is meant when none is named: auto, or the first of the others that has all settings given.
+
+    Args:
+        names: of settings that were given.
+    """
+    for recipe, kind in RECIPES.items():
+        if set(names) <= {f.name for f in dataclasses.fields(kind)}:
+            return recipe
+    return "auto"
 
 
 def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings:
     """The settings of a recipe with the given values put over its defaults.
 
     Args:
-        recipe: ``dexml``, ``unidec`` or ``raexmc``.
+        recipe: ``auto``, ``dexml``, ``unidec`` or ``raexmc``.
         given: values by name.
         source: where they came from, for error messages.
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import MemorySettings, resolve, to_dict
+from ..config import AutoSettings, MemorySettings, recipe_with, resolve, to_dict
 from ..errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def train(
 
     Args:
         data: a data set, or a path that `labelspace.load` reads.
-        recipe: ``dexml``, which is taken when none is given, ``unidec`` or ``raexmc``.
+        recipe: ``dexml``, ``unidec``, ``raexmc``, or ``auto``: UniDEC with a memory, its main settings chosen by data
+            and device. None takes the first that has the settings given, ``auto`` before the others.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
             It must be empty or not be there. While the run lasts, ``OUT.checkpoint`` beside it holds its log and its
             state.
@@ -69,7 +70,7 @@ def train(
             from ..model import Model
 
             return Model.load(Path(resume).expanduser())
-    recipe = recipe or "dexml"
+    recipe = recipe or recipe_with(settings)
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
     from ..tracking import require_tracker
@@ -83,6 +84,10 @@ def train(
     require_texts(data)
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
+    if isinstance(resolved, AutoSettings):
+        from .auto import choose
+
+        recipe, resolved = choose(data, resolved)
     learn = importlib.import_module(f".{recipe}", __name__).train
     if out is None:
         return learn(data, resolved, None, started)

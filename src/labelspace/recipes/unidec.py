@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 TRANSFORMER_DIM, TRANSFORMER_DECAY, TRANSFORMER_DROPOUT = 384, 0.05, 0.1
 MOST_IN_POOL = 65_536
-"""Up to so many labels a static encoder scores all of them unless told otherwise."""
+"""Up to so many labels all of them are scored unless told otherwise, where none is encoded by a transformer."""
 DOCUMENT_BLOCK = 16_384
 """Documents encoded at a time when all are encoded anew."""
 
@@ -288,7 +288,8 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
     every = settings.classifier_labels == "all"
     pool = settings.pool
     if pool == "auto":
-        pool = "all" if static and size <= MOST_IN_POOL else "some"
+        cheap = static or settings.encoder_weight == 0  # no label text passes a transformer in a step
+        pool = "all" if cheap and size <= MOST_IN_POOL else "some"
     never = every or settings.classifier_loss == "bce"
     rate = 0.01 if settings.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
     return dataclasses.replace(
