@@ -94,7 +94,7 @@ def test_a_test_part_alone_is_measured_on_but_not_trained_on(tmp_path, caplog, c
     assert (len(data.train), len(data.valid), len(data.test)) == (0, 0, 1) and "no qrels/train.tsv" in caplog.text
     assert "train           0 documents" in render(describe(data)) and len(fingerprint(data)) == 64
     with pytest.raises(DataError, match="d has no training documents"):
-        ls.train(folder)
+        ls.train(folder, recipe="dexml")
     sp.save_npz(tmp_path / "score.npz", sp.csr_array(np.array([[0.1, 0.9, 0.0]])))
     from labelspace.cli import main
 

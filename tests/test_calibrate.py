@@ -282,7 +282,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path, tiny_transformer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "model"
     flags = ["--base", str(tiny_transformer), "--epochs", "2", "--lr", "0.02", "--evaluations", "1", "--device", "cpu"]
-    assert main(["train", str(folder), "--out", str(out), "--quiet", *flags]) == 0
+    assert main(["train", "--recipe", "dexml", str(folder), "--out", str(out), "--quiet", *flags]) == 0
     return out
 
 
@@ -323,7 +323,14 @@ def test_a_run_without_calibration_ends_in_the_same_files(
 ) -> None:
     monkeypatch.setattr(calibrate, "MIN_DOCUMENTS", 10**6)
     model = ls.train(
-        ls.load(folder), out=tmp_path / "m", base=str(tiny_transformer), epochs=2, lr=0.02, evaluations=1, device="cpu"
+        ls.load(folder),
+        recipe="dexml",
+        out=tmp_path / "m",
+        base=str(tiny_transformer),
+        epochs=2,
+        lr=0.02,
+        evaluations=1,
+        device="cpu",
     )
     assert model.calibration is None
     files = [json.loads((place / "manifest.json").read_text())["files"] for place in (trained, tmp_path / "m")]

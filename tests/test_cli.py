@@ -129,10 +129,14 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(
 @pytest.mark.parametrize(
     ("tokens", "code", "message"),
     [
-        (["train", "nowhere", "--out", "x"], 1, "nowhere"),
-        (["train", "."], 2, "add --out DIR"),
-        (["train", ".", "--epochs", "0", "--out", "x"], 2, "epochs: input should be greater than or equal to 1"),
-        (["train", ".", "--epochz", "3"], 2, "--epochz"),
+        (["train", "--recipe", "dexml", "nowhere", "--out", "x"], 1, "nowhere"),
+        (["train", "--recipe", "dexml", "."], 2, "add --out DIR"),
+        (
+            ["train", "--recipe", "dexml", ".", "--epochs", "0", "--out", "x"],
+            2,
+            "epochs: input should be greater than or equal to 1",
+        ),
+        (["train", "--recipe", "dexml", ".", "--epochz", "3"], 2, "--epochz"),
         (["train", ".", "--config", "none.toml"], 2, "none.toml"),
         (["predict", "nowhere", "-"], 1, "no such folder"),
         (["predict", "nowhere", "-", "--k", "0"], 2, "--k must be at least 1"),

@@ -373,4 +373,4 @@ def test_scores_are_measured_on_converted_truth(tmp_path, capsys):
         results.append(json.loads(capsys.readouterr().out)["metrics"])
     assert results[0] == results[1]
     with pytest.raises(DataError, match="features without texts"):
-        ls.train(tmp_path / "out")
+        ls.train(tmp_path / "out", recipe="dexml")

@@ -59,7 +59,7 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
 
 
 def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> None:
-    one, two, other = (ls.train(data, **{**static, "epochs": 2, "seed": seed}) for seed in (3, 3, 4))
+    one, two, other = (ls.train(data, recipe="dexml", **{**static, "epochs": 2, "seed": seed}) for seed in (3, 3, 4))
     assert torch.equal(one.memory.keys, two.memory.keys)
     assert not torch.equal(one.memory.keys, other.memory.keys)
 
@@ -88,7 +88,7 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
     ],
 )
 def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any]) -> None:
-    assert scores(ls.train(data, **{**static, **changes}), data)["P@1"] >= 75
+    assert scores(ls.train(data, recipe="dexml", **{**static, **changes}), data)["P@1"] >= 75
 
 
 def test_filters_that_leave_no_hard_negative_are_said(
@@ -97,7 +97,7 @@ def test_filters_that_leave_no_hard_negative_are_said(
     mined = {**static, "epochs": 3, "negatives": "mined", "mine_from": 0.0, "mine_every": 0.5}
     for name, changes, mean in (("a", {}, 2.0), ("b", {"max_score": -1.0}, 0.0)):
         caplog.clear()
-        ls.train(data, **{**mined, **changes}, out=tmp_path / name)
+        ls.train(data, recipe="dexml", **{**mined, **changes}, out=tmp_path / name)
         records = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         found = [record for record in records if record["event"] == "refresh"]
         assert (
@@ -110,7 +110,10 @@ def test_filters_that_leave_no_hard_negative_are_said(
 
 def test_bce_runs_and_its_weights_move(data: ls.Dataset, static: dict[str, Any]) -> None:
     short = {**static, "epochs": 1, "evaluations": 0}
-    a, b = ls.train(data, **short, loss="bce"), ls.train(data, **{**short, "lr": 1e-9}, loss="bce")
+    a, b = (
+        ls.train(data, recipe="dexml", **short, loss="bce"),
+        ls.train(data, recipe="dexml", **{**short, "lr": 1e-9}, loss="bce"),
+    )
     assert not torch.allclose(a.memory.keys, b.memory.keys, atol=1e-3)
 
 
@@ -173,10 +176,10 @@ def test_chunk_size_does_not_change_the_result(data: ls.Dataset, tiny_transforme
 
 
 def test_a_saved_model_is_a_warm_start(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:
-    first = ls.train(data, out=tmp_path / "a", **static)
+    first = ls.train(data, recipe="dexml", out=tmp_path / "a", **static)
     options = {**static, "encoder": str(tmp_path / "a"), "epochs": 1, "lr": 1e-6}
     options["encoder"] = tmp_path / "a"
-    second = ls.train(data, out=tmp_path / "b", **options)
+    second = ls.train(data, recipe="dexml", out=tmp_path / "b", **options)
     assert second.encoder.max_tokens == first.encoder.max_tokens == 256
     torch.testing.assert_close(second.memory.keys, first.memory.keys, atol=1e-3, rtol=0)
     assert scores(second, data)["P@1"] >= 95
@@ -192,7 +195,7 @@ def test_renumbering_labels_changes_no_weight(
     assert renumbered.labels.texts[3] == data.labels.texts[order[3]]
     assert (renumbered.train.targets.toarray() == data.train.targets.toarray()[:, order]).all()
     options = {**static, "epochs": 4, "negatives": negatives, "positives": positives}
-    a, b = ls.train(data, **options), ls.train(renumbered, **options)
+    a, b = ls.train(data, recipe="dexml", **options), ls.train(renumbered, recipe="dexml", **options)
     assert torch.equal(b.memory.keys, a.memory.keys[torch.from_numpy(order)])
     assert scores(a, data) == pytest.approx(scores(b, renumbered), abs=1e-9)
 
@@ -202,14 +205,19 @@ def test_reordering_documents_changes_nothing(data: ls.Dataset, static: dict[str
     one = {**static, "batch_size": 1000, "epochs": 40, "evaluations": 0}
     held = np.argsort(rows)[data.valid_rows]
     shuffled = dataclasses.replace(data, train=data.train.rows(rows), valid_rows=np.sort(held))
-    assert scores(ls.train(shuffled, **one), shuffled) == pytest.approx(scores(ls.train(data, **one), data), abs=0.1)
+    assert scores(ls.train(shuffled, recipe="dexml", **one), shuffled) == pytest.approx(
+        scores(ls.train(data, recipe="dexml", **one), data), abs=0.1
+    )
 
 
 def test_the_test_truth_is_never_looked_at(data: ls.Dataset, static: dict[str, Any]) -> None:
     assert data.test is not None
     nothing = sp.csr_array(data.test.targets.shape, dtype=np.float32)
     blind = dataclasses.replace(data, test=dataclasses.replace(data.test, targets=nothing))
-    a, b = ls.train(data, **{**static, "epochs": 3}), ls.train(blind, **{**static, "epochs": 3})
+    a, b = (
+        ls.train(data, recipe="dexml", **{**static, "epochs": 3}),
+        ls.train(blind, recipe="dexml", **{**static, "epochs": 3}),
+    )
     assert torch.equal(a.memory.keys, b.memory.keys) and a.info["fit"]["best_step"] == b.info["fit"]["best_step"]
 
 
@@ -219,13 +227,15 @@ def test_held_out_rows_teach_nothing(data: ls.Dataset, static: dict[str, Any]) -
     targets = sp.csr_array((coo.data[keep], (coo.row[keep], coo.col[keep])), shape=coo.shape)
     emptied = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=targets))
     options = {**static, "epochs": 2, "evaluations": 0}
-    assert torch.equal(ls.train(data, **options).memory.keys, ls.train(emptied, **options).memory.keys)
+    assert torch.equal(
+        ls.train(data, recipe="dexml", **options).memory.keys, ls.train(emptied, recipe="dexml", **options).memory.keys
+    )
 
 
 def test_a_time_limit_covers_the_whole_run(data: ls.Dataset, static: dict[str, Any]) -> None:
     begun = time.monotonic()
     limits = {"epochs": 100_000, "patience": 0, "max_minutes": 1.25}
-    model = ls.train(data, **{**static, **limits}, started=begun - 60)  # a minute went by before
+    model = ls.train(data, recipe="dexml", **{**static, **limits}, started=begun - 60)  # a minute went by before
     assert time.monotonic() - begun < 15
     assert model.info["fit"]["stopped"] == "time"
     assert scores(model, data)["P@1"] >= 75
@@ -246,7 +256,7 @@ def test_mistakes_end_in_one_sentence(
     data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        ls.train(data, **{**static, **changes})
+        ls.train(data, recipe="dexml", **{**static, **changes})
     assert "\n" not in str(caught.value)
 
 
@@ -255,10 +265,10 @@ def test_data_without_labels_and_foreign_folders_are_refused(
 ) -> None:
     empty = dataclasses.replace(data.train, targets=sp.csr_array(data.train.targets.shape, dtype=np.float32))
     with pytest.raises(ls.DataError, match="no training document has a label"):
-        ls.train(dataclasses.replace(data, train=empty), **static)
+        ls.train(dataclasses.replace(data, train=empty), recipe="dexml", **static)
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(ls.ModelError, match="not a labelspace model"):
-        ls.train(data, out=tmp_path, **static)
+        ls.train(data, recipe="dexml", out=tmp_path, **static)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_number(
@@ -268,5 +278,5 @@ def test_a_run_that_does_not_fit_is_refused_with_the_number(
     with pytest.raises(
         ls.ResourceError, match=r"this run would take about .* and 10.0 MB are available; lower --batch"
     ):
-        ls.train(data, out=tmp_path / "a", **static)
+        ls.train(data, recipe="dexml", out=tmp_path / "a", **static)
     assert not list(tmp_path.iterdir())

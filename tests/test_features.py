@@ -118,7 +118,7 @@ def test_scores_are_measured_but_nothing_is_trained_or_predicted(tmp_path, capsy
     assert main(["evaluate", str(tmp_path / "score.npz"), str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["P@1"] == 100.0
     with pytest.raises(DataError, match="set: the train documents are features without texts.*trn_X.txt"):
-        ls.train(folder)
+        ls.train(folder, recipe="dexml")
     with pytest.raises(DataError, match="features without texts; name a file of texts"):
         read_texts(folder / "test.txt")
     model = ls.Model.from_encoder(str(tiny_transformer), ["0", "1", "2"], device="cpu")

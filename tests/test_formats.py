@@ -691,7 +691,11 @@ TABLES = {
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from(sorted(TABLES)), st.sampled_from(["train", "labels"]))
+@given(
+    st.randoms(use_true_random=False),
+    st.sampled_from(sorted(TABLES)),
+    st.sampled_from(["train", "--recipe", "dexml", "labels"]),
+)
 def test_malformed_tables(draw, kind, which):
     with tempfile.TemporaryDirectory() as name:
         contents = {"train": TABLES[kind].encode(), "labels": b"id,name\nx,first\ny,second\nz,third\n2,2\n3,3\n"}

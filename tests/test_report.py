@@ -32,7 +32,12 @@ def runs(toy_folder: Path, tiny_transformer: Path, data: ls.Dataset, tmp_path_fa
     """Two runs: ``trained`` by DEXML, and ``memory``, an untrained encoder with documents."""
     folder = tmp_path_factory.mktemp("runs")
     flags = ["--base", str(tiny_transformer), "--epochs", "6", "--batch-size", "32", "--lr", "0.02", "--quiet"]
-    assert main(["train", str(toy_folder), "--out", str(folder / "trained"), "--device", "cpu", *flags]) == 0
+    assert (
+        main(
+            ["train", "--recipe", "dexml", str(toy_folder), "--out", str(folder / "trained"), "--device", "cpu", *flags]
+        )
+        == 0
+    )
     ls.Model.from_encoder(str(tiny_transformer), data, device="cpu").save(folder / "memory")
     return folder
 

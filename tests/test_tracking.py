@@ -47,7 +47,7 @@ def test_a_tracker_gets_what_the_log_gets(
     tracker: str, toy_folder: Path, tiny_transformer: Path, tmp_path: Path
 ) -> None:
     given = settings(tiny_transformer)
-    ls.train(toy_folder, out=tmp_path / "model", track=tracker, track_project="plants", **given)
+    ls.train(toy_folder, recipe="dexml", out=tmp_path / "model", track=tracker, track_project="plants", **given)
     first, *logged, last = sys.modules[tracker].calls
     assert first[:2] == ("init", "plants") and first[2]["epochs"] == 2 and last == ("finish",)
     records = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
@@ -68,7 +68,7 @@ def test_a_tracker_that_fails_later_is_given_up(
 ) -> None:
     flags = ["--base", str(tiny_transformer), "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
     flags += ["--track", tracker, "--track-project", "later", "--out", str(tmp_path / "model")]
-    assert main(["train", str(toy_folder), *flags]) == 0
+    assert main(["train", "--recipe", "dexml", str(toy_folder), *flags]) == 0
     assert f"{tracker} failed (the network is gone); the run goes on without it" in capsys.readouterr().err
     assert len(sys.modules[tracker].calls) == 3 and (tmp_path / "model" / "manifest.json").exists()
 
@@ -84,4 +84,4 @@ def test_a_tracker_that_cannot_start_is_an_error(
 def test_a_missing_tracker_is_named_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'labelspace\[{name}\]'"):
-        ls.train("no such data", track=name)
+        ls.train("no such data", recipe="dexml", track=name)

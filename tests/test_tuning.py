@@ -165,7 +165,7 @@ def test_a_trained_model_is_tuned_from_the_command_line(
 ) -> None:
     data = ls.load(toy_folder)
     out = tmp_path / "dexml"
-    ls.train(data, base=str(tiny_transformer), epochs=2, out=out)
+    ls.train(data, recipe="dexml", base=str(tiny_transformer), epochs=2, out=out)
     assert ls.Model.load(out).memory.voting.scoring == "similarity"
     assert main(["tune", str(out), str(toy_folder), "--quiet"]) == 0
     assert "settings that none beats" in capsys.readouterr().out
