@@ -1,4 +1,4 @@
-# make quickstart | test | install | check | chromium | clean
+# make quickstart | test | docs | install | check | chromium | clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell echo "$(TORCH)" | cksum | cut -d " " -f 1)
 
-.PHONY: install quickstart check chromium test clean
+.PHONY: install quickstart docs check chromium test clean
 
 install: $(STAMP)
 
@@ -21,6 +21,11 @@ $(STAMP): pyproject.toml
 
 quickstart: install
 	$(BIN)/labelspace quickstart --out runs/quickstart
+
+# The pages of the repository as a site in site/; a link that leads nowhere, or any warning, ends it with an error.
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d build/docs . site
+	@echo "open site/index.html"
 
 check: install
 	$(BIN)/ruff format --check .
@@ -47,4 +52,4 @@ test: check chromium
 	$(BIN)/python -m pytest -n auto
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

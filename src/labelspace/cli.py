@@ -73,6 +73,7 @@ COMMANDS = {
 }
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
+    "join": "Make one model of several of the same labels, and choose their shares on validation documents.",
     "index": "Choose how the keys of a model are searched, or show how they are: exactly, or through graphs.",
     "compact": "Rewrite what a model answers from without what was removed; predictions stay as they are.",
 }

@@ -53,7 +53,9 @@ def join(models: Sequence[Model]) -> Model:
         tower.share = share
     memory = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels)
     compact = first.memory.compacted()
-    memory = Memory(memory.label_keys, Keys(compact.document_keys.segments, towers[0].dim), first.memory.voting)
+    memory = Memory(
+        memory.label_keys, Keys(compact.document_keys.segments, towers[0].document_dim), first.memory.voting
+    )
     memory.removed = first.memory.removed
     info = {
         "recipe": "joined",

@@ -27,6 +27,7 @@ def tune(
     data: Path,
     *,
     out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     objective: str = "P@1,P@3,P@5",
     tolerance: float = 0.25,
     search: Literal["joint", "two-sided"] | None = None,
@@ -52,7 +53,9 @@ def tune(
     data
         Folder or file; read as the model's training data was unless said otherwise.
     out
-        Folder to write to; the model's own when not given.
+        Folder to write to, empty or not there; the model's own when not given.
+    overwrite
+        Replace another model that is in that folder.
     objective
         Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
     tolerance
@@ -81,7 +84,7 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .model import Model, require_writable
+    from .model import Model, require_changeable, require_free
     from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
@@ -89,8 +92,10 @@ def tune(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
         temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
-    if out is not None:
-        require_writable(out)
+    if out is not None and out.expanduser().resolve() != model.expanduser().resolve():
+        require_free(out, overwrite)
+    else:
+        require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     found = opened.tune(
@@ -107,6 +112,63 @@ def tune(
         print(render(found.as_dict()))
     else:
         print(f"nothing was tuned; keys vote by {described(opened.memory.voting)}")
+
+
+def join(
+    *models: Path,
+    data: Path | None = None,
+    out: Path | None = None,
+    objective: str = "P@1,P@3,P@5",
+    tolerance: float = 0.25,
+    precision: Literal["float32", "bf16"] = "float32",
+    device: str = "auto",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Make one model of several of the same labels, and choose their shares on validation documents.
+
+    Parameters
+    ----------
+    models
+        Folders of two models or more; the documents of the first vote, so name the one first whose vote best.
+    data
+        Folder or file that they were trained on; read as the training data of the first was unless said otherwise.
+    out
+        Folder to write to.
+    objective
+        Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
+    tolerance
+        Points of that mean that may be given up for a higher R@100; 0 for none.
+    precision
+        Of document keys where the first model has none yet, and of encoding them; bf16 takes half the space, and less
+        time where the processor or GPU is faster in it.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .joining import join as joined
+    from .model import Model, require_writable
+    from .tuning import described, parse_objective, render
+
+    if len(models) < 2:
+        raise SettingsError(f"joining takes the folders of two models or more, got {len(models)}")
+    if data is None or out is None:
+        missing = "--data, the data set that they were trained on" if data is None else "--out, the folder to write to"
+        raise SettingsError(f"joining needs {missing}")
+    parse_objective(objective)
+    require_writable(out)
+    opened = [Model.load(model, device) for model in models]
+    options, seed = _recorded(options, opened[0])
+    made = joined(opened)
+    found = made.tune(_load(data, options, seed), objective=objective, tolerance=tolerance, precision=precision)
+    made.save(out)
+    shares = [round(tower.share, 4) for tower in made.towers]
+    if output.json:
+        tuning = None if found is None else found.as_dict()
+        _print_json({"model": str(out), "shares": shares, "voting": made.memory.settings, "tuning": tuning})
+        return
+    print("shares of the encoders in the label keys: " + ", ".join(f"{share:g}" for share in shares))
+    voting = described(made.memory.voting)
+    print(f"nothing was tuned; keys vote by {voting}" if found is None else render(found.as_dict()))
 
 
 def documents_add(
@@ -177,7 +239,7 @@ def documents_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    memory = _opened(model).memory
+    memory = _opened(model, change=False).memory
     places = memory.document_keys.present()
     ids, texts = memory.document_keys.ids(places), memory.document_keys.texts(places)
     label_ids = list(memory.labels.ids)
@@ -278,7 +340,7 @@ def labels_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    labels = _opened(model).labels
+    labels = _opened(model, change=False).labels
     for name, text in zip(labels.ids, labels.texts, strict=True):
         if output.json:
             print(json.dumps({"id": name, "text": text}, ensure_ascii=False))
@@ -324,10 +386,12 @@ def index(
         Of the draw of documents.
     """
     from .data import read_texts
-    from .model import Model
+    from .model import Model, require_changeable
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
+    if kind is not None:
+        require_changeable(model, ", or change a copy of it")
     opened = Model.load(model, "cpu", graphs=kind is None)
     if kind is not None:
         lines = None if texts is None else read_texts(texts)[1]
@@ -363,9 +427,12 @@ def compact(model: Path, *, output: Output = Output()) -> None:
     _report(opened, model, "compacted", [], "keys", output)
 
 
-def _opened(model: Path, device: str = "cpu") -> Model:
-    from .model import Model
+def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
+    """A model that shall be changed, or only looked at."""
+    from .model import Model, require_changeable
 
+    if change:
+        require_changeable(model, ", or change a copy of it")
     return Model.load(model, device)
 
 

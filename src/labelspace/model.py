@@ -29,13 +29,12 @@ from . import __version__, calibrate, metrics
 from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
-from .encoders import Encoder, Precision, build_static, open_encoder
-from .encoders.transformer import TransformerEncoder
+from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
-from .files import atomic_file, atomic_folder, folder_lock, sync
+from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
-from .machine import bf16_pays, cache_folder, require_memory
+from .machine import bf16_pays, require_memory
 from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
@@ -47,11 +46,13 @@ from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "labelspace model", 2
+FORMAT, FORMAT_VERSION = "labelspace model", 3
 HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
 """With fewer validation documents than this nothing is tuned."""
+PATIENCE = 5.0
+"""Seconds in which opening a folder is tried again while another process changes it."""
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
 
@@ -96,11 +97,12 @@ class Model:
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
         self.towers = (Tower(encoder, heads, share), *more)
-        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].dim
-        if (memory.label_keys.dim, memory.document_keys.dim) != (dim, first):
-            raise ValueError(
-                f"keys have {memory.label_keys.dim} and {memory.document_keys.dim} dimensions, the encoder {dim}"
-            )
+        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].document_dim
+        if not memory.document_keys.segments:
+            memory.document_keys.dim = first
+        for kind, keys, own in (("label", memory.label_keys, dim), ("document", memory.document_keys, first)):
+            if keys.dim != own:
+                raise ValueError(f"{kind} keys have {keys.dim} dimensions, the encoder {own}")
         self.memory = memory
         if not memory.named:
             memory.name(labels)
@@ -144,6 +146,7 @@ class Model:
         *,
         device: str = "auto",
         batch_size: int = 256,
+        max_tokens: int | None = None,
         long_documents: LongDocuments | None = None,
         max_chunks: int | None = None,
         objective: str = DEFAULT_OBJECTIVE,
@@ -152,13 +155,17 @@ class Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
         With a data set its training documents are keys as well, how keys vote is tuned on its validation documents, and
-        the model is calibrated on them, see `tune`.
+        the model is calibrated on them, see `tune`. The vectors are those of `train` with the recipe ``raexmc`` and no
+        epochs.
 
         Args:
-            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm.
+            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm and the
+                texts of the labels, and with a data set of its documents too, those held out for validation aside.
             labels: label names, labels with ids, or a data set.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             batch_size: texts encoded at a time.
+            max_tokens: cut texts here; None as an opened encoder has it, and by name as in training: at 256 for
+                ``static``, and for a transformer at 128 or what it can take if that is less.
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
             objective: with a data set, as for `tune`.
@@ -173,9 +180,16 @@ class Model:
         """
         if isinstance(labels, Dataset):
             parse_objective(objective)
-            options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+            options: dict[str, Any] = {"device": device, "batch_size": batch_size, "max_tokens": max_tokens}
             options |= {"long_documents": long_documents, "max_chunks": max_chunks}
-            model = cls.from_encoder(encoder, labels.labels, **options)
+            given = encoder
+            if isinstance(encoder, str | os.PathLike) and os.fspath(encoder) == "static":
+                fitted = [labels.train.texts[i] for i in labels.fit_rows.tolist()]
+                cut = {name: options[name] for name in ("max_tokens", "long_documents", "max_chunks")}
+                given = make_encoder("static", fitted, labels.labels.texts, **cut, device=str(device_of(device)))
+            model = cls.from_encoder(given, labels.labels, **options)
+            if given is not encoder:
+                model.info["config"]["encoder"] = "static"
             model.info["data"].update(name=labels.name, documents=len(labels.train), options=dict(labels.options))
             model.tune(labels, objective=objective, precision=precision, batch_size=batch_size)
             return model
@@ -190,16 +204,12 @@ class Model:
             raise DataError(f"the label {twice!r} is given twice; label ids must be distinct")
         place = device_of(device)
         if isinstance(encoder, str | os.PathLike):
-            name = encoder = os.fspath(encoder)
-            if encoder == "static":
-                base = open_encoder("minilm", device=str(place))
-                assert isinstance(base, TransformerEncoder)
-                encoder = build_static(base, [], labels.texts, cache=cache_folder())
-            else:
-                encoder = open_encoder(encoder, device=str(place))
+            name = os.fspath(encoder)
+            encoder = make_encoder(name, [], labels.texts, max_tokens=max_tokens, device=str(place))
         else:
             name = type(encoder).__name__
         encoder = encoder.to(place)
+        encoder.max_tokens = encoder.max_tokens if max_tokens is None else max_tokens
         encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
         encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks
         keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size)
@@ -253,12 +263,12 @@ class Model:
         if self.heads is None or len(self.towers) > 1:
             return found
         keys = self.memory.keys
-        queries = torch.from_numpy(self.encode_documents(texts, batch_size)).to(keys.device)
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
         depth = min(k, len(self.labels))
         for ranking in RANKINGS[1:]:
-            part = self.heads.columns(ranking)
+            part, weight = self.heads.columns(ranking), np.float32(self.heads.weight(ranking))
             indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
-            found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
+            found[ranking] = Predictions(indices, scores / weight, self.labels.ids, self.labels.texts)
         return found
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -770,8 +780,8 @@ class Model:
         self.memory.document_keys.silence(self.memory.number_of >= 0)
         if self.memory.n_silent > before:
             logger.warning(
-                "%d documents have no label left and vote for nothing; remove them, or give them labels with: labelspace "
-                "documents add --replace",
+                "%d documents have no label left and vote for nothing; remove them, or give them labels with: "
+                "labelspace documents add --replace",
                 self.memory.n_silent - before,
             )
         self._without_documents()
@@ -1254,31 +1264,32 @@ class Model:
                 keys.compact(everything=False)
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
             before = [(segment, segment.file, segment.graph_file) for segment in segments]
+            old = manifest["files"]
             try:
-                entry = self.memory.write(place, self._revision + 1)
-                old = manifest["files"]
-                files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
-                for name in Memory.files(entry):
-                    known = old.get(f"memory/{name}")
-                    if known is None:
-                        sync(place / name)
-                    files[f"memory/{name}"] = known or _stamp(place / name)
-                sync(place)
-                manifest.update(self._described(entry), revision=self._revision + 1, files=files)
-                manifest.pop("calibration", None)
-                if self.calibration is not None:
-                    manifest["calibration"] = self.calibration.as_dict()
-                with atomic_file(self.folder / "manifest.json") as part:
-                    _write_manifest(part, manifest)
+                with writing(self.folder):
+                    entry = self.memory.write(place, self._revision + 1)
+                    files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
+                    for name in Memory.files(entry):
+                        known = old.get(f"memory/{name}")
+                        if known is None:
+                            sync(place / name)
+                        files[f"memory/{name}"] = known or _stamp(place / name)
+                    sync(place)
+                    manifest.update(self._described(entry), revision=self._revision + 1, files=files)
+                    manifest.pop("calibration", None)
+                    if self.calibration is not None:
+                        manifest["calibration"] = self.calibration.as_dict()
+                    with atomic_file(self.folder / "manifest.json") as part:
+                        _write_manifest(part, manifest)
             except BaseException:
                 for segment, *names in before:
                     segment.file, segment.graph_file = names
+                with contextlib.suppress(ModelError):
+                    if read_manifest(self.folder)["revision"] == self._revision:
+                        _remove_others(place, old)
                 raise
             self._revision += 1
-            gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
-            for file in (*gone, *self.folder.glob(".manifest.writing-*")):  # the last of a change that was killed
-                with contextlib.suppress(OSError):
-                    file.unlink()
+            _remove_others(place, files)
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -1322,46 +1333,65 @@ class Model:
                 scanned, and what is saved afterwards has none.
 
         Raises:
-            ModelError: not a model folder, one of another format version, or a file that is missing or damaged, by
-                name.
+            ModelError: not a model folder, one of another format version, a file that is missing or damaged, by name,
+                or a folder that another process changes without a pause.
             SettingsError: an unknown precision.
         """
         folder = Path(path).expanduser()
+        began = time.monotonic()
         manifest = read_manifest(folder)
-        try:
-            model = cls._open(folder, manifest, device, graphs)
-        except ModelError:
-            again = read_manifest(folder)
-            if again["revision"] == manifest["revision"]:
-                raise
-            model = cls._open(folder, again, device, graphs)  # it was changed just now
+        while True:
+            try:
+                model = cls._open(folder, copy.deepcopy(manifest), device, graphs)
+                break
+            except ModelError as error:
+                again = read_manifest(folder)
+                if again == manifest:
+                    raise
+                if time.monotonic() - began > PATIENCE:
+                    raise ModelError(
+                        f"{folder} could not be opened in {PATIENCE:g} seconds, since another process changes it all "
+                        "the time; try again when that is done"
+                    ) from error
+                manifest = again
         model.precision = precision
         return model
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any], device: str, graphs: bool) -> Model:
-        left = HASH_UP_TO
         own_graphs = {f"memory/{graph['file']}" for graph in manifest["memory"].get("graphs", {}).values()}
         if not graphs:
             manifest["memory"].pop("graphs", None)
             for name in own_graphs:
                 del manifest["files"][name]
-        for name, stamp in sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0])):
-            file = folder / name
-            again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
-            if not file.is_file():
-                again = again or "the model folder is incomplete, copy or train it again"
-                raise ModelError(f"{file} is missing; {again}")
-            left -= stamp.get("bytes", 0)
-            known = stamp if left >= 0 else {"bytes": stamp.get("bytes")}
-            if _stamp(file, known=known) != known:
-                raise ModelError(
-                    f"{file} is damaged: it is not the file that was saved "
-                    f"({file.stat().st_size} bytes, {stamp['bytes']} expected); "
-                    f"{again or 'copy or train the model again'}"
-                )
+        small_first = sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
+        ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
+        stamps = {
+            name: stamp if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
+            for (name, stamp), end in zip(small_first, ends, strict=True)
+        }
+
+        def check(names: Iterable[str]) -> None:
+            for name in names:
+                file, known = folder / name, stamps[name]
+                again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
+                try:
+                    found = _stamp(file, known=known)
+                except OSError as error:
+                    again = again or "the model folder is incomplete, copy or train it again"
+                    raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
+                if found != known:
+                    raise ModelError(
+                        f"{file} is damaged: it is not the file that was saved "
+                        f"({found['bytes']} bytes, {known['bytes']} expected); "
+                        f"{again or 'copy or train the model again'}"
+                    )
+
         place = device_of(device)
+        mutable = [name for name in stamps if name.startswith("memory/")]
+        check(mutable)  # these first, and opened at once: other processes may replace them at any time
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
+        check(name for name in stamps if name not in mutable)
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
@@ -1406,6 +1436,38 @@ def require_writable(path: str | Path) -> None:
         raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
+
+
+def require_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse to write a model where one is, unless that is asked for.
+
+    Args:
+        path: where a model shall be written.
+        overwrite: whether a model there may be replaced; anything else never is.
+
+    Raises:
+        ModelError: something is there.
+    """
+    require_writable(path)
+    if not overwrite and _is_model(Path(path).expanduser()):
+        raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
+
+
+def require_changeable(folder: str | Path, remedy: str = "") -> None:
+    """Refuse to change a model's folder that cannot be written to, before anything is computed.
+
+    Args:
+        folder: of the model.
+        remedy: what else can be done about it.
+
+    Raises:
+        ModelError: not a model folder, or one that cannot be written to.
+    """
+    place = Path(folder).expanduser()
+    read_manifest(place)
+    for part in (place, place / "memory"):
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise ModelError(f"{place} cannot be changed: {part} cannot be written to; make it writable{remedy}")
 
 
 def _is_model(folder: Path) -> bool:
@@ -1463,6 +1525,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
+
+
+def _remove_others(place: Path, files: Iterable[str]) -> None:
+    """Remove files of a memory that its manifest does not name, and what a change that was killed left."""
+    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:

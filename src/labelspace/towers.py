@@ -38,6 +38,11 @@ class Tower:
         """D, dimensions of queries and keys."""
         return self.encoder.dim if self.heads is None else sum(self.heads.widths)
 
+    @property
+    def document_dim(self) -> int:
+        """Dimensions of document keys, which are compared with the first columns of a query."""
+        return self.encoder.dim if self.heads is None else self.heads.document_dim
+
     def queries(self, texts: Sequence[str], batch_size: int = 256) -> FloatArray:
         """What documents ask with.
 
@@ -59,10 +64,10 @@ class Tower:
             batch_size: texts encoded at a time.
 
         Returns:
-            (n, D) float32.
+            (n, document_dim) float32.
         """
         vectors = self._vectors(texts, batch_size)
-        return vectors if self.heads is None else self._found(self.heads.queries(self._placed(vectors), weighted=False))
+        return vectors if self.heads is None else self._found(self.heads.documents(self._placed(vectors)))
 
     def label_keys(self, texts: Sequence[str], batch_size: int = 256) -> FloatArray:
         """Keys of labels that are known by their texts alone.
