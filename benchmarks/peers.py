@@ -115,7 +115,7 @@ Result = tuple[sp.csr_matrix, dict[str, Any], dict[str, str]]
 def xr_linear(texts: Texts, clock: Clock, given: argparse.Namespace, scratch: Path) -> Result:
     """PECOS: a tree of labels over their documents' tf-idf (PIFA), one-vs-all inside, searched by beam.
 
-    PECOS's own vectorizer splits at white space alone, which costs several points of precision; so scikit-learn's.
+    PECOS's own vectorizer neither lowers capitals nor takes punctuation off, which costs precision; so scikit-learn's.
     """
     from pecos.xmc import Indexer, LabelEmbeddingFactory
     from pecos.xmc.xlinear.model import XLinearModel

@@ -253,7 +253,8 @@ def _run_steps(row: Row, seed: int, data: Path, work: Path, steps: Steps) -> Non
             if kind == "train":
                 named += [*options, "--seed", str(seed), "--out", str(model)]
                 shown += [*options, "--seed", str(seed), "--out", "MODEL"]
-                if (model.with_name("model.checkpoint") / "run.json").exists():
+                begun = (model.with_name("model.checkpoint") / "run.json", model / "manifest.json")
+                if any(file.exists() for file in begun):
                     named = [str(data), "--out", str(model), "--resume", str(model)]
             else:
                 named, shown = [*named, *options], [*shown, *options]
@@ -425,7 +426,8 @@ def untrained(given: argparse.Namespace) -> None:
     import labelspace as ls
 
     data = ls.load(given.data)
-    ls.Model.from_encoder(given.encoder, data.labels).save(given.model)
+    if not given.model.exists():  # else it is there, and was not recorded
+        ls.Model.from_encoder(given.encoder, data.labels).save(given.model)
 
 
 def rank(given: argparse.Namespace) -> None:
