@@ -72,7 +72,7 @@ def main() -> None:
             command = [
                 *(sys.executable, "-m", "labelspace", "train", given.data, *recipe, *VARIANTS[name], *further),
                 *("--seed", str(seed), "--max-minutes", str(given.minutes), "--epochs", "1000", "--patience", "0"),
-                *("--out", str(given.out / "model"), "--json", "--quiet"),
+                *("--out", str(given.out / "model"), "--overwrite", "--json", "--quiet"),
             ]
             print(" ".join(command), file=sys.stderr, flush=True)
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -255,3 +255,43 @@ def test_a_full_disk_stops_no_run(
     model = ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
     assert model.info["fit"]["stopped"] == "finished" and "going on, with the state before it" in caplog.text
     assert (tmp_path / "run" / "manifest.json").is_file()
+
+
+def test_nothing_is_replaced_unless_that_is_asked_for(
+    data: ls.Dataset, toy_folder: Path, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from labelspace.cli import main
+
+    out, options = tmp_path / "run", small(tiny_transformer, epochs=1)
+    revive = kill_after(monkeypatch, 3)
+    with pytest.raises(Killed):
+        ls.train(data, out=out, **options)
+    revive()
+    with pytest.raises(
+        CheckpointError, match=r"stopped after step 3; go on with it with --resume .*, add --overwrite to"
+    ):
+        ls.train(data, out=out, **options)
+    assert Checkpoints(out).step == 3
+    ls.train(data, out=out, overwrite=True, **options)
+    first = (out / "manifest.json").read_text()
+    with pytest.raises(
+        ls.ModelError, match="run holds a model already; add --overwrite to replace it, or choose another"
+    ):
+        ls.train("nowhere", out=out, **options)
+    flags = ["--base", str(tiny_transformer), "--epochs", "1", "--quiet"]
+    assert main(["train", str(toy_folder), "--out", str(out), *flags]) == 1
+    assert "holds a model already" in capsys.readouterr().err and (out / "manifest.json").read_text() == first
+    assert main(["train", str(toy_folder), "--out", str(out), "--overwrite", *flags]) == 0
+    assert (out / "manifest.json").read_text() != first
+    assert main(["train", str(toy_folder), "--resume", str(out), *flags[2:]]) == 0
+    assert main(["tune", str(out), str(toy_folder), "--out", str(out), "--quiet"]) == 0
+    ls.Model.load(out).save(tmp_path / "other")
+    assert main(["tune", str(out), str(toy_folder), "--out", str(tmp_path / "other"), "--quiet"]) == 1
+    assert "other holds a model already" in capsys.readouterr().err
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
+    for command in (["train", str(toy_folder)], ["tune", str(out), str(toy_folder)]):
+        assert main([*command, "--out", str(tmp_path / "thesis"), "--overwrite", "--quiet"]) == 1
+        assert "holds something that is not a labelspace model" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]

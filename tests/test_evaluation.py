@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from labelspace.errors import DataError, SettingsError
-from labelspace.evaluation import compare, evaluate, longest_filter_row, render, report
+from labelspace.evaluation import by_frequency, compare, evaluate, longest_filter_row, render, report
 from labelspace.metrics import frequency_groups
 from labelspace.types import Predictions
 
@@ -353,6 +353,26 @@ def test_nothing_to_evaluate_is_refused():
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_counted_by_training_documents():
+    pred, targets, train, pairs = random_case(8)
+    truth, predicted = targets.toarray() > 0, plain_order(pred, pairs)
+    counts = (train.toarray() > 0).sum(axis=0)
+    found = by_frequency(pred, targets, train, (1, 3, 4, 12), filter_pairs=pairs)
+    spans = {"unseen": (0, 0), "1-2": (1, 2), "3": (3, 3), "4-11": (4, 11), "12+": (12, 1000)}
+    assert list(found) == list(spans) and all(group["labels"] for group in found.values())
+    for name, (low, high) in spans.items():
+        own = [label for label in range(40) if low <= counts[label] <= high]
+        positives = sum(int(truth[row, label]) for row in range(60) for label in own)
+        assert found[name]["labels"] == len(own) and found[name]["positives"] == positives
+        assert found[name]["train_pairs"] == counts[own].sum()
+        for k in (1, 5, 10):
+            hits = sum(truth[row, label] for row in range(60) for label in predicted[row][:k] if label in own)
+            assert found[name][f"recall@{k}"] == pytest.approx(100 * hits / positives if positives else 0.0)
+    for edges in ((0, 3), (3, 3), (5, 2)):
+        with pytest.raises(SettingsError, match="edges must be whole numbers that rise"):
+            by_frequency(pred, targets, train, edges)
 
 
 @pytest.mark.parametrize("skip_empty", [False, True])

@@ -110,6 +110,20 @@ def test_bad_changes_are_refused_and_change_nothing(model: ls.Model) -> None:
         (lambda: model.add_labels(["x"], ["L0"]), "has a label 'L0' already; rename it"),
         (lambda: model.rename_labels({"L0": "x", "L7": "y"}), "'L7' is not in the model"),
         (lambda: model.remove_labels(IDS), "at least one label"),
+        (lambda: model.add_labels(["x"], [""]), "label id '' is empty"),
+        (lambda: model.add_labels(["x"], [" a"]), "label id ' a' has blanks around it"),
+        (lambda: model.add_labels(["x"], ["a\tb"]), "holds a line end, a tab"),
+        (lambda: model.add_labels(["fine", "two\nlines"]), "holds a line end, a tab"),
+        (lambda: model.add_labels(["fine", ""]), r"label number 1 \(from 0\) has an empty text"),
+        (lambda: model.add_labels(["fine", " "], ["a", "b"]), "label 'b' has an empty text"),
+        (lambda: model.rename_labels({"L0": "\n"}), "label 'L0' has an empty text"),
+        (lambda: model.add_documents([""], [["L0"]]), r"document number 0 \(from 0\) has an empty text"),
+        (lambda: model.add_documents(["x"], [["L0"]], ["a\u2028b"]), "holds a line end, a tab"),
+        (lambda: model.add_documents(["x"], [["L0"]], ["a\ud800"]), "another control character"),
+        (lambda: model.add_documents(["x"], [None]), "a list of labels was expected"),
+        (lambda: model.add_documents(["x"], [["L0"]], relevances=[[0.5, 1]]), "1 labels, but relevances of 2"),
+        (lambda: model.add_documents(["x"], [["L0"]], relevances=[[1.5]]), "relevance 1.5 of the document 'added-4'"),
+        (lambda: model.add_documents(["x"], [["L0"]], relevances=[]), "1 documents, but relevances of 0"),
     ):
         with pytest.raises(ls.DataError, match=message):
             change()
@@ -332,6 +346,78 @@ def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, m
     assert ls.Model.load(folder).memory.n_documents == 4
 
 
+def test_what_cannot_be_written_is_named_and_nothing_is_left(
+    model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    folder, file = tmp_path / "m", tmp_path / "more.csv"
+    model.save(folder)
+    file.write_text("text,labels\n" + "".join(f"an old red oak {i},L0\n" for i in range(60)))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    tokens = (
+        ["documents", "add", folder, file],
+        ["compact", folder],
+        ["predict", folder, file, "--out", f"{folder}.jsonl"],
+        ["tune", folder, file, "--out", f"{folder}2"],
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # no file may be longer
+    try:
+        codes = [main([*map(str, command), "--quiet"]) for command in tokens]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("labelspace: ")]
+    assert codes == [1] * 4 and said == [
+        f"labelspace: cannot write {place}: File too large; free some space, or choose another place"
+        for place in (folder, folder / "manifest.json", f"{folder}.jsonl", f"{folder}2")
+    ]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert ls.Model.load(folder).memory.n_documents == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "m")
+    model.save(folder)
+    (tmp_path / "f.csv").write_text("id,text,labels\nL0,new oak,L1\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != folder)  # root may write anywhere
+    monkeypatch.setattr(ls.Model, "load", None)
+    for tokens in (["tune"], ["documents", "add"], ["documents", "remove"], ["labels", "add"], ["labels", "rename"],
+                   ["labels", "remove"], ["compact"], ["index", "--kind", "hnsw"], ["calibrate"]):  # fmt: skip
+        file = [str(tmp_path / "f.csv")] if tokens[0] not in ("compact", "index") else []
+        assert main([*tokens, folder, *file]) == 1
+        assert f"{folder} cannot be changed: {folder} cannot be written to; make it writable" in capsys.readouterr().err
+
+
+def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    model.save(folder)
+    other, real, tries = ls.Model.load(folder), Memory.open.__func__, 0  # type: ignore[attr-defined]
+
+    def opened(cls: type[Memory], *arguments: Any) -> Memory:
+        nonlocal tries
+        tries += 1
+        if tries <= most:  # another process is faster
+            other.add_documents([f"old oak {tries}"], [["L0"]])
+            other.save()
+        return real(cls, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Memory, "open", classmethod(opened))
+    most = 8
+    assert ls.Model.load(folder).memory.n_documents == 3 + 8 and tries == 9
+    most = 10**6
+    monkeypatch.setattr("labelspace.model.PATIENCE", 0.2)
+    with pytest.raises(ls.ModelError, match="another process changes it all the time; try again when that is done"):
+        ls.Model.load(folder)
+    most = 0
+    next((folder / "memory").glob("documents-*")).unlink()
+    with pytest.raises(ls.ModelError, match="copy or train it again"):
+        ls.Model.load(folder)
+
+
 def test_two_do_not_change_one_folder_at_a_time(model: ls.Model, tmp_path: Path) -> None:
     from labelspace.files import folder_lock
 
@@ -408,6 +494,114 @@ def test_from_the_command_line(model: ls.Model, tmp_path: Path, capsys: pytest.C
         assert sum(key["share"] for key in label["why"]) == pytest.approx(label["score"], abs=1e-5)
     assert main(["predict", folder, str(tmp_path / "query.txt"), "--why", "--format", "tsv"]) == 2
     assert "--why cannot be written as tsv" in capsys.readouterr().err
+
+
+def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
+    model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["two\nlines", " blank ", "a\u2028b", "\t"]
+    train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
+    nothing = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
+    data = ls.Dataset("odd", model.labels, train, nothing, None, np.zeros(0, np.int64))
+    model.tune(data)
+    assert model.add_documents(["other"], [["L0"]], ["two\nlines"], replace=True) == ["two\nlines"]
+    model.save(tmp_path / "m")
+    folder = str(tmp_path / "m")
+    assert main(["documents", "list", folder, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert [row["id"] for row in rows if not row["id"].startswith("added")] == [*names[1:], names[0]]
+    odd = [json.dumps(row) for row in rows if not row["id"].startswith("added")]
+    (tmp_path / "odd.jsonl").write_text("\n".join(odd))
+    (tmp_path / "lines.txt").write_text(" blank \r\na\u2028b\n")
+    assert main(["documents", "remove", folder, str(tmp_path / "lines.txt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == [" blank ", "a\u2028b"]
+    (tmp_path / "odd.jsonl").write_text("\n".join(line for line in odd if "lines" in line or "\\t" in line))
+    assert main(["documents", "remove", folder, str(tmp_path / "odd.jsonl")]) == 0
+    left = ls.Model.load(folder).memory
+    assert not set(names) & set(left.document_keys.ids(left.document_keys.present()))
+    (tmp_path / "no.jsonl").write_text('{"text": "x"}\n')
+    for file, message in (("no.jsonl", "there is no id, only 'text'"), ("none.txt", "there is no such file")):
+        assert main(["documents", "remove", folder, str(tmp_path / file)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_files_of_changes_are_read_as_they_are_meant(
+    model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+
+    def run(what: str, content: str, *flags: str, kind: str = "csv") -> tuple[int, str]:
+        Path(f"f.{kind}").write_text(content)
+        code = main([*what.split(), "m", f"f.{kind}", "--json", "--quiet", *flags])
+        captured = capsys.readouterr()
+        return code, captured.out if code == 0 else captured.err
+
+    # ids that look like row numbers are ids all the same
+    assert json.loads(run("labels add", "id,text\n0,blue stone\n1,grey stone\n")[1])["added"] == ["0", "1"]
+    assert json.loads(run("documents add", "id,text,labels\n0,a blue stone,0\n1,stones,0;1\n")[1])["added"] == [
+        "0",
+        "1",
+    ]
+    assert run("labels rename", "green stone\n", kind="txt") == (
+        1, "labelspace: f.txt: a new text needs the id of its label, and here are no ids; give a table with the "
+        "columns id and text\n",
+    )  # fmt: skip
+    assert ls.Model.load("m").labels.texts[4] == "blue stone"
+    assert json.loads(run("labels add", " white stone \nfern stone\n\n", kind="txt")[1])["added"] == [
+        "white stone", "fern stone"
+    ]  # fmt: skip
+    assert json.loads(run("labels add", "uri,label\n http://a ,black stone\n")[1])["added"] == ["http://a"]
+    for what, content, message in (
+        ("labels add", "id,text\nq,one\n,two\n", "f.csv: 1 of 2 labels have no id; give an id to all"),
+        ("documents add", "id,text,labels\nq,one,L0\n,two,L0\n", "f.csv: 1 of 2 documents have no id"),
+        ("documents add", "id,text,labels\nq,one,\n", "f.csv: no document has a label, so none could vote"),
+        ("documents add", "id,text,labels\nq,one,L0\nr,x,\n", "1 of 2 documents have no label and could vote for none"),
+        ("documents add", "text,labels\none,L0\nx,\n", "the first is number 1 (from 0)"),
+        ("documents add", 'id,text,labels\n"a\nb",one,L0\n', "holds a line end"),
+        ("labels rename", "id,text\nL0,\n", "the label 'L0' has an empty text"),
+        ("labels add", "\n\n", "there are no labels"),
+    ):
+        code, err = run(what, content)
+        assert code == 1 and message in err and err.count("\n") == 1, err
+    row = {"id": "r", "text": "rosy", "labels": ["L0", "L2"], "relevances": [0.25, 1]}
+    assert run("documents add", json.dumps(row), kind="jsonl")[0] == 0
+    opened = ls.Model.load("m")
+    segment, at = opened.memory.document_keys.find("r")  # type: ignore[misc]
+    votes = slice(segment.indptr[at], segment.indptr[at + 1])
+    assert segment.values is not None and segment.values[votes].tolist() == [0.25, 1]
+    for flags in (
+        ["predict", "m", "", "--k", "1"],
+        ["predict", "m", "f.jsonl", "--labels", ""],
+        ["labels", "add", "m", ""],
+    ):
+        assert main(flags) == 2 and "is empty; name a file or folder" in capsys.readouterr().err
+    Path("none.txt").write_text("\n")
+    assert main(["predict", "m", "f.jsonl", "--labels", "none.txt"]) == 1
+    assert "none.txt: there are no labels to choose from" in capsys.readouterr().err
+
+
+def test_documents_without_a_label_left_stay_and_vote_for_nothing(
+    model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model.memory.voting = Voting(weight=1.0)
+    model.remove_labels(["L2"])
+    assert "1 documents have no label left and vote for nothing" in caplog.text
+    assert model.memory.n_documents == 3 and model.memory.n_silent == 1
+    voters = {key.id for label in model.predict(["roses of the wild"], 3, why=True).reasons[0] for key in label}  # type: ignore[index]
+    assert voters == {"added-1", "added-2"}
+    model.save(tmp_path / "m")
+    (tmp_path / "gone.txt").write_text("L3\n")
+    assert main(["documents", "list", str(tmp_path / "m")]) == 0
+    assert "added-3\t\troses of the wild" in capsys.readouterr().out
+    assert main(["labels", "remove", str(tmp_path / "m"), str(tmp_path / "gone.txt")]) == 0
+    assert "and 3 documents, 1 of them without a label" in capsys.readouterr().out
+    again = ls.Model.load(tmp_path / "m")
+    again.add_documents(["roses of the wild"], [["L0"]], ["added-3"], replace=True)
+    assert again.memory.n_silent == 0
+    model.add_labels(["grey stone"])
+    model.remove_labels(["L0", "L1", "L3"])  # now no document votes, and weight 1 would leave nothing to answer with
+    assert model.memory.n_silent == 3 and model.predict(["moss"], 1).named(0)[0][0] == "grey stone"
 
 
 def test_a_dual_encoder_explains_itself(tiny_transformer: Path) -> None:

@@ -91,6 +91,9 @@ VOTINGS = [
     Voting(search="joint", depth=500, temperature=0.05, weight=0.9, votes="normalized"),
     Voting(label_depth=3, document_depth=7, temperature=0.07, weight=0.6),
     Voting(label_depth=12, document_depth=40, temperature=0.2, weight=0.2, votes="normalized"),
+    Voting(label_depth=6, document_depth=9, temperature=0.06, label_temperature=0.15, weight=0.4),
+    Voting(label_depth=12, document_depth=9, temperature=0.06, label_temperature=0.2, weight=0.3, softmax="apart"),
+    Voting(search="joint", depth=8, weight=0.5, softmax="apart", votes="normalized"),
     Voting(label_depth=5, weight=0.0),
     Voting(document_depth=5, weight=1.0),
     Voting(scoring="similarity"),
@@ -156,10 +159,13 @@ def dense(
         near = sorted(labels + documents, reverse=True)[: voting.depth]
     else:
         near = labels[: voting.label_depth] + documents[: voting.document_depth]
-    total = sum(np.exp(s / voting.temperature) for s, _, _ in near)
+    taus = {"document": voting.temperature, "label": voting.label_temperature or voting.temperature}
+    sums = {kind: sum(np.exp(s / taus[kind]) for s, own, _ in near if own == kind) for kind in taus}
+    if voting.softmax == "together":
+        sums = dict.fromkeys(taus, sum(sums.values()))
     scores: dict[int, float] = {}
     for s, kind, i in near:
-        w = np.exp(s / voting.temperature) / total
+        w = np.exp(s / taus[kind]) / sums[kind]
         if kind == "label":
             scores[i] = scores.get(i, 0.0) + (1 - voting.weight) * w
         else:

@@ -71,10 +71,18 @@ def test_candidates_can_be_restricted(model: ls.Model, chosen: list[str]) -> Non
         ({"labels": [["red oak"]]}, "no label"),
         ({"texts": ["fine", None]}, "text number 1 is None"),
         ({"texts": 3}, "a list of texts was expected, got int"),
+        (
+            {"left_out": np.zeros(3, dtype=bool)},
+            r"a mask of 0 True or False, .*, got bool of shape \(3,\); take that of",
+        ),
+        ({"left_out": np.zeros(0)}, "got float64 of shape"),
+        ({"batch_size": 0}, "batch_size, .* must be a whole number of at least 1, got 0"),
+        ({"batch_size": -1}, "got -1"),
+        ({"batch_size": 2.5}, "got 2.5"),
     ],
 )
 def test_bad_requests_are_refused(model: ls.Model, options: dict[str, object], message: str) -> None:
-    with pytest.raises(ls.DataError, match=message):
+    with pytest.raises((ls.DataError, ls.SettingsError), match=message):
         model.predict(**{"texts": TEXTS, **options})  # type: ignore[arg-type]
 
 

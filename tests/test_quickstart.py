@@ -66,7 +66,7 @@ def test_command_on_a_part(
     keep = np.arange(300)
     small = ls.Dataset(
         data.name, ls.Labels(data.labels.ids[:800], data.labels.texts[:800]), _part(data.train, keep),
-        _part(data.train, keep[:30]), _part(data.train, keep[200:]), keep[:30], {},
+        _part(data.train, keep[:30]), _part(data.train, keep[200:]), keep[:30], dict(data.options),
     )  # fmt: skip
     monkeypatch.setattr("labelspace.quickstart.icd10cm", lambda seed: small)
     monkeypatch.setattr(
@@ -79,6 +79,9 @@ def test_command_on_a_part(
     assert main(["quickstart", "--out", str(tmp_path / "q"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["metrics"]["P@1"] > result["before"]["P@1"]
+    ls.Model.from_encoder(str(tiny_transformer), ["a", "b"]).save(tmp_path / "mine")
+    assert main(["quickstart", "--out", str(tmp_path / "mine")]) == 1
+    assert "holds a model already; add --overwrite" in capsys.readouterr().err
 
 
 def _part(corpus: ls.Corpus, rows: np.ndarray) -> ls.Corpus:

@@ -184,5 +184,32 @@ def test_from_the_command_line(
     assert main(["train", str(toy_folder), *flags]) == 0
     shown = capsys.readouterr().out
     assert "settings that none beats" in shown and "finished after 0 steps" in shown
-    assert main(["train", str(toy_folder), "--recipe", "raexmc", "--objective", "P@7", "--out", out, "--quiet"]) == 2
+    assert (
+        main(["train", str(toy_folder), "--recipe", "raexmc", "--objective", "P@7", "--out", f"{out}2", "--quiet"]) == 2
+    )
     assert "the objective 'P@7'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", ["static", "transformer"])
+def test_a_model_without_training_is_the_same_by_every_way(
+    data: ls.Dataset, tiny_transformer: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    """In Python and by the command: one vocabulary, one limit, one set of vectors."""
+    monkeypatch.setattr(
+        "labelspace.encoders._resolve", lambda name: tiny_transformer if name == "minilm" else Path(name)
+    )
+    name = encoder if encoder == "static" else str(tiny_transformer)
+    order = np.random.default_rng(0).permutation(len(data.labels))
+    trained = ls.train(data, recipe="raexmc", encoder=name, epochs=0, device="cpu")
+    made = ls.Model.from_encoder(name, data, device="cpu")
+    other = ls.Model.from_encoder(name, data.renumbered(order), device="cpu")
+    assert made.encoder.limit == trained.encoder.limit
+    assert made.memory.voting == trained.memory.voting and made.info["config"]["encoder"] == name
+    texts = [*data.valid.texts, "old moss of the unmet heath"]
+    for model in (made, other):
+        np.testing.assert_allclose(model.encode(texts), trained.encode(texts), atol=1e-6)
+    for mine, theirs in zip(
+        (made.memory.label_keys, made.memory.document_keys), (trained.memory.label_keys, trained.memory.document_keys),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(mine.segments[0].keys.numpy(), theirs.segments[0].keys.numpy(), atol=1e-6)

@@ -303,3 +303,18 @@ def test_points_and_bars_stand_where_their_values_are() -> None:
     assert len(drawn.findall("path")) == 1
     one = ElementTree.fromstring(charts.differences("c", "t", "d", "x", [("a", 2, 1, 3), ("b", -1, -2, 1)]))
     assert [group.get("class") for group in one.findall("g")] == ["up", "none"]
+
+
+def test_a_chart_alone_is_a_file_with_colours_and_a_legend() -> None:
+    drawn = charts.lines("c", "t", "d", ("x", "y"), [[(0, 0), (10, 10)], [(1, 2), (3, 4)]])
+    one = ElementTree.fromstring(charts.alone(drawn, ["first", "a < b"]))
+    space = "{http://www.w3.org/2000/svg}"
+    assert one.tag == f"{space}svg" and "--s1:" in one.findtext(f"{space}style", "")
+    told = [group.findtext(f"{space}text") for group in one.findall(f"{space}g")]
+    assert told == ["first", "a < b"]
+    inside = one.find(f"{space}svg")
+    assert inside is not None and len(inside.findall(f"{space}polyline")) == 2
+    height, own = (float(part.get("viewBox", "").split()[3]) for part in (one, inside))
+    lowest = max(float(g.get("transform", "").split()[1].rstrip(")")) for g in one.findall(f"{space}g"))
+    assert own <= lowest and lowest + 12 <= height
+    assert float(ElementTree.fromstring(charts.alone(drawn)).get("viewBox", "").split()[3]) == own

@@ -59,7 +59,7 @@ def test_the_choice_equals_trying_every_setting(objective: str, block: int, monk
     tried = {}
     for way in GRID.ways(L, N):
         for weight in GRID.weights:
-            if way.search == "joint" and weight in (0, 1):
+            if (way.search == "joint" or way.softmax == "apart") and weight in (0, 1):
                 continue
             memory.voting = dataclasses.replace(way, weight=float(weight))
             numbers, scores = memory.predict(queries, 5, left_out=left_out)
@@ -88,6 +88,10 @@ def test_a_fixed_setting_is_kept() -> None:
     assert (found.voting.search, found.voting.temperature, found.voting.votes) == ("joint", 0.03, "normalized")
     only = tune(memory, queries, truth, weights, grid=Grid.fixed(search="joint", weight=1.0, depth=20))
     assert only.voting.weight == 1 and only.tried == 2 * len(Grid().temperatures) and only.metrics["P@1"] >= 0
+    apart = tune(memory, queries, truth, weights, grid=Grid.fixed(softmax="apart", label_temperature=0.12)).voting
+    assert (apart.search, apart.softmax, apart.label_temperature) == ("two-sided", "apart", 0.12)
+    with pytest.raises(ls.SettingsError, match="apart goes with a two-sided search alone"):
+        Grid.fixed(softmax="apart", search="joint")
     with pytest.raises(ls.SettingsError, match="weight must be from 0 to 1"):
         Grid.fixed(weight=2.0)
     with pytest.raises(ls.SettingsError, match="'R@7' is not made of known metrics"):
@@ -96,8 +100,9 @@ def test_a_fixed_setting_is_kept() -> None:
 
 def test_near_the_best_the_deepest_list_wins() -> None:
     memory, queries, truth, weights = made()
-    best = tune(memory, queries, truth, weights, grid=GRID, tolerance=0)
-    wide = tune(memory, queries, truth, weights, grid=GRID, tolerance=8.0)
+    grid = dataclasses.replace(GRID, softmax=("together",))
+    best = tune(memory, queries, truth, weights, grid=grid, tolerance=0)
+    wide = tune(memory, queries, truth, weights, grid=grid, tolerance=8.0)
     assert best.value >= wide.value >= best.value - 8.0
     assert wide.metrics["R@10"] > best.metrics["R@10"]
     assert render(wide.as_dict()).count("\n* ") == 1
@@ -120,6 +125,8 @@ def test_random_vectors_are_tuned_to_chance() -> None:
         def encode(self, texts, batch_size=256):  # type: ignore[no-untyped-def]
             vectors = [np.random.default_rng(abs(hash(text)) % 2**32).normal(size=32) for text in texts]
             return np.stack([v / np.linalg.norm(v) for v in vectors]).astype(np.float32)
+
+        encode_documents = encode
 
     encoder = torch.nn.Linear(1, 1)
     encoder.dim = 32  # type: ignore[assignment]
@@ -228,3 +235,39 @@ def test_tuning_calibrates_anew(toy_folder: Path, tiny_transformer: Path, tmp_pa
     few = ls.load(toy_folder)
     assert len(few.valid) < 100
     assert ls.Model.from_encoder(str(tiny_transformer), few, device="cpu").calibration is None
+
+
+def test_a_depth_says_how_is_searched() -> None:
+    assert Grid.fixed(depth=5).search == ("joint",) and Grid.fixed(document_depth=5).search == ("two-sided",)
+    for settings in ({"depth": 5, "search": "two-sided"}, {"label_depth": 5, "search": "joint"},
+                     {"depth": 5, "document_depth": 5}):  # fmt: skip
+        with pytest.raises(ls.SettingsError, match="one is asked for; leave one of the two out"):
+            Grid.fixed(**settings)
+
+
+def test_fixed_settings_hold_without_validation_documents(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ls.load(toy_folder, valid_fraction=0.02)
+    assert len(few.valid) < 20
+    model = ls.Model.from_encoder(str(tiny_transformer), few.labels, device="cpu")
+    assert model.tune(few) is None and model.memory.voting == Voting() and "tuning" not in model.info
+    assert model.tune(few, grid=Grid.fixed(weight=0.4, temperature=0.1)) is None
+    assert model.memory.voting == Voting(weight=0.4, temperature=0.1)
+    assert model.tune(few, grid=Grid.fixed(depth=30)) is None
+    assert model.memory.voting == Voting(weight=0.4, temperature=0.1, search="joint", depth=30)
+    assert model.tune(few) is None and model.memory.voting.depth == 30  # what was chosen before stays
+    model.save(tmp_path / "m")
+    flags = ["--weight", "0.7", "--votes", "normalized"]
+    capsys.readouterr()
+    (tmp_path / "names.csv").write_text("text,labels\n" + "".join(f"{t},{i}\n" for i, t in zip(
+        few.labels.ids, few.labels.texts, strict=True)))  # fmt: skip
+    assert main(["tune", str(tmp_path / "m"), str(tmp_path / "names.csv"), *flags]) == 0
+    shown = "--search joint --depth 30 --temperature 0.1 --weight 0.7 --votes normalized"
+    captured = capsys.readouterr()
+    assert f"keys vote by {shown}" in captured.out and "tuning needs 20" in captured.err
+    assert ls.Model.load(tmp_path / "m").memory.voting.weight == 0.7
+    assert (
+        main(["tune", str(tmp_path / "m"), str(tmp_path / "names.csv"), "--depth", "5", "--search", "two-sided"]) == 2
+    )
+    assert "depth 5 goes with a joint search alone" in capsys.readouterr().err

@@ -163,11 +163,13 @@ def test_scores_are_what_classifier_norm_says(norm: Any) -> None:
     np.testing.assert_allclose(new[:, 4:], made, atol=1e-6)
     np.testing.assert_allclose(queries @ new.T, expected["encoder"] + g_c @ made.T, atol=1e-5)
     heads.search_weight, heads.row_length = 0.2, 3.0
-    np.testing.assert_allclose(heads.keys(label_e, None)[:, 4:], made * (3.0 if norm == "never" else 1), atol=1e-5)
+    length = 3.0 if norm == "never" else 1
+    np.testing.assert_allclose(heads.keys(label_e, None)[:, 4:], 1.6 * made * length, atol=1e-5)
+    weighted = heads.keys(label_e, rows)
     np.testing.assert_allclose(
-        heads.queries(e) @ keys.T, 0.4 * expected["encoder"] + 1.6 * expected["classifier"], atol=1e-5
+        heads.queries(e) @ weighted.T, 0.4 * expected["encoder"] + 1.6 * expected["classifier"], atol=1e-5
     )
-    assert torch.equal(heads.queries(e, weighted=False), queries)
+    assert torch.equal(heads.queries(e), queries) and torch.equal(heads.documents(e), queries)
 
 
 def test_the_best_share_of_the_dual_encoder_is_that_of_a_plain_search() -> None:
@@ -201,6 +203,7 @@ def test_heads_that_begin_as_the_identity_leave_the_order_alone() -> None:
     torch.testing.assert_close(same.queries(x)[:, :300], x, atol=5e-3, rtol=0)
     torch.testing.assert_close(same.queries(x)[:, 300:], x)
     plain = TwoHeads(300)
+    assert plain.alike and torch.equal(plain.documents(y), plain.queries(y)[:, :300]) and not same.alike
     assert list(plain.parameters()) == [] and torch.equal(plain.dual(y), torch.nn.functional.normalize(y, dim=1))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .data.conversion import convert
     from .errors import DataError, LabelspaceError, MissingExtraError, ModelError, ResourceError, SettingsError
     from .evaluation import evaluate
+    from .joining import join
     from .model import Model
     from .recipes import train
     from .types import Corpus, Dataset, Labels, Predictions
@@ -26,6 +27,7 @@ _HOMES = {
     "convert": ".data.conversion",
     "train": ".recipes",
     "evaluate": ".evaluation",
+    "join": ".joining",
     "Model": ".model",
     "Predictions": ".types",
     "Corpus": ".types",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
+    "join",
     "load",
     "losses",
     "train",

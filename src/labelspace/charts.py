@@ -1,8 +1,8 @@
 """Charts as SVG, written by hand: lines, bars with intervals, reliability, differences; strings in, a string out.
 
 A chart is `WIDTH` units wide, which is about its width in pixels on a phone, so its text can be read there. It takes
-its colours from the page around it: series n has the class ``sN``, counted from 0 and again from 0 after `SERIES`.
-Series also differ in dashes and markers, for print and for eyes that tell few colours apart.
+its colours from the page around it, or from `alone`: series n has the class ``sN``, counted from 0 and again from 0
+after `SERIES`. Series also differ in dashes and markers, for print and for eyes that tell few colours apart.
 
 >>> ticks(0, 43)
 [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
@@ -21,6 +21,26 @@ WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 44
 SERIES = 6
 """Series that differ in colour; of later ones the dashes differ."""
+
+COLOURS = """  --ink: #1b2430; --soft: #566273; --line: #d5dbe3; --up: #18794e; --down: #b3261e;
+  --s0: #1f5fbf; --s1: #c2570c; --s2: #18794e; --s3: #8e44ad; --s4: #0f7f8f; --s5: #a3425f;
+"""
+"""Colours of charts on white, as CSS for the root of a page."""
+STYLE = """.chart text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+.chart .grid { stroke: var(--line); stroke-width: 1; }
+.chart .axis, .chart .zero { stroke: var(--soft); stroke-width: 1; }
+.chart .even { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
+.l { fill: none; stroke-width: 2; }
+.d1 { stroke-dasharray: 6 3; } .d2 { stroke-dasharray: 2 3; } .d3 { stroke-dasharray: 8 3 2 3; }
+.l.s0 { stroke: var(--s0); } .l.s1 { stroke: var(--s1); } .l.s2 { stroke: var(--s2); }
+.l.s3 { stroke: var(--s3); } .l.s4 { stroke: var(--s4); } .l.s5 { stroke: var(--s5); }
+.m.s0, .b.s0 { fill: var(--s0); } .m.s1, .b.s1 { fill: var(--s1); } .m.s2, .b.s2 { fill: var(--s2); }
+.m.s3, .b.s3 { fill: var(--s3); } .m.s4, .b.s4 { fill: var(--s4); } .m.s5, .b.s5 { fill: var(--s5); }
+.whisker { fill: none; stroke: var(--ink); stroke-width: 1.3; }
+.up .whisker { stroke: var(--up); } .down .whisker { stroke: var(--down); } .none .whisker { stroke: var(--soft); }
+.up .point { fill: var(--up); } .down .point { fill: var(--down); } .none .point { fill: var(--soft); }
+"""
+"""How charts are drawn, as CSS."""
 
 Points = Sequence[tuple[float, float]]
 Intervals = Sequence[tuple[float, float] | None]
@@ -85,6 +105,27 @@ def swatch(series: int) -> str:
     line = f'<line class="{_line(series)}" x1="1" y1="6" x2="25" y2="6"/>'
     return f'<svg class="swatch" width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">{line}' + (
         _marker(series, 13, 6) + "</svg>"
+    )
+
+
+def alone(chart: str, names: Sequence[str] = ()) -> str:
+    """A chart as an SVG file of its own, with its colours and a legend below.
+
+    Args:
+        chart: as the functions of this module give it.
+        names: of its series.
+    """
+    height = float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', chart)[0])
+    drawn = chart.replace("<svg ", f'<svg x="0" y="0" width="{WIDTH}" height="{_round(height)}" ', 1)
+    for i, name in enumerate(names):
+        y = height + 4 + 18 * i
+        told = f'<text x="34" y="10">{escape(name)}</text>'
+        drawn += f'<g class="chart" transform="translate({LEFT} {_round(y)})">{swatch(i)}{told}</g>'
+    height += 8 + 18 * len(names) if names else 0
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_round(height)}" width="{2 * WIDTH}">'
+        f"<style>:root {{\n{COLOURS}}}\n{STYLE}</style>"
+        f'<rect width="{WIDTH}" height="{_round(height)}" fill="#ffffff"/>{drawn}</svg>\n'
     )
 
 

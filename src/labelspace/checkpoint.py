@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError
-from .files import atomic_file, atomic_folder
+from .files import atomic_file, atomic_folder, writing
 
 FORMAT_VERSION = 1
 
@@ -77,12 +77,13 @@ class Checkpoints:
         Raises:
             CheckpointError: another run writes here.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a")
         try:
             import fcntl
         except ImportError:  # not on Windows
             return
-        self._lock = (self.folder / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -140,7 +141,8 @@ class Checkpoints:
                     save_file(tensors, part / "state.safetensors")
                     (part / "state.json").write_text(json.dumps(state.record), encoding="utf-8")
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the state after step {step} cannot be written to {folder} ({error})") from error
+            reason = getattr(error, "reason", error)
+            raise CheckpointError(f"the state after step {step} cannot be written to {folder} ({reason})") from error
         self._drop(keep={"lock", "run.json", "log.jsonl", folder.name})
 
     @property

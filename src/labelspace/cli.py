@@ -41,6 +41,14 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: Any) -> None:
             source(app, commands, arguments)
 
 
+def _no_empty_paths(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Refuse empty names of files and folders, which would be read as the folder that the command runs in."""
+    for argument in arguments:
+        file = argument.name.lstrip("-").lower() in ("file", "texts") or "Path" in str(argument.hint)
+        if file and any(token.value == "" for token in argument.tokens):
+            raise SettingsError(f"{argument.name} is empty; name a file or folder")
+
+
 def _refuse_unknown(values: dict[str, Any], path: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
     from .commands import DataOptions
@@ -65,6 +73,7 @@ COMMANDS = {
 }
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
+    "join": "Make one model of several of the same labels, and choose their shares on validation documents.",
     "index": "Choose how the keys of a model are searched, or show how they are: exactly, or through graphs.",
     "compact": "Rewrite what a model answers from without what was removed; predictions stay as they are.",
 }
@@ -74,7 +83,7 @@ GROUPS = {
         "help": "Documents that vote for their labels: add, remove, list.",
         "add": "Let documents vote for their labels from now on, without training.",
         "remove": "Let documents vote no more.",
-        "list": "Print id, labels and text of every document that votes, apart by tabs.",
+        "list": "Print id, labels and text of every document, apart by tabs.",
     },
     "labels": {
         "help": "Labels of a model: add, rename, remove, list.",
@@ -94,7 +103,7 @@ def _app(recipe: str) -> App:
         help="Pick a handful of labels out of very many, by their texts.",
         version=__version__,
         version_flags=["--version"],
-        config=[Env("LABELSPACE_", command=False, show=False), _config_file],
+        config=[Env("LABELSPACE_", command=False, show=False), _config_file, _no_empty_paths],
         default_parameter=Parameter(negative_none=()),
         help_format="plaintext",
         suppress_keyboard_interrupt=False,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .config import RECIPES, DexmlSettings, RunSettings, resolve, to_dict, to_toml
-from .errors import SettingsError
+from .errors import DataError, SettingsError
 from .machine import command_began
 
 if TYPE_CHECKING:
@@ -72,24 +72,34 @@ class Output:
     debug: Annotated[bool, Parameter(negative=())] = False
 
 
-def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Output = Output()) -> None:
+def quickstart(
+    *,
+    out: Path = Path("runs/quickstart"),
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
     """Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.
 
     Parameters
     ----------
     out
-        Folder of the model.
+        Folder of the model; that of an earlier quickstart is replaced.
+    overwrite
+        Replace any other model that is in the folder too.
     seed
         Of the split and of training.
     """
     from .evaluation import evaluate as measure
     from .info import describe, render
-    from .model import Model, require_writable
-    from .quickstart import icd10cm
+    from .model import Model
+    from .quickstart import icd10cm, made_by_quickstart
+    from .recipes import require_place
     from .recipes import train as run
     from .recipes.preparation import make_encoder
 
-    require_writable(out)
+    overwrite = overwrite or made_by_quickstart(out)
+    require_place(out, None, overwrite)
     data = icd10cm(seed)
     described = describe(data)
     if not output.json:
@@ -105,7 +115,8 @@ def quickstart(*, out: Path = Path("runs/quickstart"), seed: int = 0, output: Ou
 
     untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
     before = figures(untrained)
-    model = run(data, recipe="dexml", out=out, started=command_began(), max_minutes=2.3, **settings)
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite}
+    model = run(data, recipe="dexml", **where, started=command_began(), max_minutes=2.3, **settings)
     after = figures(model)
     if output.json:
         _print_json({"data": described, "before": before, "metrics": after, "model": str(out)})
@@ -179,6 +190,7 @@ def train(
     data: Path,
     *,
     out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     resume: Path | None = None,
     recipe: Literal["dexml", "unidec", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
@@ -194,7 +206,9 @@ def train(
     data
         Folder or file.
     out
-        Folder of the model; needed unless --dry-run or --resume is given.
+        Folder of the model, empty or not there; needed unless --dry-run or --resume is given.
+    overwrite
+        Replace a model that is in the folder, and drop a run that was stopped there.
     resume
         Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
         same folder a run that has not begun yet begins.
@@ -205,7 +219,7 @@ def train(
     dry_run
         Print the settings as a configuration file (or as JSON with --json), and stop.
     """
-    from .recipes import finished, unfinished
+    from .recipes import finished, require_place, unfinished
     from .recipes import train as run
 
     _warn_of_unknown_variables()
@@ -217,8 +231,7 @@ def train(
         return
     if out is None and resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
-    from .model import require_writable
-
+    require_place(out, resume, overwrite)
     values, seed = to_dict(settings), settings.seed
     if resume is not None:
         plain = to_dict(type(settings)())
@@ -231,9 +244,8 @@ def train(
         if found is not None:
             seed = found["settings"]["seed"]
             options = _as_recorded(options, found["reading"])
-    if out is not None:
-        require_writable(out)
-    model = run(_load(data, options, seed), recipe=recipe, out=out, resume=resume, started=command_began(), **values)
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume}
+    model = run(_load(data, options, seed), recipe=recipe, **where, started=command_began(), **values)
     out = out or resume
     fitted = model.info["fit"]
     if output.json:
@@ -399,8 +411,9 @@ def calibrate(
         auto, cpu, cuda or mps.
     """
     from .evaluation import threshold_lines
-    from .model import Model
+    from .model import Model, require_changeable
 
+    require_changeable(model, ", or calibrate a copy of it")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     made = opened.calibrate(_load(data, options, seed), split)
@@ -483,7 +496,11 @@ def predict(
     _check_threshold(threshold)
     opened = Model.load(model, device, precision=precision)
     recorded, _ = _recorded(DataOptions(fields=fields, text_column=text_column), opened)
-    chosen = None if labels is None else [name for name in read_texts(labels)[1] if name.strip()]
+    chosen = None
+    if labels is not None:
+        chosen = [name for name in read_texts(labels)[1] if name.strip()]
+        if not chosen:
+            raise DataError("there are no labels to choose from; give one id or name a line", labels)
     how: dict[str, Any] = {"k": k, "labels": chosen, "threshold": threshold, "probabilities": probabilities, "why": why}
     reading: dict[str, Any] = {"text_column": recorded.text_column, "fields": recorded.fields, "encoding": encoding}
     if out is None:
@@ -703,7 +720,7 @@ def _warn_of_unknown_variables() -> None:
     """Say when an environment variable looks like a setting and is none."""
     known = {name for kind in RECIPES.values() for name in kind.__dataclass_fields__}
     known |= {*DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
-    known |= {"cache", "data", "out", "resume", "recipe", "config", "dry_run"}
+    known |= {"cache", "data", "out", "overwrite", "resume", "recipe", "config", "dry_run"}
     for name in sorted(os.environ):
         if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:
             logger.warning("the environment variable %s is no setting and is not used", name)

@@ -148,7 +148,21 @@ class MiningSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DexmlSettings(MiningSettings, RunSettings):
+class MemorySettings:
+    """What a memory of training documents is like.
+
+    Args:
+        objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
+        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
+            pays.
+    """
+
+    objective: str = "P@1,P@3,P@5"
+    key_precision: Literal["float32", "bf16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DexmlSettings(MiningSettings, MemorySettings, RunSettings):
     """DEXML: one encoder for documents and labels, trained against the labels of a pool.
 
     Args:
@@ -164,6 +178,7 @@ class DexmlSettings(MiningSettings, RunSettings):
         label_documents: the text of every label is a training document too, with that label alone.
         weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
             draw in proportion to it.
+        memory: after training the training documents become keys that vote, as of RAE-XMC, and how keys vote is tuned.
     """
 
     loss: Literal["decoupled_softmax", "softmax", "soft_top_k", "bce"] = "decoupled_softmax"
@@ -175,6 +190,7 @@ class DexmlSettings(MiningSettings, RunSettings):
     pool_positives: Count | None = None
     label_documents: bool = False
     weighted: bool = False
+    memory: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,7 +202,7 @@ Loss = Literal["decoupled_softmax", "softmax", "supcon", "balanced", "soft_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnidecSettings(MiningSettings, RunSettings):
+class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     """UniDEC: a dual encoder and a classifier behind one encoder, trained together on a picked pool of labels.
 
     Args:
@@ -228,6 +244,7 @@ class UnidecSettings(MiningSettings, RunSettings):
         table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
         label_documents: the text of every label is a training document too, with that label alone.
+        memory: after training the training documents become keys that vote, as of RAE-XMC, and how keys vote is tuned.
     """
 
     encoder_loss: Loss = "decoupled_softmax"
@@ -261,6 +278,7 @@ class UnidecSettings(MiningSettings, RunSettings):
     table_optimizer: Literal["adamw", "adagrad"] = "adamw"
     table_dtype: Literal["float32", "bf16"] = "float32"
     label_documents: bool = True
+    memory: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -271,7 +289,7 @@ class UnidecSettings(MiningSettings, RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaexmcSettings(MiningSettings, RunSettings):
+class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     """RAE-XMC: one encoder for documents and labels, and a memory of both that answers.
 
     Args:
@@ -283,9 +301,6 @@ class RaexmcSettings(MiningSettings, RunSettings):
         shared_negatives: labels drawn for other documents of the batch are negatives too; otherwise only a document's
             own hard negatives.
         range_max: length of a shortlist.
-        objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
-        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
-            pays.
         label_documents: in training the text of every label is a document too, with that label alone.
     """
 
@@ -295,8 +310,6 @@ class RaexmcSettings(MiningSettings, RunSettings):
     related_documents: Literal["hidden", "positive"] = "hidden"
     shared_negatives: bool = True
     range_max: Count = 50
-    objective: str = "P@1,P@3,P@5"
-    key_precision: Literal["float32", "bf16"] = "float32"
     label_documents: bool = False
 
 

@@ -5,6 +5,7 @@
     |-- SettingsError          an unknown setting, or a value out of bounds
     |-- ModelError             a model folder that is foreign, damaged or of another version
     |-- CheckpointError        an unfinished run that cannot be gone on with
+    |-- WriteError             a file or folder that cannot be written: a full disk, say; an OSError too
     |-- MissingExtraError      an optional package that is not installed (names the extra)
     `-- ResourceError          more memory than there is, said before it is taken
 
@@ -54,6 +55,20 @@ class ModelError(LabelspaceError):
 
 class CheckpointError(LabelspaceError):
     """An unfinished run that cannot be gone on with: damaged, of another version, or on other data or settings."""
+
+
+class WriteError(LabelspaceError, OSError):
+    """A file or folder cannot be written.
+
+    Args:
+        path: what was to be written.
+        reason: what the system says.
+        advice: what to do.
+    """
+
+    def __init__(self, path: str | Path, reason: str, advice: str):
+        self.path, self.reason = path, reason
+        super().__init__(f"cannot write {path}: {reason}; {advice}")
 
 
 class MissingExtraError(LabelspaceError):

@@ -13,6 +13,7 @@ asked to, and count hits.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,17 @@ import scipy.sparse as sp
 from . import calibrate, metrics
 from .errors import DataError, SettingsError
 
-__all__ = ["Report", "compare", "evaluate", "intervals", "longest_filter_row", "ranked", "render", "report"]
+__all__ = [
+    "Report",
+    "by_frequency",
+    "compare",
+    "evaluate",
+    "intervals",
+    "longest_filter_row",
+    "ranked",
+    "render",
+    "report",
+]
 
 Propensity = tuple[float, float] | npt.NDArray[np.floating[Any]] | None
 
@@ -469,12 +480,23 @@ def _calibration(scored: _Scored, train_targets: Any, threshold: float | None) -
 
 def _groups(scored: _Scored, train_targets: Any, ks: Sequence[int]) -> dict[str, dict[str, float]]:
     """The ``groups`` of a report."""
-    group_of = metrics.frequency_groups(train_targets)
-    counts = metrics.label_counts(train_targets)
+    return _by_group(
+        scored, metrics.label_counts(train_targets), metrics.frequency_groups(train_targets), metrics.GROUPS, ks
+    )
+
+
+def _by_group(
+    scored: _Scored,
+    counts: npt.NDArray[np.int64],
+    group_of: npt.NDArray[Any],
+    names: Sequence[str],
+    ks: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """What labels of each group are and add; (L,) training documents and group numbers of the labels."""
     n, depth = scored.indices.shape
     result: dict[str, dict[str, float]] = {}
-    positives = np.bincount(group_of[scored.truth.indices], minlength=len(metrics.GROUPS)).tolist()
-    for number, group in enumerate(metrics.GROUPS):
+    positives = np.bincount(group_of[scored.truth.indices], minlength=len(names)).tolist()
+    for number, group in enumerate(names):
         own = group_of == number
         result[group] = {
             "labels": int(own.sum()),
@@ -483,12 +505,57 @@ def _groups(scored: _Scored, train_targets: Any, ks: Sequence[int]) -> dict[str,
         }
     for k in [*ks, *(k for k in (10, 100) if depth >= k and k not in ks)]:
         reached = scored.indices[:, :k][scored.found[:, :k]]
-        hits = np.bincount(group_of[reached], minlength=len(metrics.GROUPS)).tolist()
-        for number, group in enumerate(metrics.GROUPS):
+        hits = np.bincount(group_of[reached], minlength=len(names)).tolist()
+        for number, group in enumerate(names):
             if k in ks:
                 result[group][f"P@{k} share"] = 100.0 * (hits[number] / (k * n))
             result[group][f"recall@{k}"] = 100.0 * (hits[number] / positives[number]) if positives[number] else 0.0
     return result
+
+
+def by_frequency(
+    pred: Ranked,
+    targets: Any,
+    train_targets: Any,
+    edges: Sequence[int] = (1, 6, 31),
+    ks: Sequence[int] = (1, 3, 5),
+    filter_pairs: npt.ArrayLike | None = None,
+) -> dict[str, dict[str, float]]:
+    """The ``groups`` of a report for labels with so many training documents, instead of thirds of the pairs.
+
+    Args:
+        pred: as in ``evaluate``.
+        targets: as in ``evaluate``.
+        train_targets: (N, L) training truth.
+        edges: rising whole numbers from 1 on, the least training documents of each group but the first; labels with
+            fewer than the first of them make the first group.
+        ks: as in ``evaluate``.
+        filter_pairs: as in ``evaluate``.
+
+    Returns:
+        For each group, named "unseen", "1-5", "6-30" and "31+" with the edges as they are, what `Report.groups` holds.
+
+    Raises:
+        DataError: as in ``evaluate``.
+        SettingsError: as in ``evaluate``, or edges that do not rise.
+
+    >>> from labelspace.types import Predictions
+    >>> pred = Predictions(indices=np.array([[1, 0]]), scores=np.array([[0.9, 0.1]]))
+    >>> groups = by_frequency(pred, [[1, 1]], [[1, 0], [1, 0]], ks=(1,))
+    >>> {name: (row["labels"], row["recall@1"]) for name, row in groups.items() if row["labels"]}
+    {'unseen': (1, 100.0), '1-5': (1, 0.0)}
+    """
+    ks = _checked_ks(ks)
+    starts = [0, *edges]
+    if any(low >= high for low, high in itertools.pairwise(starts)):
+        raise SettingsError(f"edges must be whole numbers that rise from 1 on, got {edges!r}")
+    names = [
+        f"{low}+" if high is None else "unseen" if high == 1 else f"{low}" if high == low + 1 else f"{low}-{high - 1}"
+        for low, high in zip(starts, [*edges, None], strict=True)
+    ]
+    counts = metrics.label_counts(train_targets)
+    scored = _score(pred, targets, train_targets, filter_pairs, None, 5, False)
+    return _by_group(scored, counts, np.searchsorted(starts, counts, side="right") - 1, names, ks)
 
 
 def render_rankings(rankings: dict[str, dict[str, float]]) -> str:

@@ -86,6 +86,11 @@ def export(
         with atomic_file(out) as part:
             part.write_text(card(model), encoding="utf-8")
         return record
+    if to in ("sentence-transformers", "onnx") and len(model.towers) > 1:
+        raise SettingsError(
+            f"the model was joined from {len(model.towers)} models, and {to} takes one encoder; export the models that "
+            "it was made of"
+        )
     if to in ("sentence-transformers", "onnx") and model.encoder.long_documents != "head":
         logger.warning(
             "the model reads long texts by %r, which %s cannot do: texts beyond %d tokens will be cut at their head",

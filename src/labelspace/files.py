@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import LabelspaceError
+from .errors import LabelspaceError, WriteError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def _beside(path: Path, purpose: str) -> Path:
@@ -34,24 +40,74 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say in one sentence which file or folder could not be written when the body fails at that.
+
+    Failures that have to do with another file are passed on as they are.
+
+    Args:
+        path: what is written, under this name or a hidden one beside it.
+
+    Raises:
+        WriteError: the disk is full, the folder cannot be written to, or the like.
+    """
+    try:
+        yield
+    except LabelspaceError:
+        raise
+    except Exception as error:
+        number, reason = _of_writing(error, Path(path).resolve())
+        if not reason:
+            raise
+        advice = "choose another place"
+        if number in _FULL:
+            advice = "free some space, or choose another place"
+        elif number in _CLOSED:
+            advice = "make it writable, or choose another place"
+        raise WriteError(path, reason, advice) from error
+
+
+def _of_writing(error: Exception, path: Path) -> tuple[int | None, str]:
+    """Number and text of what the system says of a write; an empty text where the failure is of another kind."""
+    told = _RUST.search(str(error))  # by libraries written in Rust, whose errors are no OSError
+    if told and int(told[1]) in (*_FULL, *_CLOSED, errno.EIO):
+        return int(told[1]), os.strerror(int(told[1]))
+    elsewhere = (ConnectionError, TimeoutError, InterruptedError, ChildProcessError, BlockingIOError)
+    if not isinstance(error, OSError) or type(error).__module__ != "builtins" or isinstance(error, elsewhere):
+        return None, ""
+    if isinstance(error.filename, str | os.PathLike):
+        named = Path(error.filename)
+        beside = any(part.parent == path.parent and path.stem in part.name for part in (named, *named.parents))
+        if not beside and named not in path.parents:
+            return None, ""
+    if error.errno is None and "requested and" in str(error):  # NumPy's
+        return errno.ENOSPC, "only a part of it could be written"
+    return error.errno, error.strerror or str(error)
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes ``path`` when the body ends well, and is removed otherwise.
 
     Args:
         path: the file to write; missing parent folders are made, an old file is replaced.
+
+    Raises:
+        WriteError: it cannot be written.
     """
-    path = Path(path).resolve()
+    given, path = path, Path(path).resolve()
     if path.is_dir():
-        raise LabelspaceError(f"cannot write the file {path}: it is a folder; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise LabelspaceError(f"cannot write the file {given}: it is a folder; choose another name")
     temporary = _beside(path, "writing")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(given):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -64,31 +120,35 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: the folder to write; missing parent folders are made.
+
+    Raises:
+        WriteError: it cannot be written.
     """
-    path = Path(path).resolve()
+    given, path = path, Path(path).resolve()
     if path.exists() and not path.is_dir():
-        raise LabelspaceError(f"cannot write the folder {path}: a file of that name exists; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise LabelspaceError(f"cannot write the folder {given}: a file of that name exists; choose another name")
     temporary, old = _beside(path, "writing"), _beside(path, "replaced")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in files:
-                sync(Path(folder, name))
-            sync(Path(folder))
-        if path.exists():
-            os.replace(path, old)
+    with writing(given):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         try:
-            os.replace(temporary, path)
-        except BaseException:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+            for folder, _, files in os.walk(temporary):
+                for name in files:
+                    sync(Path(folder, name))
+                sync(Path(folder))
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -341,13 +341,22 @@ class TwoHeads(nn.Module):
         """
         return normalize(rows, dim=1) if self.classifier_norm == "both" else rows
 
+    @property
+    def alike(self) -> bool:
+        """Whether g_D and g_C of a document are one vector, so that its key in a memory need not hold it twice."""
+        return self.encoder is None and self.classifier is None and (self.unit or self.classifier_norm != "never")
+
+    @property
+    def document_dim(self) -> int:
+        """Dimensions of the keys of documents: the first columns of `queries`."""
+        return self.widths[0] if self.alike else sum(self.widths)
+
     @torch.no_grad()
-    def queries(self, vectors: Tensor, weighted: bool = True) -> Tensor:
-        """What documents ask a memory with: [2 s g_D; 2 (1 - s) g_C], g_C unit length unless it is ``never`` scaled.
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What documents ask a memory with: [g_D; g_C], g_C unit length unless it is ``never`` scaled.
 
         Args:
             vectors: (n, D) of the encoder.
-            weighted: multiply by the shares; otherwise [g_D; g_C], as documents are kept in a memory.
 
         Returns:
             (n, d_D + d_C) float32.
@@ -358,13 +367,22 @@ class TwoHeads(nn.Module):
         self.train(training)
         if self.classifier_norm != "never":
             classifier = normalize(classifier, dim=1)
-        if weighted and self.search_weight != 0.5:
-            dual, classifier = 2 * self.search_weight * dual, 2 * (1 - self.search_weight) * classifier
         return torch.cat([dual, classifier], dim=1)
+
+    def documents(self, vectors: Tensor) -> Tensor:
+        """Keys of documents.
+
+        Args:
+            vectors: (n, D) of the encoder.
+
+        Returns:
+            (n, document_dim) float32.
+        """
+        return self.queries(vectors)[:, : self.document_dim]
 
     @torch.no_grad()
     def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
-        """What labels answer with: [g_D; W], W unit length unless it is ``never`` scaled.
+        """What labels answer with: [2 s g_D; 2 (1 - s) W], W unit length unless it is ``never`` scaled.
 
         Args:
             vectors: (n, D) of the encoder, from the label texts.
@@ -378,7 +396,19 @@ class TwoHeads(nn.Module):
         dual = self.dual(vectors)
         rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
         self.train(training)
-        return torch.cat([dual, rows if self.classifier_norm == "never" else normalize(rows, dim=1)], dim=1)
+        rows = rows if self.classifier_norm == "never" else normalize(rows, dim=1)
+        if self.search_weight != 0.5:
+            dual, rows = 2 * self.search_weight * dual, 2 * (1 - self.search_weight) * rows
+        return torch.cat([dual, rows], dim=1)
+
+    def weight(self, ranking: Ranking) -> float:
+        """What the label keys of a ranking are multiplied by: 2 s or 2 (1 - s), and 1 for both together.
+
+        Args:
+            ranking: ``combined``, ``encoder`` or ``classifier``.
+        """
+        weights = {"combined": 1.0, "encoder": 2 * self.search_weight, "classifier": 2 * (1 - self.search_weight)}
+        return weights[ranking]
 
     def columns(self, ranking: Ranking) -> slice:
         """Columns of queries and keys that a ranking multiplies.

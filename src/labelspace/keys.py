@@ -122,6 +122,16 @@ class Segment:
         """Search exactly from now on."""
         self.index, self.graph, self.graph_file = ExactIndex(self.keys), None, None
 
+    def replace_keys(self, keys: Tensor) -> None:
+        """Take other keys of the same votes; a graph is lost with the old ones.
+
+        Args:
+            keys: (n, D).
+        """
+        warn_of_lost_graphs([self])
+        self.keys, self.file = keys, None
+        self.drop_graph()
+
     def take_graph(self, other: Segment) -> None:
         """Search as another segment of the same keys does.
 
@@ -236,6 +246,11 @@ class Keys:
     def __len__(self) -> int:
         """Keys that are not gone."""
         return sum(len(s) - s.removed for s in self.segments)
+
+    @property
+    def silent(self) -> int:
+        """Keys that are not gone, but have no label left."""
+        return sum(0 if s.state is None else int((s.state == SILENT).sum()) for s in self.segments)
 
     @property
     def state(self) -> npt.NDArray[np.uint8] | None:

@@ -6,7 +6,8 @@ the keys, w = softmax(q K^T / temperature) over those retrieved, and Y the label
 
     score of label l = weight * sum_i w_i Y_il + (1 - weight) * w_l
 
-A memory of label keys alone, scored by similarity, is a dual encoder.
+With one softmax over the label keys and another over the document keys it is a mixture of a classifier and of nearest
+neighbours. A memory of label keys alone, scored by similarity, is a dual encoder.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from .types import Labels, Reason
 Scoring = Literal["similarity", "votes"]
 Search = Literal["joint", "two-sided"]
 Votes = Literal["raw", "normalized"]
+Softmax = Literal["together", "apart"]
 FloatArray = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,9 @@ class Voting:
         label_depth: label keys that vote for one query, in a two-sided search.
         document_depth: document keys that vote for one query, in a two-sided search.
         temperature: of the softmax over the keys found.
+        label_temperature: of the label keys, where it is another one; None for the same.
+        softmax: ``together`` over all keys found, so that near documents take weight from the labels and the other way
+            round (RAE-XMC); ``apart`` over each kind, so that the shares of the kinds are fixed.
         weight: of the votes of documents, 0 to 1; the label keys have the rest. A kind whose votes weigh nothing is not
             searched: 0 ranks like the dual encoder, 1 like nearest neighbours.
         votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
@@ -89,9 +94,11 @@ class Voting:
     temperature: float = 0.05
     weight: float = 0.2
     votes: Votes = "raw"
+    softmax: Softmax = "together"
+    label_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        choices = {"scoring": Scoring, "search": Search, "votes": Votes}
+        choices = {"scoring": Scoring, "search": Search, "votes": Votes, "softmax": Softmax}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
@@ -100,6 +107,8 @@ class Voting:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
+        if self.label_temperature is not None and not 0 < self.label_temperature < math.inf:
+            raise ValueError(f"label_temperature must be a number above 0, got {self.label_temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
 
@@ -148,8 +157,8 @@ def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArr
         voting: how keys vote.
 
     Returns:
-        weights of label keys (n, a) and of document keys (n, c), their sum 1 a row, before the weight of the kinds; and
-        masks of the same shapes.
+        weights of label keys (n, a) and of document keys (n, c), before the weight of the kinds, and masks of the same
+        shapes. The weights of a row sum to 1, with a softmax ``apart`` those of each kind.
     """
     a = found.labels.shape[1]
     similarities = np.concatenate([found.label_similarities, found.document_similarities], axis=1).astype(np.float64)
@@ -162,11 +171,13 @@ def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArr
         first = np.zeros(similarities.shape, dtype=bool)
         np.put_along_axis(first, order[:, : voting.depth], True, axis=1)
         wanted &= first
-    logits = np.where(wanted, similarities / voting.temperature, -np.inf)
-    top = logits.max(axis=1, keepdims=True, initial=-np.inf)
-    weights = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
-    sums = weights.sum(axis=1, keepdims=True)
-    weights /= np.where(sums > 0, sums, 1.0)
+    temperatures = np.where(columns < a, voting.label_temperature or voting.temperature, voting.temperature)
+    weights = np.where(wanted, similarities / temperatures, -np.inf)
+    for part in (slice(None),) if voting.softmax == "together" else (slice(a), slice(a, None)):
+        top = weights[:, part].max(axis=1, keepdims=True, initial=-np.inf)
+        own = np.exp(weights[:, part] - np.where(np.isfinite(top), top, 0.0))
+        sums = own.sum(axis=1, keepdims=True)
+        weights[:, part] = own / np.where(sums > 0, sums, 1.0)
     return weights[:, :a], weights[:, a:], wanted[:, :a], wanted[:, a:]
 
 
@@ -177,7 +188,8 @@ class Memory:
 
     Args:
         labels: one key a label that is there; each votes for its slot with 1.
-        documents: keys that vote for the slots of their labels.
+        documents: keys that vote for the slots of their labels; of fewer dimensions than the label keys, they are
+            compared with the first columns of a query.
         voting: how keys vote.
         slots: label slots given so far.
         removed: ids that are gone, by kind, each with the `digest` of its text.
@@ -246,8 +258,13 @@ class Memory:
 
     @property
     def n_documents(self) -> int:
-        """Documents that are there."""
+        """Documents that are there, those without a label left included."""
         return len(self.document_keys)
+
+    @property
+    def n_silent(self) -> int:
+        """Documents that are there and vote for nothing, since all their labels were removed."""
+        return self.document_keys.silent
 
     @property
     def keys(self) -> Tensor:
@@ -312,7 +329,9 @@ class Memory:
         beside = None
         if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
             beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
-        documents = self.document_keys.search(queries, document_depth, left_out) if document_depth else empty
+        wide = self.document_keys.dim
+        own = queries if wide == queries.shape[1] else queries[:, :wide].contiguous()
+        documents = self.document_keys.search(own, document_depth, left_out) if document_depth else empty
         if beside is not None:
             values, places = beside.result()
         else:
@@ -603,8 +622,9 @@ class Memory:
         load_faiss()
         depths = (100, 100) if self.voting.scoring == "similarity" else self.voting.depths()
         for keys, own in ((self.label_keys, depths[0]), (self.document_keys, depths[1])):
-            given = queries
-            if given is None and keys is self.label_keys and self.n_documents:
+            given = queries if queries is None else queries[:, : keys.dim].contiguous()
+            alike = self.label_keys.dim == self.document_keys.dim
+            if given is None and keys is self.label_keys and self.n_documents and alike:
                 places = self.document_keys.present()
                 drawn = np.random.default_rng(seed).choice(places, min(PROBES, len(places)), replace=False)
                 given = self.document_keys.vectors(np.sort(drawn)).float()
@@ -684,6 +704,8 @@ class Memory:
             What `open` needs; ``files`` are the names of the memory's files.
         """
         entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None, "graphs": {}}
+        if self.document_keys.dim != self.label_keys.dim:
+            entry["document_dim"] = self.document_keys.dim
         extra: dict[str, Tensor] = {}
         for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
             entry["segments"][kind] = []
@@ -747,7 +769,10 @@ class Memory:
                 can_search = False
                 logger.warning("every key is scanned, since %s", error)
         try:
-            voting = Voting(**{f.name: entry[f.name] for f in dataclasses.fields(Voting)})
+            voting = Voting(
+                **{"softmax": "together", "label_temperature": None}
+                | {f.name: entry[f.name] for f in dataclasses.fields(Voting) if f.name in entry}
+            )
             kinds = {}
             for kind in ("labels", "documents"):
                 segments = []
@@ -780,7 +805,8 @@ class Memory:
                         ids.update((name, digests[16 * i : 16 * i + 16]) for i, name in enumerate(names))
             file = folder
             dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
-            return cls(Keys(kinds["labels"], dim), Keys(kinds["documents"], dim), voting, int(entry["slots"]), removed)
+            documents = Keys(kinds["documents"], int(entry.get("document_dim", dim)))
+            return cls(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
 

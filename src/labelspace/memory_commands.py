@@ -7,7 +7,6 @@ Every change is written whole or not at all. Heavy libraries are loaded inside t
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,6 +27,7 @@ def tune(
     data: Path,
     *,
     out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     objective: str = "P@1,P@3,P@5",
     tolerance: float = 0.25,
     search: Literal["joint", "two-sided"] | None = None,
@@ -35,6 +35,8 @@ def tune(
     label_depth: int | None = None,
     document_depth: int | None = None,
     temperature: float | None = None,
+    label_temperature: float | None = None,
+    softmax: Literal["together", "apart"] | None = None,
     weight: float | None = None,
     votes: Literal["raw", "normalized"] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
@@ -51,7 +53,9 @@ def tune(
     data
         Folder or file; read as the model's training data was unless said otherwise.
     out
-        Folder to write to; the model's own when not given.
+        Folder to write to, empty or not there; the model's own when not given.
+    overwrite
+        Replace another model that is in that folder.
     objective
         Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
     tolerance
@@ -59,13 +63,17 @@ def tune(
     search
         Try only this: joint, or two-sided with a depth for each kind of key.
     depth
-        Try only this many nearest keys, in a joint search.
+        Try only this many nearest keys, in a joint search alone.
     label_depth
-        Try only this many nearest label keys, in a two-sided search.
+        Try only this many nearest label keys, in a two-sided search alone.
     document_depth
-        Try only this many nearest documents, in a two-sided search.
+        Try only this many nearest documents, in a two-sided search alone.
     temperature
         Try only this temperature of the softmax over keys.
+    label_temperature
+        Try only this temperature of label keys, and the other one for documents alone.
+    softmax
+        Try only one softmax over all keys found (together), or one over each kind (apart), in a two-sided search.
     weight
         Try only this weight of the documents' votes, 0 to 1.
     votes
@@ -76,16 +84,18 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .model import Model, require_writable
-    from .tuning import Grid, parse_objective, render
+    from .model import Model, require_changeable, require_free
+    from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
     grid = Grid.fixed(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
-        temperature=temperature, weight=weight, votes=votes,
+        temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
-    if out is not None:
-        require_writable(out)
+    if out is not None and out.expanduser().resolve() != model.expanduser().resolve():
+        require_free(out, overwrite)
+    else:
+        require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     found = opened.tune(
@@ -96,9 +106,69 @@ def tune(
         made = opened.calibration
         calibration = None if made is None else {"kind": made.kind, "features": list(made.features), **made.fitted}
         tuning = None if found is None else found.as_dict()
-        _print_json({"model": str(out or model), "tuning": tuning, "calibration": calibration})
+        voting = opened.memory.settings
+        _print_json({"model": str(out or model), "voting": voting, "tuning": tuning, "calibration": calibration})
     elif found is not None:
         print(render(found.as_dict()))
+    else:
+        print(f"nothing was tuned; keys vote by {described(opened.memory.voting)}")
+
+
+def join(
+    *models: Path,
+    data: Path | None = None,
+    out: Path | None = None,
+    objective: str = "P@1,P@3,P@5",
+    tolerance: float = 0.25,
+    precision: Literal["float32", "bf16"] = "float32",
+    device: str = "auto",
+    options: DataOptions = DataOptions(),
+    output: Output = Output(),
+) -> None:
+    """Make one model of several of the same labels, and choose their shares on validation documents.
+
+    Parameters
+    ----------
+    models
+        Folders of two models or more; the documents of the first vote, so name the one first whose vote best.
+    data
+        Folder or file that they were trained on; read as the training data of the first was unless said otherwise.
+    out
+        Folder to write to.
+    objective
+        Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
+    tolerance
+        Points of that mean that may be given up for a higher R@100; 0 for none.
+    precision
+        Of document keys where the first model has none yet, and of encoding them; bf16 takes half the space, and less
+        time where the processor or GPU is faster in it.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from .joining import join as joined
+    from .model import Model, require_writable
+    from .tuning import described, parse_objective, render
+
+    if len(models) < 2:
+        raise SettingsError(f"joining takes the folders of two models or more, got {len(models)}")
+    if data is None or out is None:
+        missing = "--data, the data set that they were trained on" if data is None else "--out, the folder to write to"
+        raise SettingsError(f"joining needs {missing}")
+    parse_objective(objective)
+    require_writable(out)
+    opened = [Model.load(model, device) for model in models]
+    options, seed = _recorded(options, opened[0])
+    made = joined(opened)
+    found = made.tune(_load(data, options, seed), objective=objective, tolerance=tolerance, precision=precision)
+    made.save(out)
+    shares = [round(tower.share, 4) for tower in made.towers]
+    if output.json:
+        tuning = None if found is None else found.as_dict()
+        _print_json({"model": str(out), "shares": shares, "voting": made.memory.settings, "tuning": tuning})
+        return
+    print("shares of the encoders in the label keys: " + ", ".join(f"{share:g}" for share in shares))
+    voting = described(made.memory.voting)
+    print(f"nothing was tuned; keys vote by {voting}" if found is None else render(found.as_dict()))
 
 
 def documents_add(
@@ -118,24 +188,23 @@ def documents_add(
         Folder of a model.
     file
         Documents with labels, in any format that training reads; labels by id or text. Without ids they get new ones.
+        Relevances count as in training.
     replace
         Documents that are there already take the new text and labels.
     device
         auto, cpu, cuda or mps.
     """
-    from .data import load, require_texts
-    from .model import Model
+    from .data import read_documents
 
-    opened = Model.load(model, device)
-    options, seed = _recorded(options, opened)
-    data = load(file, **_as_keywords(options), seed=seed, valid_fraction=0)
-    require_texts(data)
-    corpus = data.train
-    names = data.labels.ids
+    opened = _opened(model, device)
+    options, _ = _recorded(options, opened)
+    corpus, labels = read_documents(file, **_as_keywords(options))
     bounds = corpus.targets.indptr.tolist()
-    found = corpus.targets.indices.tolist()
-    rows = [[names[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
-    added = opened.add_documents(corpus.texts, rows, _real(corpus.ids), replace=replace)
+    found, values = corpus.targets.indices.tolist(), corpus.targets.data.tolist()
+    rows = [[labels.ids[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
+    relevances = [values[a:b] for a, b in itertools.pairwise(bounds)]
+    ids = None if corpus.unnamed else corpus.ids
+    added = opened.add_documents(corpus.texts, rows, ids, relevances=relevances, replace=replace)
     opened.save()
     _report(opened, model, "added", added, "documents", output)
 
@@ -148,16 +217,20 @@ def documents_remove(model: Path, file: Source, *, output: Output = Output()) ->
     model
         Folder of a model.
     file
-        File with one document id a line, or - for standard input.
+        File with one document id a line, or a table with the column id (documents list --json writes one); - for lines
+        of standard input.
     """
-    opened, ids = _opened(model), _lines(file)
+    from .data import read_ids
+
+    opened, ids = _opened(model), read_ids(file)
     opened.remove_documents(ids)
     opened.save()
     _report(opened, model, "removed", ids, "documents", output)
 
 
 def documents_list(model: Path, *, output: Output = Output()) -> None:
-    """Print id, labels and text of every document that votes, apart by tabs.
+    """Print id, labels and text of every document, apart by tabs; one without labels, all of which were removed, votes
+    for nothing.
 
     Parameters
     ----------
@@ -166,7 +239,7 @@ def documents_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    memory = _opened(model).memory
+    memory = _opened(model, change=False).memory
     places = memory.document_keys.present()
     ids, texts = memory.document_keys.ids(places), memory.document_keys.texts(places)
     label_ids = list(memory.labels.ids)
@@ -198,11 +271,11 @@ def labels_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_texts
+    from .data import read_labels
 
     opened = _opened(model, device)
-    ids, texts = read_texts(file, text_column=text_column)
-    added = opened.add_labels(texts, _real(ids))
+    ids, texts = read_labels(file, text_column=text_column)
+    added = opened.add_labels(texts, ids)
     opened.save()
     _report(opened, model, "added", added, "labels", output)
 
@@ -223,10 +296,14 @@ def labels_rename(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_texts
+    from .data import read_labels
 
     opened = _opened(model, device)
-    ids, texts = read_texts(file, text_column=text_column)
+    ids, texts = read_labels(file, text_column=text_column)
+    if ids is None:
+        raise DataError(
+            "a new text needs the id of its label, and here are no ids; give a table with the columns id and text", file
+        )
     if len(set(ids)) != len(ids):
         twice = next(name for i, name in enumerate(ids) if name in ids[:i])
         raise DataError(f"the label {twice!r} is given twice", file)
@@ -243,9 +320,11 @@ def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> No
     model
         Folder of a model.
     file
-        File with one label id a line, or - for standard input.
+        File with one label id a line, or a table with the column id; - for lines of standard input.
     """
-    opened, ids = _opened(model), _lines(file)
+    from .data import read_ids
+
+    opened, ids = _opened(model), read_ids(file)
     opened.remove_labels(ids)
     opened.save()
     _report(opened, model, "removed", ids, "labels", output)
@@ -261,7 +340,7 @@ def labels_list(model: Path, *, output: Output = Output()) -> None:
     """
     import json
 
-    labels = _opened(model).labels
+    labels = _opened(model, change=False).labels
     for name, text in zip(labels.ids, labels.texts, strict=True):
         if output.json:
             print(json.dumps({"id": name, "text": text}, ensure_ascii=False))
@@ -307,10 +386,12 @@ def index(
         Of the draw of documents.
     """
     from .data import read_texts
-    from .model import Model
+    from .model import Model, require_changeable
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
+    if kind is not None:
+        require_changeable(model, ", or change a copy of it")
     opened = Model.load(model, "cpu", graphs=kind is None)
     if kind is not None:
         lines = None if texts is None else read_texts(texts)[1]
@@ -346,30 +427,13 @@ def compact(model: Path, *, output: Output = Output()) -> None:
     _report(opened, model, "compacted", [], "keys", output)
 
 
-def _opened(model: Path, device: str = "cpu") -> Model:
-    from .model import Model
+def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
+    """A model that shall be changed, or only looked at."""
+    from .model import Model, require_changeable
 
+    if change:
+        require_changeable(model, ", or change a copy of it")
     return Model.load(model, device)
-
-
-def _lines(file: str) -> list[str]:
-    """Ids, one a line."""
-    if file == "-":
-        found = [line.rstrip("\r\n") for line in sys.stdin]
-    else:
-        try:
-            found = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError("ids are read as UTF-8, which this file is not", file) from error
-    ids = [line for line in found if line.strip()]
-    if not ids:
-        raise DataError("there are no ids", file)
-    return ids
-
-
-def _real(ids: Sequence[str]) -> list[str] | None:
-    """Ids, unless they only count the rows of a file without ids."""
-    return None if all(name == str(row) for row, name in enumerate(ids)) else list(ids)
 
 
 def _one_line(text: str) -> str:
@@ -377,9 +441,11 @@ def _one_line(text: str) -> str:
 
 
 def _report(opened: Model, model: Path, done: str, ids: Sequence[str], kind: str, output: Output) -> None:
-    counts = {"documents": opened.memory.n_documents, "labels": len(opened.labels)}
+    memory = opened.memory
+    counts = {"documents": memory.n_documents, "without_labels": memory.n_silent, "labels": len(opened.labels)}
     if output.json:
         _print_json({"model": str(model), done: list(ids), **counts})
     else:
         shown = f"{len(ids)} {kind}" if ids else kind
-        print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents")
+        silent = f", {memory.n_silent} of them without a label" if memory.n_silent else ""
+        print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents{silent}")

@@ -7,9 +7,12 @@ import copy
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import logging
 import os
+import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -26,31 +29,30 @@ from . import __version__, calibrate, metrics
 from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
-from .encoders import Encoder, Precision, build_static, open_encoder
-from .encoders.transformer import TransformerEncoder
+from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
-from .files import atomic_file, atomic_folder, folder_lock, sync
+from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .keys import Keys, Segment, digest
-from .machine import bf16_pays, cache_folder, require_memory
+from .machine import bf16_pays, require_memory
 from .memory import GRAPH_FROM, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
+from .towers import Tower
+from .towers import names as tower_files
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, parse_objective, tune
+from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, best_shares, described, parse_objective, tune
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "labelspace model", 2
-PARTS = ("encoder/modules.json",)
-"""Files without which a folder is no model, beside those of its memory."""
-HEADS = "head.safetensors"
-"""Weights between the encoder and the memory, of models that have such."""
+FORMAT, FORMAT_VERSION = "labelspace model", 3
 HASH_UP_TO = 1 << 28
 """Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
 """With fewer validation documents than this nothing is tuned."""
+PATIENCE = 5.0
+"""Seconds in which opening a folder is tried again while another process changes it."""
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
 
@@ -65,8 +67,12 @@ class Model:
         info: what made the model: recipe, config, data, metrics; all of it JSON.
         calibration: from scores to probabilities.
         heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
+        more: further towers of a model that was joined from several: their queries and label keys stand beside those
+            of the first, which alone makes document keys.
+        share: of the first tower in the label keys.
 
     Attributes:
+        towers: all encoders with their heads, the first first.
         precision: in which texts are encoded: ``float32``, or ``bf16``, which is faster where the processor or GPU
             multiplies faster in it; cosines to the float32 vectors are above 0.999. ``auto`` chooses by the device.
             Not saved: a model opens in float32.
@@ -85,15 +91,18 @@ class Model:
         info: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
         heads: TwoHeads | None = None,
+        more: Sequence[Tower] = (),
+        share: float = 1.0,
     ):
         if memory.n_labels != len(labels):
             raise ValueError(f"the memory votes for {memory.n_labels} labels, but {len(labels)} are named")
-        dim = encoder.dim if heads is None else sum(heads.widths)
-        if memory.label_keys.dim != dim:
-            raise ValueError(f"keys have {memory.label_keys.dim} dimensions, the encoder {dim}")
-        self.encoder = encoder.eval()
-        self.heads = None if heads is None else heads.eval()
-        self.encoder.precision = "float32"
+        self.towers = (Tower(encoder, heads, share), *more)
+        dim, first = sum(tower.dim for tower in self.towers), self.towers[0].document_dim
+        if not memory.document_keys.segments:
+            memory.document_keys.dim = first
+        for kind, keys, own in (("label", memory.label_keys, dim), ("document", memory.document_keys, first)):
+            if keys.dim != own:
+                raise ValueError(f"{kind} keys have {keys.dim} dimensions, the encoder {own}")
         self.memory = memory
         if not memory.named:
             memory.name(labels)
@@ -106,6 +115,16 @@ class Model:
         self._numbers: dict[str, list[int]] | None = None
 
     @property
+    def encoder(self) -> Encoder:
+        """The encoder, of the first tower."""
+        return self.towers[0].encoder
+
+    @property
+    def heads(self) -> TwoHeads | None:
+        """The heads behind the encoder, of the first tower."""
+        return self.towers[0].heads
+
+    @property
     def precision(self) -> Precision:
         """In which texts are encoded, ``float32`` or ``bf16``."""
         return self.encoder.precision
@@ -116,7 +135,8 @@ class Model:
             raise SettingsError(f"unknown precision {value!r}; choose one of auto, float32, bf16")
         if value == "auto":
             value = "bf16" if bf16_pays(self.encoder.device) else "float32"
-        self.encoder.precision, self.encoder.keeps_low = value, value == "bf16"
+        for tower in self.towers:
+            tower.encoder.precision, tower.encoder.keeps_low = value, value == "bf16"
 
     @classmethod
     def from_encoder(
@@ -126,6 +146,7 @@ class Model:
         *,
         device: str = "auto",
         batch_size: int = 256,
+        max_tokens: int | None = None,
         long_documents: LongDocuments | None = None,
         max_chunks: int | None = None,
         objective: str = DEFAULT_OBJECTIVE,
@@ -134,13 +155,17 @@ class Model:
         """A model without training: label texts as keys of an encoder that already understands text.
 
         With a data set its training documents are keys as well, how keys vote is tuned on its validation documents, and
-        the model is calibrated on them, see `tune`.
+        the model is calibrated on them, see `tune`. The vectors are those of `train` with the recipe ``raexmc`` and no
+        epochs.
 
         Args:
-            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm.
+            encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm and the
+                texts of the labels, and with a data set of its documents too, those held out for validation aside.
             labels: label names, labels with ids, or a data set.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             batch_size: texts encoded at a time.
+            max_tokens: cut texts here; None as an opened encoder has it, and by name as in training: at 256 for
+                ``static``, and for a transformer at 128 or what it can take if that is less.
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
             objective: with a data set, as for `tune`.
@@ -155,9 +180,16 @@ class Model:
         """
         if isinstance(labels, Dataset):
             parse_objective(objective)
-            options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+            options: dict[str, Any] = {"device": device, "batch_size": batch_size, "max_tokens": max_tokens}
             options |= {"long_documents": long_documents, "max_chunks": max_chunks}
-            model = cls.from_encoder(encoder, labels.labels, **options)
+            given = encoder
+            if isinstance(encoder, str | os.PathLike) and os.fspath(encoder) == "static":
+                fitted = [labels.train.texts[i] for i in labels.fit_rows.tolist()]
+                cut = {name: options[name] for name in ("max_tokens", "long_documents", "max_chunks")}
+                given = make_encoder("static", fitted, labels.labels.texts, **cut, device=str(device_of(device)))
+            model = cls.from_encoder(given, labels.labels, **options)
+            if given is not encoder:
+                model.info["config"]["encoder"] = "static"
             model.info["data"].update(name=labels.name, documents=len(labels.train), options=dict(labels.options))
             model.tune(labels, objective=objective, precision=precision, batch_size=batch_size)
             return model
@@ -172,16 +204,12 @@ class Model:
             raise DataError(f"the label {twice!r} is given twice; label ids must be distinct")
         place = device_of(device)
         if isinstance(encoder, str | os.PathLike):
-            name = encoder = os.fspath(encoder)
-            if encoder == "static":
-                base = open_encoder("minilm", device=str(place))
-                assert isinstance(base, TransformerEncoder)
-                encoder = build_static(base, [], labels.texts, cache=cache_folder())
-            else:
-                encoder = open_encoder(encoder, device=str(place))
+            name = os.fspath(encoder)
+            encoder = make_encoder(name, [], labels.texts, max_tokens=max_tokens, device=str(place))
         else:
             name = type(encoder).__name__
         encoder = encoder.to(place)
+        encoder.max_tokens = encoder.max_tokens if max_tokens is None else max_tokens
         encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
         encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks
         keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size)
@@ -202,10 +230,7 @@ class Model:
             DataError: something that is not a text, by its place.
         """
         checked = _checked_texts(texts, "text")
-        vectors = self.encoder.encode(self.encoder.tokenize(checked), batch_size)
-        if self.heads is None:
-            return vectors
-        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
+        return _beside([tower.queries(checked, batch_size) for tower in self.towers])
 
     def rankings(
         self,
@@ -235,15 +260,15 @@ class Model:
         """
         first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
         found = {"combined": first}
-        if self.heads is None:
+        if self.heads is None or len(self.towers) > 1:
             return found
         keys = self.memory.keys
-        queries = torch.from_numpy(self.encode_documents(texts, batch_size)).to(keys.device)
+        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
         depth = min(k, len(self.labels))
         for ranking in RANKINGS[1:]:
-            part = self.heads.columns(ranking)
+            part, weight = self.heads.columns(ranking), np.float32(self.heads.weight(ranking))
             indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
-            found[ranking] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
+            found[ranking] = Predictions(indices, scores / weight, self.labels.ids, self.labels.texts)
         return found
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -256,10 +281,8 @@ class Model:
         Returns:
             (n, D) float32; with heads, the classifier's row is made from the text too.
         """
-        if self.heads is None:
-            return self.encode(texts, batch_size)
-        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
-        return self.heads.keys(torch.from_numpy(vectors).to(self.encoder.device), None).cpu().numpy()
+        checked = _checked_texts(texts, "text")
+        return _beside([tower.label_keys(checked, batch_size) for tower in self.towers])
 
     def encode_documents(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
         """Keys of documents.
@@ -271,10 +294,7 @@ class Model:
         Returns:
             (n, D) float32.
         """
-        if self.heads is None:
-            return self.encode(texts, batch_size)
-        vectors = self.encoder.encode(self.encoder.tokenize(_checked_texts(texts, "text")), batch_size)
-        return self.heads.queries(torch.from_numpy(vectors).to(self.encoder.device), weighted=False).cpu().numpy()
+        return self.towers[0].document_keys(_checked_texts(texts, "text"), batch_size)
 
     def predict(
         self,
@@ -305,11 +325,14 @@ class Model:
             Predictions (n, k) with label ids and texts; where fewer than k labels can be given, -1 pads.
 
         Raises:
-            DataError: something that is not a text, k below 1, a threshold that is no probability, or an unknown label.
+            DataError: something that is not a text, k below 1, a threshold that is no probability, an unknown label, or
+                a mask of another length.
+            SettingsError: a batch_size below 1.
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.
         """
         checked = _checked_texts(texts, "text")
+        left_out = self._checked_mask(left_out)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         if threshold is not None or probabilities:
@@ -329,6 +352,18 @@ class Model:
             if reasons is not None:
                 reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
+
+    def _checked_mask(self, left_out: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+        """A mask of document keys, refused where it is of other keys."""
+        if left_out is None:
+            return None
+        mask, places = np.asarray(left_out), int(self.memory.document_keys.starts[-1])
+        if mask.dtype != bool or mask.shape != (places,):
+            raise DataError(
+                f"left_out must be a mask of {places} True or False, one for each document key, got "
+                f"{mask.dtype} of shape {mask.shape}; take that of held_out, anew after every change of the documents"
+            )
+        return mask
 
     def with_weight(self, weight: float) -> Model:
         """The same model with another weight of the documents' votes; keys are shared, nothing is copied.
@@ -584,15 +619,17 @@ class Model:
         labels: Sequence[Iterable[str | int]],
         ids: Sequence[str] | None = None,
         *,
+        relevances: Sequence[Sequence[float]] | None = None,
         replace: bool = False,
         batch_size: int = 256,
     ) -> list[str]:
         """Let documents vote for their labels from now on; nothing is trained.
 
         Args:
-            texts: n texts.
+            texts: n texts, none empty.
             labels: for each document its labels, by id, text or number; at least one.
-            ids: n ids; None makes new ones.
+            ids: n ids, without blanks around them, line ends or tabs; None makes new ones.
+            relevances: for each document a number above 0 and at most 1 for each of its labels; None for 1.
             replace: documents that are there already take the new text and labels; otherwise they are refused.
             batch_size: texts encoded at a time.
 
@@ -600,24 +637,28 @@ class Model:
             The ids.
 
         Raises:
-            DataError: an unknown label, a document without one, or an id that is there already, is given twice, or was
-                that of a document with another text.
+            DataError: an unknown label, a document without one, an empty text, an id that no line could hold, one that
+                is there already, is given twice, or was that of a document with another text, or a relevance out of
+                bounds.
         """
         texts = _checked_texts(texts, "document")
-        if len(labels) != len(texts):
-            raise DataError(f"there are {len(texts)} documents, but labels of {len(labels)}")
+        for what, given in (("labels", labels), ("relevances", relevances)):
+            if given is not None and len(given) != len(texts):
+                raise DataError(f"there are {len(texts)} documents, but {what} of {len(given)}")
         names = self._new_ids("documents", texts, ids)
         there = self._check_new("documents", names, texts, replace)
         rows = []
-        for name, chosen in zip(names, labels, strict=True):
-            wanted = [chosen] if isinstance(chosen, str | int) else list(chosen)
+        for row, (name, chosen) in enumerate(zip(names, labels, strict=True)):
+            wanted = [chosen] if isinstance(chosen, str | int | np.integer) else _listed(chosen, "labels")
             if not wanted:
                 raise DataError(f"the document {name!r} has no label, so it could vote for none; leave it out")
-            rows.append(self.label_numbers(wanted))
+            shares = [1.0] * len(wanted) if relevances is None else _listed(relevances[row], "relevances")
+            rows.append(self._relevances(name, wanted, shares))
+        columns = [number for row in rows for number in row]
         targets = sp.csr_array(
             (
-                np.ones(sum(map(len, rows)), dtype=np.float32),
-                np.concatenate([np.zeros(0, np.int64), *rows]),
+                np.array([value for row in rows for value in row.values()], dtype=np.float32),
+                np.array(columns, dtype=np.int64),
                 np.cumsum([0, *map(len, rows)]),
             ),
             shape=(len(texts), len(self.labels)),
@@ -631,6 +672,21 @@ class Model:
         self._note("add documents", names)
         return names
 
+    def _relevances(self, name: str, labels: Sequence[str | int], shares: Sequence[float]) -> dict[int, float]:
+        """Relevance by label number, rising; of a label that is given twice the highest counts."""
+        if len(shares) != len(labels):
+            raise DataError(f"the document {name!r} has {len(labels)} labels, but relevances of {len(shares)}")
+        numbers = self.label_numbers(labels).tolist()
+        if all(share == 1 for share in shares):
+            return dict.fromkeys(numbers, 1.0)
+        found = dict.fromkeys(numbers, 0.0)
+        for label, share in zip(labels, shares, strict=True):
+            if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share <= 1:
+                raise DataError(f"the relevance {share!r} of the document {name!r} is not above 0 and at most 1")
+            for number in self.label_numbers([label]).tolist():
+                found[number] = max(found[number], float(share))
+        return found
+
     def remove_documents(self, ids: Iterable[str]) -> None:
         """Let documents vote no more.
 
@@ -642,25 +698,31 @@ class Model:
         """
         found = self._find("documents", ids)
         self._forget("documents", found)
-        if not self.memory.n_documents and self.memory.voting.scoring == "votes":
-            self.memory.voting = dataclasses.replace(self.memory.voting, scoring="similarity")
+        self._without_documents()
+
+    def _without_documents(self) -> None:
+        """Labels are ranked by similarity again when the last document that votes is gone."""
+        memory = self.memory
+        if memory.n_documents == memory.n_silent and memory.voting.scoring == "votes":
+            memory.voting = dataclasses.replace(memory.voting, scoring="similarity")
 
     def add_labels(self, texts: Sequence[str], ids: Sequence[str] | None = None, *, batch_size: int = 256) -> list[str]:
         """Add labels that are predicted from their texts at once, and from documents when these are added.
 
         Args:
-            texts: n label texts.
-            ids: n ids; None takes the texts.
+            texts: n label texts, none empty.
+            ids: n ids, without blanks around them, line ends or tabs; None takes the texts.
             batch_size: texts encoded at a time.
 
         Returns:
             The ids.
 
         Raises:
-            DataError: an id that is there already, is given twice, or was that of a label with another text.
+            DataError: an empty text, an id that no line could hold, one that is there already, is given twice, or was
+                that of a label with another text.
         """
         texts = _checked_texts(texts, "label")
-        names = texts if ids is None else self._new_ids("labels", texts, ids)
+        names = self._new_ids("labels", texts, texts if ids is None else ids)
         self._check_new("labels", names, texts, replace=False)
         keys = self._as_keys(self.encode_labels(texts, batch_size))
         slots = self.memory.slots + np.arange(len(texts), dtype=np.int32)
@@ -674,14 +736,15 @@ class Model:
         """Give labels new texts; ids, and the documents that vote for them, stay.
 
         Args:
-            texts: new texts by label id.
+            texts: new texts by label id, none empty.
             batch_size: texts encoded at a time.
 
         Raises:
-            DataError: an unknown label id.
+            DataError: an unknown label id, or an empty text.
         """
         names = list(texts)
         new = _checked_texts([texts[name] for name in names], "label")
+        _require_spoken("labels", names, new)
         found = self._find("labels", names)
         slots = np.array([s.slots[s.indptr[row]] for s, row in found], dtype=np.int32)
         old = [s.keys[row] for s, row in found]
@@ -699,6 +762,9 @@ class Model:
     def remove_labels(self, ids: Iterable[str]) -> None:
         """Take labels away; documents that have no other label vote no more.
 
+        These stay, and are listed without labels, until they are removed, or get labels by `add_documents` with
+        ``replace`` or by `tune` on data that has some for them.
+
         Args:
             ids: of the labels. They may come back later with the text that they have, but not with another.
 
@@ -710,7 +776,15 @@ class Model:
             raise DataError("a model needs at least one label, so not all can be removed")
         self._forget("labels", found)
         self._labels_changed()
+        before = self.memory.n_silent
         self.memory.document_keys.silence(self.memory.number_of >= 0)
+        if self.memory.n_silent > before:
+            logger.warning(
+                "%d documents have no label left and vote for nothing; remove them, or give them labels with: "
+                "labelspace documents add --replace",
+                self.memory.n_silent - before,
+            )
+        self._without_documents()
 
     def tune(
         self,
@@ -734,7 +808,8 @@ class Model:
                 are held out that the encoder was not trained on.
             objective: names of metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3
                 or 5. PSP in it favours rare labels.
-            grid: what to try; None tries everything.
+            grid: what to try; None tries everything. Where nothing can be tried, settings with one value hold all the
+                same, and the others stay as they were.
             tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of document keys, where there are none yet: ``float32``, or ``bf16`` in half the space. Documents
                 whose keys are kept in bf16 are encoded in it too, where the device is faster in it.
@@ -760,9 +835,16 @@ class Model:
         if len(rows) > DOCUMENTS:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), DOCUMENTS, replace=False))
         if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
-            logger.warning("only %d validation documents: how keys vote is not tuned", len(rows))
-            if self.memory.n_documents and self.memory.voting.scoring == "similarity":
-                self.memory.voting = Voting()
+            voting = self.memory.voting
+            settled = (grid or Grid()).settled(Voting() if voting.scoring == "similarity" else voting)
+            if settled != voting and (self.memory.n_documents or settled != Voting()):
+                self.memory.voting = settled
+                self.info.pop("tuning", None)
+                self._note("tune", [])
+            logger.warning(
+                "only %d validation documents with labels, and tuning needs %d: keys vote by %s",
+                *(len(rows) if valid.targets[rows].nnz else 0, MIN_TUNING, described(self.memory.voting)),
+            )
             return None
         texts = [valid.texts[i] for i in rows.tolist()]
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
@@ -771,10 +853,15 @@ class Model:
         own[place[place >= 0]] = counts[place >= 0]
         weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
         left_out = self.held_out(data)
+        truth = _targets_in(valid.targets[rows], place, len(self.labels))
+        if len(self.towers) > 1:
+            dims, shares = [tower.dim for tower in self.towers], [tower.share for tower in self.towers]
+            options: dict[str, Any] = {"left_out": left_out, "objective": objective}
+            self._share(best_shares(self.memory, queries, dims, shares, truth, weights, **options))
         found = tune(
             self.memory,
             queries,
-            _targets_in(valid.targets[rows], place, len(self.labels)),
+            truth,
             weights,
             left_out=left_out,
             objective=objective,
@@ -789,6 +876,18 @@ class Model:
             best = Predictions(*self.memory.predict(queries, depth, left_out=left_out))
             self.calibrate_if_possible(dataclasses.replace(data, valid=valid.rows(rows)), best)
         return found
+
+    def _share(self, shares: Sequence[float]) -> None:
+        """Let towers count in the label keys by other shares."""
+        factors = [
+            torch.full((tower.dim,), share / tower.share) for tower, share in zip(self.towers, shares, strict=True)
+        ]
+        scale = torch.cat(factors).to(self.memory.device)
+        for segment in self.memory.label_keys.segments:
+            segment.replace_keys((segment.keys.float() * scale).to(segment.keys.dtype))
+        for tower, share in zip(self.towers, shares, strict=True):
+            tower.share = float(share)
+        logger.info("shares of the encoders in the label keys: %s", ", ".join(f"{share:.2f}" for share in shares))
 
     def held_out(self, data: Dataset) -> npt.NDArray[np.bool_]:
         """Document keys that must not vote when validation documents are measured: these themselves, and equal texts.
@@ -851,7 +950,7 @@ class Model:
             return
         if changed:
             logger.warning("%d documents of the model have other labels in the data, and take these", len(changed))
-        needed = 2 * 4 * len(rows) * self.memory.label_keys.dim
+        needed = 2 * 4 * len(rows) * self.memory.document_keys.dim
         require_memory(
             needed, f"keys of {len(rows)} documents", "give fewer documents, or an encoder of a smaller width"
         )
@@ -879,7 +978,7 @@ class Model:
         if there:  # keys of a kind are all alike
             precision = "bf16" if there[0].keys.dtype == torch.bfloat16 else "float32"
         if vectors is None:
-            before = self.encoder.precision
+            before = self.encoder.precision  # of the one tower that documents pass
             if precision == "bf16" and bf16_pays(self.encoder.device):
                 self.encoder.precision = "bf16"
             try:
@@ -908,7 +1007,7 @@ class Model:
             for start in range(0, len(texts), ENCODE_BLOCK):
                 parts.append(encode(texts[start : start + ENCODE_BLOCK], batch_size))
                 bar.update(len(parts[-1]))
-        return np.concatenate(parts) if parts else np.zeros((0, self.memory.label_keys.dim), dtype=np.float32)
+        return np.concatenate(parts) if parts else np.zeros((0, self.memory.document_keys.dim), dtype=np.float32)
 
     def _renamed_keys(self, old: torch.Tensor, before: list[str], texts: list[str], batch_size: int) -> torch.Tensor:
         """Keys of labels under their new texts; what a classifier learned of a label stays.
@@ -919,13 +1018,10 @@ class Model:
             texts: n new texts.
             batch_size: texts encoded at a time.
         """
-        keys = self._as_keys(self.encode_labels(texts, batch_size))
-        if self.heads is not None and texts:
-            part = self.heads.columns("classifier")
-            rows, made = old[:, part].to(keys), self._as_keys(self.encode_labels(before, batch_size))[:, part]
-            learned = (rows - made).norm(dim=1) > 0.01 * made.norm(dim=1)  # others were made from the text
-            keys[:, part] = torch.where(learned[:, None], rows, keys[:, part])
-        return keys
+        ends = np.cumsum([0, *(tower.dim for tower in self.towers)]).tolist()
+        parts = [old[:, a:b] for a, b in itertools.pairwise(ends)]
+        pairs = zip(self.towers, parts, strict=True)
+        return torch.cat([tower.renamed(part, before, texts, batch_size) for tower, part in pairs], dim=1)
 
     def _add_label_keys(
         self, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
@@ -953,12 +1049,19 @@ class Model:
         return place
 
     def _new_ids(self, kind: str, texts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
-        """Checked ids, or new ones that no document ever had."""
+        """Checked ids of checked texts, or new ones that no document ever had."""
         if ids is not None:
-            names = _checked_texts(ids, "id")
+            names = [ids] if isinstance(ids, str) else _checked_texts(ids, "id")
             if len(names) != len(texts):
                 raise DataError(f"there are {len(names)} ids for {len(texts)} {kind}")
+            _require_spoken(kind, range(len(texts)) if ids is texts else names, texts)
+            held, gone = self._keys_of(kind), self.memory.removed[kind]
+            for name in names:  # those of training may be of any kind, and so may come back
+                wrong = _cannot_be_named(name)
+                if wrong and held.find(name) is None and name not in gone:
+                    raise DataError(f"the {kind[:-1]} id {name!r} {wrong}, so that no line could name it; take another")
             return names
+        _require_spoken(kind, range(len(texts)), texts)
         keys, gone = self.memory.document_keys, self.memory.removed["documents"]
         names, number = [], len(keys) + len(gone)
         while len(names) < len(texts):
@@ -1114,9 +1217,8 @@ class Model:
         for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
             segment.file = segment.graph_file = None
         with atomic_folder(path) as folder:
-            (folder / "encoder").mkdir()
-            self.encoder.save(folder / "encoder")
-            heads = None if self.heads is None else self.heads.save(folder / HEADS)
+            first, *more = [tower.save(folder, number) for number, tower in enumerate(self.towers, 1)]
+            joined = {"joined": more} if more else {}
             (folder / "memory").mkdir()
             entry = memory.write(folder / "memory", 1)
             parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -1129,11 +1231,8 @@ class Model:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "revision": 1,
                 "dimensions": self.encoder.dim,
-                "encoder": {
-                    "long_documents": self.encoder.long_documents,
-                    "max_chunks": self.encoder.max_chunks,
-                },
-                **({} if heads is None else {"heads": heads}),
+                **first,
+                **joined,
                 **self._described(entry),
                 **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
                 "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
@@ -1147,6 +1246,7 @@ class Model:
             "labels": len(self.labels),
             "documents": self.memory.n_documents,
             "memory": entry,
+            **({"shares": [tower.share for tower in self.towers]} if len(self.towers) > 1 else {}),
             "info": self.info,
             "history": self.history,
         }
@@ -1164,31 +1264,32 @@ class Model:
                 keys.compact(everything=False)
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
             before = [(segment, segment.file, segment.graph_file) for segment in segments]
+            old = manifest["files"]
             try:
-                entry = self.memory.write(place, self._revision + 1)
-                old = manifest["files"]
-                files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
-                for name in Memory.files(entry):
-                    known = old.get(f"memory/{name}")
-                    if known is None:
-                        sync(place / name)
-                    files[f"memory/{name}"] = known or _stamp(place / name)
-                sync(place)
-                manifest.update(self._described(entry), revision=self._revision + 1, files=files)
-                manifest.pop("calibration", None)
-                if self.calibration is not None:
-                    manifest["calibration"] = self.calibration.as_dict()
-                with atomic_file(self.folder / "manifest.json") as part:
-                    _write_manifest(part, manifest)
+                with writing(self.folder):
+                    entry = self.memory.write(place, self._revision + 1)
+                    files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
+                    for name in Memory.files(entry):
+                        known = old.get(f"memory/{name}")
+                        if known is None:
+                            sync(place / name)
+                        files[f"memory/{name}"] = known or _stamp(place / name)
+                    sync(place)
+                    manifest.update(self._described(entry), revision=self._revision + 1, files=files)
+                    manifest.pop("calibration", None)
+                    if self.calibration is not None:
+                        manifest["calibration"] = self.calibration.as_dict()
+                    with atomic_file(self.folder / "manifest.json") as part:
+                        _write_manifest(part, manifest)
             except BaseException:
                 for segment, *names in before:
                     segment.file, segment.graph_file = names
+                with contextlib.suppress(ModelError):
+                    if read_manifest(self.folder)["revision"] == self._revision:
+                        _remove_others(place, old)
                 raise
             self._revision += 1
-            gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
-            for file in (*gone, *self.folder.glob(".manifest.writing-*")):  # the last of a change that was killed
-                with contextlib.suppress(OSError):
-                    file.unlink()
+            _remove_others(place, files)
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -1232,51 +1333,75 @@ class Model:
                 scanned, and what is saved afterwards has none.
 
         Raises:
-            ModelError: not a model folder, one of another format version, or a file that is missing or damaged, by
-                name.
+            ModelError: not a model folder, one of another format version, a file that is missing or damaged, by name,
+                or a folder that another process changes without a pause.
             SettingsError: an unknown precision.
         """
         folder = Path(path).expanduser()
+        began = time.monotonic()
         manifest = read_manifest(folder)
-        try:
-            model = cls._open(folder, manifest, device, graphs)
-        except ModelError:
-            again = read_manifest(folder)
-            if again["revision"] == manifest["revision"]:
-                raise
-            model = cls._open(folder, again, device, graphs)  # it was changed just now
+        while True:
+            try:
+                model = cls._open(folder, copy.deepcopy(manifest), device, graphs)
+                break
+            except ModelError as error:
+                again = read_manifest(folder)
+                if again == manifest:
+                    raise
+                if time.monotonic() - began > PATIENCE:
+                    raise ModelError(
+                        f"{folder} could not be opened in {PATIENCE:g} seconds, since another process changes it all "
+                        "the time; try again when that is done"
+                    ) from error
+                manifest = again
         model.precision = precision
         return model
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any], device: str, graphs: bool) -> Model:
-        left = HASH_UP_TO
         own_graphs = {f"memory/{graph['file']}" for graph in manifest["memory"].get("graphs", {}).values()}
         if not graphs:
             manifest["memory"].pop("graphs", None)
             for name in own_graphs:
                 del manifest["files"][name]
-        for name, stamp in sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0])):
-            file = folder / name
-            again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
-            if not file.is_file():
-                again = again or "the model folder is incomplete, copy or train it again"
-                raise ModelError(f"{file} is missing; {again}")
-            left -= stamp.get("bytes", 0)
-            known = stamp if left >= 0 else {"bytes": stamp.get("bytes")}
-            if _stamp(file, known=known) != known:
-                raise ModelError(
-                    f"{file} is damaged: it is not the file that was saved "
-                    f"({file.stat().st_size} bytes, {stamp['bytes']} expected); "
-                    f"{again or 'copy or train the model again'}"
-                )
+        small_first = sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
+        ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
+        stamps = {
+            name: stamp if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
+            for (name, stamp), end in zip(small_first, ends, strict=True)
+        }
+
+        def check(names: Iterable[str]) -> None:
+            for name in names:
+                file, known = folder / name, stamps[name]
+                again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
+                try:
+                    found = _stamp(file, known=known)
+                except OSError as error:
+                    again = again or "the model folder is incomplete, copy or train it again"
+                    raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
+                if found != known:
+                    raise ModelError(
+                        f"{file} is damaged: it is not the file that was saved "
+                        f"({found['bytes']} bytes, {known['bytes']} expected); "
+                        f"{again or 'copy or train the model again'}"
+                    )
+
         place = device_of(device)
+        mutable = [name for name in stamps if name.startswith("memory/")]
+        check(mutable)  # these first, and opened at once: other processes may replace them at any time
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
-        encoder = open_encoder(str(folder / "encoder"), device=str(place))
+        check(name for name in stamps if name not in mutable)
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
-        heads = TwoHeads.load(folder / HEADS, manifest["heads"], str(place)) if "heads" in manifest else None
+        try:
+            entries = zip([manifest, *manifest.get("joined", [])], manifest.get("shares", [1.0]), strict=True)
+            first, *more = [
+                Tower.load(folder, n, entry, str(place), float(share)) for n, (entry, share) in enumerate(entries, 1)
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder / 'manifest.json'} is damaged: it does not say what encoders it has") from error
         calibration = None
         if "calibration" in manifest:
             try:
@@ -1284,7 +1409,8 @@ class Model:
             except ModelError as error:  # all else can be used, and the calibration be made again
                 logger.warning("%s: %s", folder / "manifest.json", error)
         try:
-            model = cls(encoder, memory, labels, manifest["info"], calibration, heads)
+            options: dict[str, Any] = {"heads": first.heads, "more": more, "share": first.share}
+            model = cls(first.encoder, memory, labels, manifest["info"], calibration, **options)
         except ValueError as error:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
         model.folder, model._revision, model.history = folder.resolve(), manifest["revision"], manifest["history"]
@@ -1310,6 +1436,38 @@ def require_writable(path: str | Path) -> None:
         raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
+
+
+def require_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse to write a model where one is, unless that is asked for.
+
+    Args:
+        path: where a model shall be written.
+        overwrite: whether a model there may be replaced; anything else never is.
+
+    Raises:
+        ModelError: something is there.
+    """
+    require_writable(path)
+    if not overwrite and _is_model(Path(path).expanduser()):
+        raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
+
+
+def require_changeable(folder: str | Path, remedy: str = "") -> None:
+    """Refuse to change a model's folder that cannot be written to, before anything is computed.
+
+    Args:
+        folder: of the model.
+        remedy: what else can be done about it.
+
+    Raises:
+        ModelError: not a model folder, or one that cannot be written to.
+    """
+    place = Path(folder).expanduser()
+    read_manifest(place)
+    for part in (place, place / "memory"):
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise ModelError(f"{place} cannot be changed: {part} cannot be written to; make it writable{remedy}")
 
 
 def _is_model(folder: Path) -> bool:
@@ -1351,6 +1509,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kinds |= {"history": list, "revision": int, "documents": int}
     # without "encoder" texts are cut at their head, and only models with heads have those
     kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
+    kinds.update({name: list for name in ("joined", "shares") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
@@ -1358,10 +1517,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
-    lost = [name for name in (*PARTS, *own, *([HEADS] if "heads" in manifest else [])) if name not in manifest["files"]]
+    entries = [manifest, *manifest.get("joined", [])]
+    for number, entry in enumerate(entries, 1):
+        encoder, heads = tower_files(number)
+        own += [f"{encoder}/modules.json", *([heads] if "heads" in entry else [])]
+    lost = [name for name in own if name not in manifest["files"]]
     if lost:
         raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
     return manifest
+
+
+def _remove_others(place: Path, files: Iterable[str]) -> None:
+    """Remove files of a memory that its manifest does not name, and what a change that was killed left."""
+    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
@@ -1399,6 +1570,32 @@ def _distinct(ids: Sequence[str]) -> list[str]:
     return names
 
 
+def _require_spoken(kind: str, names: Iterable[str | int], texts: Sequence[str]) -> None:
+    """Refuse empty texts."""
+    for name, text in zip(names, texts, strict=True):
+        if not text.strip():
+            which = f"number {name} (from 0)" if isinstance(name, int) else repr(name)
+            raise DataError(f"the {kind[:-1]} {which} has an empty text; give it one, or leave it out")
+
+
+def _cannot_be_named(name: str) -> str | None:
+    """What keeps an id from standing on a line of its own."""
+    if not name.strip():
+        return "is empty"
+    if name != name.strip():
+        return "has blanks around it"
+    if any(unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") for mark in name):
+        return "holds a line end, a tab or another control character"
+    return None
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise DataError(f"a list of {what} was expected for each document, got {type(values).__name__}") from error
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -1432,3 +1629,8 @@ def _checked_texts(texts: Sequence[str] | str, kind: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{kind} number {i} is {text!r} ({type(text).__name__}), not a string")
     return checked
+
+
+def _beside(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Vectors of several towers side by side."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

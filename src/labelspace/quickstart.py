@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,23 @@ from .errors import MissingExtraError
 from .types import Corpus, Dataset, Labels
 
 TEST_SHARE, VALID_SHARE = 0.1, 0.05
+
+
+NAME, FORMAT = "icd-10-cm", "quickstart"
+
+
+def made_by_quickstart(folder: Path) -> bool:
+    """Whether a folder holds the model of an earlier quickstart, which another one makes again.
+
+    Args:
+        folder: any.
+    """
+    try:
+        made = json.loads((folder.expanduser() / "manifest.json").read_text(encoding="utf-8"))
+        data = made["info"]["data"]
+        return bool((data["name"], data["options"]["format"]) == (NAME, FORMAT) and len(made["history"]) == 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def icd10cm(seed: int = 0) -> Dataset:
@@ -57,5 +76,5 @@ def icd10cm(seed: int = 0) -> Dataset:
     cut = int(TEST_SHARE * len(texts))
     test, train = whole.rows(np.sort(order[:cut])), whole.rows(np.sort(order[cut:]))
     held = np.sort(np.random.default_rng([seed, 1]).permutation(len(train))[: int(VALID_SHARE * len(train))])
-    options: dict[str, Any] = {"format": "quickstart", "seed": seed}
-    return Dataset("icd-10-cm", labels, train, train.rows(held), test, held, options)
+    options: dict[str, Any] = {"format": FORMAT, "seed": seed}
+    return Dataset(NAME, labels, train, train.rows(held), test, held, options)

@@ -578,96 +578,81 @@ def _plain(value: Any) -> str:
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-_STYLE = """:root {
-  --ground: #f6f7f9; --card: #ffffff; --ink: #1b2430; --soft: #566273; --line: #d5dbe3; --main: #1f5fbf;
-  --up: #18794e; --down: #b3261e; --note: #fff4d6;
-  --s0: #1f5fbf; --s1: #c2570c; --s2: #18794e; --s3: #8e44ad; --s4: #0f7f8f; --s5: #a3425f;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
+_STYLE = f""":root {{
+  --ground: #f6f7f9; --card: #ffffff; --main: #1f5fbf; --note: #fff4d6;
+{charts.COLOURS}}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
     --ground: #12161c; --card: #1b212a; --ink: #e6eaf0; --soft: #a3afbf; --line: #36404d; --main: #7fb0f5;
     --up: #6fd39d; --down: #f2a29b; --note: #3a3013;
     --s0: #7fb0f5; --s1: #f2a15f; --s2: #6fd39d; --s3: #cfa3e6; --s4: #6fcfdc; --s5: #f09ab4;
-  }
-}
-@media print {
-  :root {
+  }}
+}}
+@media print {{
+  :root {{
     --ground: #ffffff; --card: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --main: #1f5fbf;
     --up: #18794e; --down: #b3261e; --note: #ffffff;
     --s0: #1f5fbf; --s1: #c2570c; --s2: #18794e; --s3: #8e44ad; --s4: #0f7f8f; --s5: #a3425f;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-header, main, footer { max-width: 64rem; margin: 0 auto; padding: 0 1rem; }
-header { padding-top: 1.25rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 .8rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .5rem; overflow-wrap: anywhere; }
-p { margin: .4rem 0; }
-a { color: var(--main); }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0 1rem; padding: 0; }
-nav a { display: inline-block; padding: .25rem 0; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
-  margin: 0 0 1rem; }
-.note { background: var(--note); border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .7rem; }
-.soft, footer { color: var(--soft); font-size: .875rem; }
-.up { color: var(--up); } .down { color: var(--down); } .none { color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }
-.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 1.5rem; }
-figure { margin: 0 0 1rem; min-width: 0; max-width: 31rem; }
-figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .3rem; padding: 0;
-  font-size: .85rem; }
-.legend li { display: flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; }
-.swatch { flex: none; }
-.chart { display: block; width: 100%; height: auto; }
-.chart text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-.chart .grid { stroke: var(--line); stroke-width: 1; }
-.chart .axis, .chart .zero { stroke: var(--soft); stroke-width: 1; }
-.chart .even { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
-.l { fill: none; stroke-width: 2; }
-.d1 { stroke-dasharray: 6 3; } .d2 { stroke-dasharray: 2 3; } .d3 { stroke-dasharray: 8 3 2 3; }
-.l.s0 { stroke: var(--s0); } .l.s1 { stroke: var(--s1); } .l.s2 { stroke: var(--s2); }
-.l.s3 { stroke: var(--s3); } .l.s4 { stroke: var(--s4); } .l.s5 { stroke: var(--s5); }
-.m.s0, .b.s0 { fill: var(--s0); } .m.s1, .b.s1 { fill: var(--s1); } .m.s2, .b.s2 { fill: var(--s2); }
-.m.s3, .b.s3 { fill: var(--s3); } .m.s4, .b.s4 { fill: var(--s4); } .m.s5, .b.s5 { fill: var(--s5); }
-.whisker { fill: none; stroke: var(--ink); stroke-width: 1.3; }
-.up .whisker { stroke: var(--up); } .down .whisker { stroke: var(--down); } .none .whisker { stroke: var(--soft); }
-.up .point { fill: var(--up); } .down .point { fill: var(--down); } .none .point { fill: var(--soft); }
-.scroll { overflow-x: auto; margin: 0 0 .8rem; min-width: 0; }
-.scroll:focus-visible { outline: 3px solid #f0a020; outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; font-size: .9rem; padding-bottom: .2rem; }
-th, td { padding: .28rem .7rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th, thead td { border-top: 0; vertical-align: bottom; }
-th { font-weight: 600; } tbody th { font-weight: 400; }
-.left { text-align: left; }
-th:first-child, thead td:first-child { padding-left: 0; }
-td .soft, .line { white-space: nowrap; }
-.id { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
-article { border-top: 1px solid var(--line); padding: .7rem 0; overflow-wrap: anywhere; min-width: 0; }
-.document { margin: 0; }
-ol { margin: .4rem 0; padding: 0; list-style: none; }
-.given { display: flex; gap: .5rem; align-items: baseline; }
-.given .number { margin-left: auto; }
-.number { font-variant-numeric: tabular-nums; }
-.why { list-style: none; margin: 0 0 .35rem; padding: 0 0 0 1.5rem; font-size: .85rem; color: var(--soft); }
-.why li { display: flex; gap: .6rem; }
-.why .number { flex: none; width: 3.4rem; text-align: right; }
-code { font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  section { padding: .8rem; }
-  th, td { padding: .28rem .45rem; }
-}
-@media print {
-  body { font-size: 10pt; }
-  header, main, footer { max-width: none; padding: 0; }
-  nav { display: none; }
-  section { border: 0; padding: 0; margin: 0 0 1.2rem; }
-  figure, article, tr { break-inside: avoid; }
-  h2, h3, figcaption, caption { break-after: avoid; }
-  .scroll { overflow: visible; }
-  .charts { grid-template-columns: 1fr 1fr; }
-}
+  }}
+}}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }}
+header, main, footer {{ max-width: 64rem; margin: 0 auto; padding: 0 1rem; }}
+header {{ padding-top: 1.25rem; }}
+h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.15rem; margin: 0 0 .8rem; }}
+h3 {{ font-size: 1rem; margin: 1.2rem 0 .5rem; overflow-wrap: anywhere; }}
+p {{ margin: .4rem 0; }}
+a {{ color: var(--main); }}
+nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0 1rem; padding: 0; }}
+nav a {{ display: inline-block; padding: .25rem 0; }}
+section {{ background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
+  margin: 0 0 1rem; }}
+.note {{ background: var(--note); border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .7rem; }}
+.soft, footer {{ color: var(--soft); font-size: .875rem; }}
+.up {{ color: var(--up); }} .down {{ color: var(--down); }} .none {{ color: var(--soft); }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }}
+.examples {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 1.5rem; }}
+figure {{ margin: 0 0 1rem; min-width: 0; max-width: 31rem; }}
+figcaption {{ font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }}
+.legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .3rem; padding: 0;
+  font-size: .85rem; }}
+.legend li {{ display: flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; }}
+.swatch {{ flex: none; }}
+.chart {{ display: block; width: 100%; height: auto; }}
+{charts.STYLE}.scroll {{ overflow-x: auto; margin: 0 0 .8rem; min-width: 0; }}
+.scroll:focus-visible {{ outline: 3px solid #f0a020; outline-offset: 2px; }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
+caption {{ text-align: left; font-weight: 600; font-size: .9rem; padding-bottom: .2rem; }}
+th, td {{ padding: .28rem .7rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }}
+thead th, thead td {{ border-top: 0; vertical-align: bottom; }}
+th {{ font-weight: 600; }} tbody th {{ font-weight: 400; }}
+.left {{ text-align: left; }}
+th:first-child, thead td:first-child {{ padding-left: 0; }}
+td .soft, .line {{ white-space: nowrap; }}
+.id {{ color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }}
+article {{ border-top: 1px solid var(--line); padding: .7rem 0; overflow-wrap: anywhere; min-width: 0; }}
+.document {{ margin: 0; }}
+ol {{ margin: .4rem 0; padding: 0; list-style: none; }}
+.given {{ display: flex; gap: .5rem; align-items: baseline; }}
+.given .number {{ margin-left: auto; }}
+.number {{ font-variant-numeric: tabular-nums; }}
+.why {{ list-style: none; margin: 0 0 .35rem; padding: 0 0 0 1.5rem; font-size: .85rem; color: var(--soft); }}
+.why li {{ display: flex; gap: .6rem; }}
+.why .number {{ flex: none; width: 3.4rem; text-align: right; }}
+code {{ font-size: .85rem; overflow-wrap: anywhere; }}
+@media (max-width: 40rem) {{
+  section {{ padding: .8rem; }}
+  th, td {{ padding: .28rem .45rem; }}
+}}
+@media print {{
+  body {{ font-size: 10pt; }}
+  header, main, footer {{ max-width: none; padding: 0; }}
+  nav {{ display: none; }}
+  section {{ border: 0; padding: 0; margin: 0 0 1.2rem; }}
+  figure, article, tr {{ break-inside: avoid; }}
+  h2, h3, figcaption, caption {{ break-after: avoid; }}
+  .scroll {{ overflow: visible; }}
+  .charts {{ grid-template-columns: 1fr 1fr; }}
+}}
 """

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .checkpoint import Checkpoints, State
 from .config import FitSettings
 from .errors import CheckpointError, LabelspaceError
+from .files import writing
 from .machine import peak_memory
 from .optim import clip_gradients
 from .tracking import Tracker
@@ -94,9 +95,10 @@ class Log:
     """
 
     def __init__(self, path: Path | None, keep: int = 0, tracker: Tracker | None = None):
-        self._file, self._tracker = None, tracker
+        self._file, self._tracker, self._path = None, tracker, path
         if path is not None:
-            self._file = path.open("r+" if keep and path.exists() else "w", encoding="utf-8")
+            with writing(path):
+                self._file = path.open("r+" if keep and path.exists() else "w", encoding="utf-8")
             self._file.seek(0, 2)
             self._file.truncate(min(keep, self._file.tell()))
             self._file.seek(0, 2)
@@ -107,10 +109,11 @@ class Log:
         Args:
             values: its entries; numbers are rounded to six digits.
         """
-        if self._file is not None:
+        if self._file is not None and self._path is not None:
             short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-            self._file.write(json.dumps(short) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps(short) + "\n")
+                self._file.flush()
         if self._tracker is not None:
             self._tracker.write(values)
 
@@ -121,8 +124,9 @@ class Log:
 
     def close(self) -> None:
         """Close the file, and end the run of the tracker."""
-        if self._file is not None:
-            self._file.close()
+        if self._file is not None and self._path is not None:
+            with writing(self._path):
+                self._file.close()
         if self._tracker is not None:
             self._tracker.close()
 

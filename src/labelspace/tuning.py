@@ -7,6 +7,7 @@ setting, and kept apart. Each setting then is two sums of votes, and each weight
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,14 @@ RECALL_DOCUMENTS = 2000
 """Validation documents on which R@100 is compared, at most."""
 SHOWN = 12
 """Settings of the front that are shown, at most."""
+LABEL_TEMPERATURES = (0.04, 0.07, 0.1, 0.15, 0.25, 0.4)
+"""Of label keys, where they have a softmax of their own."""
+FIELDS = {
+    "search": "search", "depth": "depths", "label_depth": "label_depths", "document_depth": "document_depths",
+    "temperature": "temperatures", "votes": "votes", "weight": "weights",
+    "softmax": "softmax", "label_temperature": "label_temperatures",
+}  # fmt: skip
+"""Settings of `Voting`, and the fields of `Grid` that hold their values."""
 TILT = 1e-12
 """Share by which votes count less from label to label, so that of equal scores the first label wins."""
 
@@ -51,6 +60,9 @@ class Grid:
         document_depths: of a two-sided search.
         temperatures: of the softmax.
         votes: raw and normalized.
+        softmax: together and apart. Apart is tried in two-sided searches, with the greatest label depth and the two
+            greatest document depths.
+        label_temperatures: None tries that of the documents, and of a softmax apart LABEL_TEMPERATURES.
         weights: of the documents' votes, rising.
     """
 
@@ -60,26 +72,46 @@ class Grid:
     document_depths: Sequence[int] = (20, 50, 100, 200)
     temperatures: Sequence[float] = (0.02, 0.04, 0.05, 0.07, 0.1, 0.15)
     votes: Sequence[str] = ("raw", "normalized")
+    softmax: Sequence[str] = ("together", "apart")
+    label_temperatures: Sequence[float] | None = None
     weights: Sequence[float] = tuple(i / 50 for i in range(51))
 
     @classmethod
     def fixed(cls, **settings: Any) -> Grid:
         """The grid with some settings of `Voting` fixed.
 
+        A depth says how is searched: ``depth`` goes with a joint search, the other two with a two-sided one.
+
         Args:
             settings: by name; None leaves a setting to be tried.
 
         Raises:
-            SettingsError: a value out of bounds.
+            SettingsError: a value out of bounds, or depths of another search.
         """
-        fields = {"search": "search", "depth": "depths", "label_depth": "label_depths", "votes": "votes"}
-        fields |= {"document_depth": "document_depths", "temperature": "temperatures", "weight": "weights"}
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             Voting(**given)
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        return cls(**{fields[name]: (value,) for name, value in given.items()})
+        for name in ("depth", "label_depth", "document_depth"):
+            search = "joint" if name == "depth" else "two-sided"
+            if name in given and given.setdefault("search", search) != search:
+                raise SettingsError(
+                    f"{name} {given[name]} goes with a {search} search alone, and a {given['search']} one is asked "
+                    "for; leave one of the two out"
+                )
+        if given.get("softmax") == "apart" and given.setdefault("search", "two-sided") == "joint":
+            raise SettingsError("a softmax apart goes with a two-sided search alone; leave one of the two settings out")
+        return cls(**{FIELDS[name]: (value,) for name, value in given.items()})
+
+    def settled(self, voting: Voting) -> Voting:
+        """How keys vote when nothing can be tried: fixed settings hold, and all others stay.
+
+        Args:
+            voting: as they vote so far.
+        """
+        values: dict[str, Sequence[Any] | None] = {name: getattr(self, field) for name, field in FIELDS.items()}
+        return dataclasses.replace(voting, **{name: x[0] for name, x in values.items() if x and len(x) == 1})
 
     def ways(self, labels: int, documents: int) -> list[Voting]:
         """Every setting but the weight, which is set to a half.
@@ -88,21 +120,41 @@ class Grid:
             labels: label keys that there are.
             documents: document keys that there are.
         """
+        label_depths, document_depths = _useful(self.label_depths, labels), _useful(self.document_depths, documents)
         sides: list[dict[str, Any]] = []
         if "joint" in self.search:
             sides += [{"search": "joint", "depth": b} for b in _useful(self.depths, labels + documents)]
         if "two-sided" in self.search:
-            sides += [
-                {"search": "two-sided", "label_depth": a, "document_depth": c}
-                for a in _useful(self.label_depths, labels)
-                for c in _useful(self.document_depths, documents)
-            ]
+            depths = itertools.product(label_depths, document_depths)
+            sides += [{"search": "two-sided", "label_depth": a, "document_depth": c} for a, c in depths]
+        ways: list[dict[str, Any]] = []
+        if "together" in self.softmax:
+            ways += [{"softmax": "together", "label_temperature": t, **side}
+                     for t in self.label_temperatures or (None,) for side in sides]  # fmt: skip
+        if "apart" in self.softmax and "two-sided" in self.search:
+            sides = [{"label_depth": label_depths[-1], "document_depth": c} for c in document_depths[-2:]]
+            ways += [{"softmax": "apart", "search": "two-sided", "label_temperature": t, **side}
+                     for t in self.label_temperatures or LABEL_TEMPERATURES for side in sides]  # fmt: skip
         return [
-            Voting(weight=0.5, temperature=tau, votes=votes, **side)  # type: ignore[arg-type]
+            Voting(weight=0.5, temperature=tau, votes=votes, **way)  # type: ignore[arg-type]
             for votes in self.votes
             for tau in self.temperatures
-            for side in sides
+            for way in ways
         ]
+
+
+JOINING = Grid(
+    search=("two-sided",),
+    label_depths=(200,),
+    document_depths=(100,),
+    temperatures=(0.04, 0.06, 0.09),
+    votes=("raw",),
+    softmax=("apart",),
+    label_temperatures=(0.05, 0.08, 0.12, 0.18, 0.27),
+)
+"""Settings in which the shares of joined towers are compared."""
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares of a tower beside those before it that are tried."""
 
 
 def _useful(depths: Sequence[int], most: int) -> list[int]:
@@ -196,19 +248,11 @@ def tune(
         deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
     found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
-    sums = np.zeros((len(ways), len(METRICS), len(weights)))
-    best = np.zeros(len(METRICS))
-    for start in range(0, len(found), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
-        best += block.best
-        for number, way in enumerate(ways):
-            sums[number] += block.gains(way, weights)
-    values = 100 * sums / np.where(best > 0, best, 1.0)[:, None]
-    joint = np.array([way.search == "joint" for way in ways])
+    values = _values(memory, found, ways, weights, truth, label_weights)
     sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
-    if len(grid.search) > 1 and not sides.all():
-        values[np.ix_(joint, np.arange(len(METRICS)), sides)] = -1.0
+    plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
+    if plain.any() and not sides.all():
+        values[np.ix_(~plain, np.arange(len(METRICS)), sides)] = -1.0
 
     aim = values[:, [METRICS.index(name) for name in names]].mean(axis=1)
     order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
@@ -225,7 +269,7 @@ def tune(
         deep: dict[tuple[object, ...], tuple[float, int]] = {}
         for at in near:  # the best of each pair of depths
             way = ways[at // len(weights)]
-            side = (way.search, *way.depths())
+            side = (way.search, way.softmax, *way.depths())
             if side not in deep:
                 own = _deep(memory, few[0], dataclasses.replace(way, weight=float(weights[at % len(weights)])), few[1])
                 deep[side] = own.get("R@100", own.get("R@10", 0.0)), at
@@ -240,6 +284,76 @@ def tune(
     return Tuned(voting, ",".join(names), float(aim[place, weight]), len(found), tried, front, metrics)
 
 
+def _values(
+    memory: Memory,
+    found: Found,
+    ways: Sequence[Voting],
+    weights: FloatArray,
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+) -> FloatArray:
+    """Every metric of every setting, in percent, (ways, METRICS, weights)."""
+    sums = np.zeros((len(ways), len(METRICS), len(weights)))
+    best = np.zeros(len(METRICS))
+    for start in range(0, len(found), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
+        best += block.best
+        for number, way in enumerate(ways):
+            sums[number] += block.gains(way, weights)
+    return np.asarray(100 * sums / np.where(best > 0, best, 1.0)[:, None])
+
+
+def best_shares(
+    memory: Memory,
+    queries: Tensor,
+    dims: Sequence[int],
+    shares: Sequence[float],
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+    *,
+    left_out: BoolArray | None = None,
+    objective: str = DEFAULT_OBJECTIVE,
+) -> tuple[float, ...]:
+    """How much the towers of a joined model should count in its label keys.
+
+    One tower after the other is added to those before it, with the share of SHARES that gives the best objective
+    together with the documents' votes, in a few settings of a softmax apart.
+
+    Args:
+        memory: label keys of all towers side by side, times their present shares.
+        queries: (v, D) vectors of the validation documents.
+        dims: dimensions of each tower, D in all.
+        shares: of each tower at present, none of them 0.
+        truth: (v, L) labels of the validation documents, in the memory's numbers.
+        label_weights: (L,) inverse propensities.
+        left_out: (places,) document keys that must not vote.
+        objective: metrics apart by commas, see METRICS.
+
+    Returns:
+        A share for each tower, their sum 1.
+    """
+    columns = [METRICS.index(name) for name in parse_objective(objective)]
+    ways = JOINING.ways(memory.n_labels, memory.n_documents)
+    weights = np.array(JOINING.weights if memory.n_documents else (0.0,), dtype=np.float64)
+    depths = ways[0].depths()
+    parts = [part / share for part, share in zip(queries.split(list(dims), dim=1), shares, strict=True)]
+    found = memory.search(queries, 0, depths[1], left_out=left_out)
+    chosen: tuple[float, ...] = (1.0,)
+    for number in range(1, len(parts)):
+        tried = []
+        for share in SHARES:
+            new = (*((1 - share) * x for x in chosen), share)
+            scaled = [x * part for x, part in zip(new, parts, strict=False)]
+            scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
+            labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
+            both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
+            values = _values(memory, both, ways, weights, truth, label_weights)
+            tried.append((float(values[:, columns].mean(axis=1).max()), new))
+        chosen = max(tried)[1]
+    return chosen
+
+
 def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> dict[str, float]:
     numbers, scores = memory.rank(found, voting, min(100, memory.n_labels))
     deep = evaluate(Predictions(numbers, scores), truth, None, ks=(10, 100))
@@ -250,7 +364,20 @@ def _relevant(voting: Voting) -> dict[str, Any]:
     """The settings that say something, given how is searched."""
     unused = ("label_depth", "document_depth") if voting.search == "joint" else ("depth",)
     values = dataclasses.asdict(voting)
-    return {name: value for name, value in values.items() if name not in (*unused, "scoring")}
+    return {name: value for name, value in values.items() if name not in (*unused, "scoring") and value is not None}
+
+
+def _flags(settings: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
+def described(voting: Voting) -> str:
+    """How keys vote, as the flags of ``tune`` that would fix it.
+
+    Args:
+        voting: any.
+    """
+    return "similarity" if voting.scoring == "similarity" else _flags(_relevant(voting))
 
 
 def _front(values: npt.NDArray[np.float64]) -> list[int]:
@@ -418,6 +545,6 @@ def _lines(tuned: dict[str, Any]) -> Iterator[str]:
     chosen = {"settings": _relevant(Voting(**tuned["voting"])), **tuned["metrics"]}
     rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
     for row in rows:
-        shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["settings"].items())
+        shown = _flags(row["settings"])
         figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
         yield f"{'*' if row == chosen else ' '} {figures}  {shown}"

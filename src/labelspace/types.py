@@ -57,6 +57,7 @@ class Corpus:
         source: the file that the documents came from.
         filter_source: the file that the pairs came from.
         parts: what the texts were made of, by name (title, content), where that was asked for.
+        unnamed: documents that came without an id; theirs counts rows.
 
     Raises:
         DataError: ids, texts and rows of truth differ in number.
@@ -69,6 +70,7 @@ class Corpus:
     source: Path | None = None
     filter_source: Path | None = None
     parts: Mapping[str, Sequence[str]] | None = None
+    unnamed: int = 0
 
     def __post_init__(self) -> None:
         if not (len(self.ids) == len(self.texts) == self.targets.shape[0]):

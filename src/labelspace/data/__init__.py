@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, SettingsError
-from ..types import Dataset
+from ..types import Corpus, Dataset, Labels
 from . import formats
 from .formats import annif, features, lf, table
 from .formats.corpus import ReadSettings, given_id
@@ -27,7 +27,10 @@ from .formats.text import Halves, TextFiles, listed, plain_lines, text_value
 
 T = TypeVar("T")
 
-__all__ = ["TextSource", "fingerprint", "hold_out", "load", "read_texts", "require_texts"]
+__all__ = [
+    "TextSource", "fingerprint", "hold_out", "load", "read_documents", "read_ids", "read_labels", "read_texts",
+    "require_texts",
+]  # fmt: skip
 
 
 def load(
@@ -275,6 +278,9 @@ class TextSource:
     Parquet may be gzip. Documents without ids are numbered from 0. What can be read only once, standard input or a
     pipe, is kept in a temporary file; `close` removes it.
 
+    Attributes:
+        unnamed: documents without an id of their own, as far as they were read.
+
     Args:
         path: the file, or "-" for standard input.
         text_column: the column that holds the text.
@@ -292,6 +298,7 @@ class TextSource:
         self._files = TextFiles(encoding)
         self._kept: Path | None = None
         self._count: int | None = None
+        self.unnamed = 0
         self._text_column = text_column
         piped = str(path) == "-"
         self._path = path = Path("standard input") if piped else Path(path)
@@ -376,6 +383,11 @@ class TextSource:
     def _place(self) -> Path:
         return self._path if self._kept is None else self._kept
 
+    def _numbered(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for row, text in enumerate(texts):
+            self.unnamed = row + 1
+            yield str(row), text
+
     def _whole(self, parse: Callable[[Iterator[tuple[str, str]]], T]) -> T:
         if self._kind == ".parquet":
             return parse(self._named(ParquetRows(self._place).records()))
@@ -384,15 +396,17 @@ class TextSource:
     def _rows(self, stream: TextIO) -> Iterator[tuple[str, str]]:
         """Id and text of every document of a text file."""
         if self._short:
-            texts = (text for _, _, text, _ in annif.short_texts(stream, self._path, {}))
-            return ((str(row), text) for row, text in enumerate(texts))
+            return self._numbered(text for _, _, text, _ in annif.short_texts(stream, self._path, {}))
         if self._kind in table.SUFFIXES:
             return self._named(table.records(stream, self._path))
-        return ((str(row), text) for row, text in enumerate(plain_lines(stream)))
+        return self._numbered(plain_lines(stream))
 
     def _named(self, records: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
+        self.unnamed = 0
         for row, (line, record) in enumerate(records):
-            yield given_id(record, table.ID_COLUMNS, self._path, line) or str(row), self._text(record, line)
+            identifier = given_id(record, table.ID_COLUMNS, self._path, line)
+            self.unnamed += identifier is None
+            yield identifier or str(row), self._text(record, line)
 
     def _text(self, record: dict[str, Any], line: int) -> str:
         column, path = self._text_column, self._path
@@ -419,3 +433,137 @@ def read_texts(
     """
     with TextSource(path, text_column=text_column, fields=fields, encoding=encoding) as source:
         return source.read()
+
+
+# What changes a model
+
+
+def read_documents(path: str | Path, **options: Any) -> tuple[Corpus, Labels]:
+    """Documents that shall vote, and the labels that they name.
+
+    Args:
+        path: as for `load`; of a folder with several parts the training documents.
+        options: as for `load`.
+
+    Raises:
+        DataError: as from `load`; a document without a label, or some with and some without an id.
+    """
+    path = Path(path).expanduser()
+    try:
+        data = load(path, **options, valid_fraction=0)
+    except table.NoLabelsError:
+        raise DataError("no document has a label, so none could vote; give each of them a label", path) from None
+    require_texts(data)
+    corpus = data.train
+    silent = np.flatnonzero(np.diff(corpus.targets.indptr) == 0)
+    if len(silent):
+        first = f"number {silent[0]} (from 0)" if corpus.unnamed else repr(corpus.ids[silent[0]])
+        raise DataError(
+            f"{len(silent)} of {len(corpus)} documents have no label and could vote for none, the first is {first}; "
+            "leave them out, or give them labels",
+            path,
+        )
+    _all_or_none(corpus.unnamed, len(corpus), "documents", path)
+    return corpus, data.labels
+
+
+def read_labels(path: str | Path, *, text_column: str = "text") -> tuple[list[str] | None, list[str]]:
+    """Labels that shall be added or renamed: ids, or None where the file has none, and texts.
+
+    Blanks around ids and plain lines do not count, as in the labels file of a data set.
+
+    Args:
+        path: one text a line, or a table with a text column (``label`` and ``name`` serve as well) and perhaps ids
+            (``id``, ``uid``, ``uri``, ``document_id`` or ``_id``); "-" for lines of standard input.
+        text_column: the column that holds the text.
+
+    Raises:
+        DataError: no such file, no labels in it, a row that cannot be read, or some with and some without an id.
+    """
+    kind = table.suffix(Path(path))
+    if kind not in table.SUFFIXES or kind == ".tsv" and Path(path).is_file() and annif.sniff(Path(path)):
+        lines = [text.strip() for text in read_texts(path)[1]]
+        while lines and not lines[-1]:
+            lines.pop()
+        if not lines:
+            raise DataError("there are no labels", _named_path(path))
+        return None, lines
+
+    def parse(records: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str], int]:
+        ids, texts, unnamed = [], [], 0
+        for line, record in records:
+            found = (given_id(record, (*table.ID_COLUMNS, "uri"), place, line) or "").strip()
+            unnamed += not found
+            ids.append(found)
+            wanted = (text_column, *(("label", "name") if text_column == "text" else ()))
+            column = next((name for name in wanted if name in record), None)
+            if column is not None:
+                texts.append(text_value(record[column], column, place, line))
+            elif "title" in record or "content" in record:
+                texts.append(lf.record_text(record, "title+content", place, line))
+            else:
+                message = f"there is no text column {text_column!r}, only {listed(record)}; set text_column"
+                raise DataError(message, place, line)
+        return ids, texts, unnamed
+
+    place = _there(path)
+    ids, texts, unnamed = table.read_records(TextFiles(), place, parse)
+    if not texts:
+        raise DataError("there are no labels", place)
+    _all_or_none(unnamed, len(texts), "labels", place)
+    return None if unnamed else ids, texts
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Ids of documents or labels that shall be removed.
+
+    Args:
+        path: one id a line, blanks around it included; a table with ids, such as JSONL, whose ids may hold line ends;
+            or "-" for lines of standard input.
+
+    Raises:
+        DataError: no such file, no ids in it, or a row without one.
+    """
+
+    def parse(records: Iterator[tuple[int, dict[str, Any]]]) -> list[str]:
+        ids = []
+        for line, record in records:
+            found = given_id(record, (*table.ID_COLUMNS, "uri"), place, line)
+            if found is None:
+                raise DataError(f"there is no id, only {listed(record)}; name the column of ids id", place, line)
+            ids.append(found)
+        return ids
+
+    def lines(stream: TextIO) -> list[str]:
+        return [line for line in plain_lines(stream) if line.strip()]
+
+    files = TextFiles("utf-8")
+    if str(path) == "-":
+        place = _named_path(path)
+        ids = files.read(place, lines, sys.stdin.buffer.read())
+    elif table.suffix(place := _there(path)) in table.SUFFIXES:
+        ids = table.read_records(files, place, parse)
+    else:
+        ids = files.read(place, lines)
+    if not ids:
+        raise DataError("there are no ids", place)
+    return ids
+
+
+def _there(path: str | Path) -> Path:
+    """A file that exists."""
+    place = Path(path).expanduser()
+    if not str(path) or not place.exists():
+        raise DataError("there is no such file", place if str(path) else "''")
+    if place.is_dir():
+        raise DataError("this is a folder; name a file", place)
+    return place
+
+
+def _named_path(path: str | Path) -> Path:
+    return Path("standard input" if str(path) == "-" else path)
+
+
+def _all_or_none(unnamed: int, count: int, kind: str, path: Path) -> None:
+    if 0 < unnamed < count:
+        raise DataError(f"{unnamed} of {count} {kind} have no id; give an id to all of them or to none", path)

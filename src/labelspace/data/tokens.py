@@ -175,7 +175,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: Limit, cache: Pa
             with atomic_folder(folder) as part:
                 _write(part, tokenizer, texts, limit)
         except OSError as error:
-            logger.warning("the tokens cannot be kept in %s: %s", folder, error)
+            logger.warning("the tokens cannot be kept in %s: %s", folder, getattr(error, "reason", error))
         else:
             found = _read(folder, len(texts), limit)
             if found is not None:

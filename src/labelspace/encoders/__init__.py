@@ -6,19 +6,93 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
-from ..machine import minilm_folder
+from ..machine import bf16_pays, cache_folder, minilm_folder
 from .interface import Encoder, Precision, autocast
-from .static import StaticEncoder, build_static
+from .static import StaticEncoder, Vocabulary, build_static
 from .transformer import TransformerEncoder
 
-__all__ = ["Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "open_encoder"]
+__all__ = [
+    "Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "make_encoder",
+    "open_encoder",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
+
+STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
+
+
+def make_encoder(
+    name: str,
+    texts: Sequence[str],
+    label_texts: Sequence[str],
+    *,
+    base: str = "minilm",
+    vocabulary: Vocabulary = "phrases",
+    max_words: int = 100_000,
+    frequency_weight: float = 1e-4,
+    normalize: bool = True,
+    max_tokens: int | None = None,
+    long_documents: LongDocuments | None = None,
+    max_chunks: int | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Encoder:
+    """The encoder that a model begins with: ``static``, made from a corpus, or one that is opened.
+
+    Args:
+        name: ``static``, or as for `open_encoder`.
+        texts: documents, from which ``static`` takes its vocabulary and token weights.
+        label_texts: texts of the labels, likewise; their order is no matter.
+        base: the transformer from which ``static`` is made.
+        vocabulary: as for `build_static`.
+        max_words: as for `build_static`.
+        frequency_weight: as for `build_static`.
+        normalize: unit vectors or not.
+        max_tokens: cut texts here; None for 256 with ``static``, and for 128 with a transformer, or what it can take.
+        long_documents: ``head``, ``head+tail`` or ``chunks``; None as for `open_encoder`.
+        max_chunks: chunks of a text, with ``chunks``; None as for `open_encoder`.
+        device: where to put the weights.
+        options: ``pooling``, ``projection``, ``dropout`` and ``attention`` of a transformer, as for `open_encoder`.
+
+    Raises:
+        MissingExtraError: ``minilm`` without its package.
+        ModelError: nothing of that name can be opened.
+        SettingsError: an option that this encoder does not have.
+    """
+    cut: dict[str, Any] = {"long_documents": long_documents, "max_chunks": max_chunks}
+    if name != "static":
+        encoder = open_encoder(name, normalize=normalize, max_tokens=max_tokens, device=device, **cut, **options)
+        if max_tokens is None and isinstance(encoder, TransformerEncoder):
+            encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
+        return encoder
+    if options.get("pooling") is not None or options.get("projection") is not None:
+        raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
+    if options.get("dropout") or options.get("attention", "auto") != "auto":
+        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
+    opened = open_encoder(base, device=device)
+    if not isinstance(opened, TransformerEncoder):
+        raise SettingsError(f"base: {base!r} is not a transformer, so no static encoder can be made from it")
+    opened.precision = "bf16" if bf16_pays(opened.device) else "float32"
+    made = build_static(
+        opened,
+        texts,
+        sorted(label_texts),
+        vocabulary=vocabulary,
+        max_words=max_words,
+        frequency_weight=frequency_weight,
+        max_tokens=max_tokens or STATIC_MAX_TOKENS,
+        long_documents=long_documents or "head",
+        max_chunks=max_chunks or 8,
+        cache=cache_folder(),
+    ).to(device)
+    made.normalize = normalize
+    return made
 
 
 def open_encoder(

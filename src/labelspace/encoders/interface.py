@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.tokens import Limit, LongDocuments, Tokens, frame, tokenize
+from ..errors import SettingsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -138,7 +139,14 @@ class Encoder(nn.Module, abc.ABC):
 
         Returns:
             (n, D) float32.
+
+        Raises:
+            SettingsError: a batch_size below 1.
         """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise SettingsError(
+                f"batch_size, the texts encoded at a time, must be a whole number of at least 1, got {batch_size!r}"
+            )
         training = self.training
         self.eval()
         parts = self.parts(tokens)

@@ -328,7 +328,7 @@ def _vectors_of(
             with atomic_folder(folder) as part:
                 np.save(part / "vectors.npy", vectors)
         except OSError as error:
-            logger.warning("the token vectors cannot be kept in %s: %s", folder, error)
+            logger.warning("the token vectors cannot be kept in %s: %s", folder, getattr(error, "reason", error))
     return vectors
 
 

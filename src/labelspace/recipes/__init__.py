@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import resolve, to_dict
+from ..config import MemorySettings, resolve, to_dict
 from ..errors import CheckpointError, DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def train(
     recipe: str | None = None,
     out: str | Path | None = None,
     *,
+    overwrite: bool = False,
     resume: str | Path | None = None,
     started: float | None = None,
     **settings: Any,
@@ -36,8 +37,10 @@ def train(
         data: a data set, or a path that `labelspace.load` reads.
         recipe: ``dexml``, which is taken when none is given, ``unidec`` or ``raexmc``.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
-            A model that is there is replaced, anything else is refused. While the run lasts, ``OUT.checkpoint`` beside
-            it holds its log and its state.
+            It must be empty or not be there. While the run lasts, ``OUT.checkpoint`` beside it holds its log and its
+            state.
+        overwrite: replace a model that is in ``out``, and drop a run that was stopped there; anything else is refused
+            all the same.
         resume: the ``out`` of a run that was killed or interrupted: go on where its last checkpoint was, with its
             recipe and settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the
             same machine. With ``out`` naming the same folder, a run that has not begun yet begins.
@@ -51,11 +54,12 @@ def train(
         SettingsError: an unknown setting or a value out of bounds, or other than that of the run to resume.
         DataError: data that cannot be trained on.
         ResourceError: the run would not fit into memory.
-        ModelError: the encoder cannot be opened, or ``out`` holds something that is not a model.
+        ModelError: the encoder cannot be opened, or ``out`` is not free.
         CheckpointError: there is no run to resume, its state is damaged, or it was on other data.
         MissingExtraError: an encoder or a tracker whose package is not installed.
     """
     started = time.monotonic() if started is None else started
+    require_place(out, resume, overwrite)
     run = None
     if resume is not None:
         run = unfinished(resume, out, recipe, settings)
@@ -69,8 +73,11 @@ def train(
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
     from ..tracking import require_tracker
+    from ..tuning import parse_objective
 
     require_tracker(resolved.track)
+    if isinstance(resolved, MemorySettings):
+        parse_objective(resolved.objective)
     if isinstance(data, str | Path):
         data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
     require_texts(data)
@@ -102,6 +109,34 @@ def train(
     else:
         checkpoints.clear()
     return model
+
+
+def require_place(out: str | Path | None, resume: str | Path | None, overwrite: bool) -> None:
+    """Refuse to begin a run where a model is, or the state of a run that was stopped; a run to resume may have both.
+
+    Args:
+        out: folder to write the model to.
+        resume: folder of a run to go on with.
+        overwrite: whether what is there may be replaced.
+
+    Raises:
+        ModelError: a model is there, or something else.
+        CheckpointError: a run was stopped there.
+    """
+    if out is None or resume is not None:
+        return
+    from ..checkpoint import Checkpoints
+    from ..model import require_free
+
+    checkpoints = Checkpoints(Path(out).expanduser().resolve())
+    if checkpoints.step is not None and not overwrite:
+        checkpoints.lock()  # another run that still writes there is told of first
+        checkpoints.unlock()
+        raise CheckpointError(
+            f"a run that writes to {out} was stopped after step {checkpoints.step}; go on with it with --resume {out}, "
+            "add --overwrite to drop it, or choose another folder"
+        )
+    require_free(out, overwrite)
 
 
 def _begin(checkpoints: Checkpoints, recipe: str, settings: RunSettings, data: Dataset) -> None:

@@ -36,8 +36,10 @@ from .preparation import (
     calibrate,
     describe_run,
     fill_in,
+    give_memory,
     hard_negatives,
     make_encoder,
+    memory_seconds,
     open_log,
     optimizers_of,
     save_run,
@@ -91,6 +93,8 @@ def train(
     size = len(data.labels)
     pool = size if settings.negatives == "all" else min(size, POOL_A_DOCUMENT * settings.batch_size)
     needed = training_bytes(settings, shape_of(encoder), pool, size if settings.negatives == "mined" else 0)
+    if settings.memory:
+        needed += 2 * 4 * encoder.dim * len(data.train)
     logger.info(
         "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
     )
@@ -109,6 +113,7 @@ def train(
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
     targets = data.train.targets
+    texts = documents
     if settings.label_documents:
         targets, rows = with_label_documents(targets, rows)
         documents = documents.followed_by(labels.tokens)
@@ -168,6 +173,8 @@ def train(
                     truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
+            keys_after = settings.memory and settings.max_minutes is not None
+            ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
                 step,
                 plan.epoch,
@@ -183,6 +190,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
+                ending=ending,
             )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(device)
@@ -190,6 +198,8 @@ def train(
             model = Model(encoder, Memory.of_labels(keys), given.labels, info)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
+            if settings.memory:
+                give_memory(model, given, texts, settings, log)
             calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)

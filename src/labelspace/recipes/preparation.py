@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,16 +15,16 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from .. import encoders
 from ..checkpoint import Checkpoints, State
-from ..config import MiningSettings, RunSettings, to_dict, to_toml
+from ..config import MemorySettings, MiningSettings, RunSettings, to_dict, to_toml
 from ..data import fingerprint
 from ..data.tokens import Tokens
-from ..encoders import Encoder, TransformerEncoder, build_static, open_encoder
-from ..errors import SettingsError
+from ..encoders import Encoder, Precision, TransformerEncoder
 from ..estimate import Shape
 from ..evaluation import evaluate
-from ..heads import RANKINGS, TwoHeads
-from ..machine import bf16_pays, cache_folder
+from ..heads import RANKINGS, TwoHeads, best_search_weight
+from ..machine import bf16_pays
 from ..memory import Memory
 from ..model import Model
 from ..negatives import Filter, HardNegatives
@@ -36,9 +37,12 @@ logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
-STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
+TUNING_SECONDS = 90.0
+"""Time kept free for the tuning of the memory when a run must end by the clock."""
+SAMPLE = 512
+"""Documents encoded to foresee how long the memory will take."""
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
@@ -62,45 +66,17 @@ def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
     Raises:
         SettingsError: an option that this encoder does not have.
     """
-    device = device_of(settings.device)
-    options: dict[str, Any] = {
-        "pooling": settings.pooling,
-        "projection": settings.projection,
-        "dropout": settings.dropout,
-        "attention": settings.attention,
-        "long_documents": settings.long_documents,
-        "max_chunks": settings.max_chunks,
-        "device": str(device),
-    }
-    if settings.encoder != "static":
-        options.update(normalize=settings.normalize, max_tokens=settings.max_tokens)
-        encoder = open_encoder(settings.encoder, **options)
-        if settings.max_tokens is None and isinstance(encoder, TransformerEncoder):
-            encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
-        return encoder
-    if settings.pooling is not None or settings.projection is not None:
-        raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
-    if settings.dropout or settings.attention != "auto":
-        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
-    base = open_encoder(settings.base, device=str(device))
-    if not isinstance(base, TransformerEncoder):
-        raise SettingsError(f"base: {settings.base!r} is not a transformer, so no static encoder can be made from it")
-    base.precision = "bf16" if bf16_pays(device) else "float32"
-    fit_texts = [data.train.texts[i] for i in data.fit_rows]
-    encoder = build_static(
-        base,
-        fit_texts,
+    names = (
+        *("base", "vocabulary", "max_words", "frequency_weight", "normalize", "max_tokens", "long_documents"),
+        *("max_chunks", "pooling", "projection", "dropout", "attention"),
+    )
+    return encoders.make_encoder(
+        settings.encoder,
+        [data.train.texts[i] for i in data.fit_rows] if settings.encoder == "static" else [],
         data.labels.texts,
-        vocabulary=settings.vocabulary,
-        max_words=settings.max_words,
-        frequency_weight=settings.frequency_weight,
-        max_tokens=settings.max_tokens or STATIC_MAX_TOKENS,
-        long_documents=settings.long_documents,
-        max_chunks=settings.max_chunks,
-        cache=cache_folder(),
-    ).to(device)
-    encoder.normalize = settings.normalize
-    return encoder
+        **{name: getattr(settings, name) for name in names},
+        device=str(device_of(settings.device)),
+    )
 
 
 def fill_in(settings: Settings, encoder: Encoder) -> Settings:
@@ -231,6 +207,9 @@ class Keys(Protocol):
     def now(self) -> Tensor:
         """(L, D) without a graph."""
 
+    def forget(self) -> None:
+        """They are to be made anew."""
+
 
 def validation(
     data: Dataset,
@@ -239,6 +218,7 @@ def validation(
     settings: RunSettings,
     cache: Path,
     heads: TwoHeads | None = None,
+    choose_weight: bool = False,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that evaluates the present weights on validation documents; None where there are none.
 
@@ -249,6 +229,7 @@ def validation(
         settings: of the run.
         cache: folder of token arrays.
         heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
+        choose_weight: choose the heads' ``search_weight`` each time; the label keys must then be made anew.
     """
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
@@ -258,10 +239,17 @@ def validation(
 
     def run() -> dict[str, float]:
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
-        keys = label_keys.now()
         if heads is None:
-            return measured(queries, keys)
-        queries, found = heads.queries(queries), {}
+            return measured(queries, label_keys.now())
+        if choose_weight:
+            heads.search_weight = 0.5
+            label_keys.forget()
+        keys, queries, found = label_keys.now(), heads.queries(queries), {}
+        if choose_weight:
+            heads.search_weight = best_search_weight(queries, keys, heads.widths[0], corpus.targets)
+            for ranking in RANKINGS[1:]:  # as the keys will be
+                queries[:, heads.columns(ranking)] *= heads.weight(ranking)
+            label_keys.forget()
         for ranking in RANKINGS:
             part = heads.columns(ranking)
             metrics = measured(queries[:, part], keys[:, part])
@@ -305,6 +293,57 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     if predictions is None:
         data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
     model.calibrate_if_possible(data, predictions)
+
+
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: MemorySettings) -> float:
+    """How long the keys of all documents and the tuning will take, from a sample of documents.
+
+    Args:
+        encoder: before training.
+        documents: texts of all training documents.
+        settings: of the memory.
+    """
+    rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
+    sample = documents.take(rows)
+    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
+    try:
+        begun = time.monotonic()
+        encoder.encode(sample)
+        seconds = time.monotonic() - begun
+    finally:
+        encoder.precision = precision
+    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
+    return 1.15 * seconds * share + TUNING_SECONDS
+
+
+def give_memory(model: Model, data: Dataset, documents: Tokens, settings: MemorySettings, log: Log) -> None:
+    """Make the training documents keys of a trained model and tune how keys vote.
+
+    Args:
+        model: what was trained.
+        data: as it was given.
+        documents: texts of all training documents, in the data's order.
+        settings: of the memory.
+        log: of the run.
+    """
+    encoder = model.encoder
+    encoder.precision = _of_documents(encoder, settings)
+    vectors = encoder.encode(documents)
+    encoder.precision = "float32"
+    if model.heads is not None:
+        placed = torch.from_numpy(vectors).to(encoder.device)
+        vectors = model.heads.documents(placed).cpu().numpy()
+    tuned = model.tune(
+        data, objective=settings.objective, precision=settings.key_precision, vectors=vectors, calibrated=False
+    )
+    if tuned is not None:
+        model.info["metrics"]["validation"] = tuned.metrics
+        log.write(event="tuned", **tuned.metrics)
+
+
+def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:
+    """In which precision document keys are encoded."""
+    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
 
 
 def describe_run(

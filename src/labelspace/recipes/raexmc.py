@@ -8,7 +8,6 @@ tuned.
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,18 @@ from ..checkpoint import Checkpoints, State
 from ..config import RaexmcSettings
 from ..data.batches import Batches, usable_rows
 from ..data.tokens import Tokens, log_cut
-from ..encoders import Encoder, Precision
+from ..encoders import Encoder
 from ..errors import DataError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
 from ..gradcache import encode_cached
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss
-from ..machine import bf16_pays, cache_folder, gigabytes, peak_memory, require_memory
+from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..pools import InBatch
 from ..trainer import FitReport, Refresh, fit, readable, stop_signals
-from ..tuning import parse_objective
 from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,
@@ -43,8 +41,10 @@ from .preparation import (
     calibrate,
     describe_run,
     fill_in,
+    give_memory,
     hard_negatives,
     make_encoder,
+    memory_seconds,
     open_log,
     optimizers_of,
     save_run,
@@ -54,11 +54,6 @@ from .preparation import (
 )
 
 logger = logging.getLogger(__name__)
-
-TUNING_SECONDS = 30.0
-"""Time kept free for the tuning of the memory when a run must end by the clock."""
-SAMPLE = 512
-"""Documents encoded to foresee how long the memory will take."""
 
 
 def train(
@@ -85,7 +80,6 @@ def train(
         ResourceError: the run would not fit into memory.
         CheckpointError: a state that does not fit.
     """
-    parse_objective(settings.objective)
     given = data
     order = by_text(data.labels)
     data = data.renumbered(order)
@@ -147,7 +141,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=0.0 if settings.max_minutes is None else _memory_seconds(encoder, documents, settings),
+                    ending=0.0 if settings.max_minutes is None else memory_seconds(encoder, documents, settings),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)
@@ -157,19 +151,7 @@ def train(
                 logger.info(
                     "kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics)
                 )
-            encoder.precision = _of_documents(encoder, settings)
-            vectors = encoder.encode(documents)
-            encoder.precision = "float32"
-            tuned = model.tune(
-                given,
-                objective=settings.objective,
-                precision=settings.key_precision,
-                vectors=vectors,
-                calibrated=False,
-            )
-            if tuned is not None:
-                model.info["metrics"]["validation"] = tuned.metrics
-                log.write(event="tuned", **tuned.metrics)
+            give_memory(model, given, documents, settings, log)
             calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)
@@ -353,26 +335,6 @@ def contrast_own(
 
 def _tensor(pairs: npt.NDArray[np.int64] | None, like: Tensor) -> Any:
     return None if pairs is None else torch.from_numpy(pairs).to(like.device)
-
-
-def _of_documents(encoder: Encoder, settings: RaexmcSettings) -> Precision:
-    """In which precision document keys are encoded."""
-    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
-
-
-def _memory_seconds(encoder: Encoder, documents: Tokens, settings: RaexmcSettings) -> float:
-    """How long the keys of all documents and the tuning will take, from a sample of documents."""
-    rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
-    sample = documents.take(rows)
-    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
-    try:
-        begun = time.monotonic()
-        encoder.encode(sample)
-        seconds = time.monotonic() - begun
-    finally:
-        encoder.precision = precision
-    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    return 1.15 * seconds * share + TUNING_SECONDS
 
 
 def _used() -> int:

@@ -29,7 +29,6 @@ from ..heads import (
     OneVsAll,
     OneVsAllSGD,
     TwoHeads,
-    best_search_weight,
     xavier_rows,
 )
 from ..losses import ClosedForm, closed_form
@@ -41,16 +40,17 @@ from ..negatives import HardNegatives
 from ..optim import RowAdagrad, RowAdamW, make_optimizers
 from ..pools import PickSome
 from ..trainer import Refresh, fit, readable, stop_signals
-from ..types import Batch, Corpus, Dataset
+from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,
     by_text,
     calibrate,
     describe_run,
     fill_in,
+    give_memory,
     hard_negatives,
-    looked_at,
     make_encoder,
+    memory_seconds,
     open_log,
     optimizers_of,
     save_run,
@@ -117,6 +117,9 @@ def train(
     size, device = len(data.labels), encoder.device
     settings = decided(settings, encoder, size)
     needed = _needed(settings, encoder, size, len(rows))
+    if settings.memory:
+        width = (settings.encoder_dim or encoder.dim) + (settings.classifier_dim or encoder.dim)
+        needed += 2 * 4 * width * len(data.train)
     logger.info(
         "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
     )
@@ -134,7 +137,7 @@ def train(
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
-    targets = data.train.targets
+    targets, texts = data.train.targets, documents
     if settings.label_documents:
         targets, rows = with_label_documents(targets, rows)
         documents = documents.followed_by(labels.tokens)
@@ -205,7 +208,10 @@ def train(
                     truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
-            evaluate = validation(data, encoder, search, settings, cache, heads)
+            choosing = settings.search_weight is None and len(data.valid) >= MIN_VALID
+            evaluate = validation(data, encoder, search, settings, cache, heads, choosing)
+            keys_after = settings.memory and settings.max_minutes is not None
+            ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
                 step,
                 plan.epoch,
@@ -221,23 +227,25 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
+                ending=ending,
             )
             search.forget()
             if heads.classifier_norm == "never":
                 heads.row_length = float(
                     torch.cat([r.float().norm(dim=1) for r in table.weight.detach().split(65_536)]).mean()
                 )
-            if settings.search_weight is None and evaluate is not None and len(data.valid) >= MIN_VALID:
-                heads.search_weight = chosen_weight(
-                    looked_at(data.valid, settings), encoder, heads, search.now(), cache
-                )
+            if choosing and evaluate is not None:
                 report = dataclasses.replace(report, metrics=evaluate())
+                share = 100 * heads.search_weight
+                logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
             encoder.precision = "float32"
             search.forget()
             back = torch.from_numpy(np.argsort(order))
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            if settings.memory:
+                give_memory(model, given, texts, settings, log)
             calibrate(model, given, settings)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
@@ -246,22 +254,6 @@ def train(
             return model
     finally:
         log.close()
-
-
-def chosen_weight(corpus: Corpus, encoder: Encoder, heads: TwoHeads, keys: Tensor, cache: Path) -> float:
-    """The share of the dual encoder in the score of both heads that ranks some documents best.
-
-    Args:
-        corpus: documents that nothing was learnt from.
-        encoder: trained.
-        heads: trained.
-        keys: (L, d_D + d_C) of all labels.
-        cache: folder of token arrays.
-    """
-    vectors = torch.from_numpy(encoder.encode(encoder.tokenize(corpus.texts, cache))).to(keys.device)
-    chosen = best_search_weight(heads.queries(vectors, weighted=False), keys, heads.widths[0], corpus.targets)
-    logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", 100 * chosen)
-    return chosen
 
 
 def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:

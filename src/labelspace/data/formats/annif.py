@@ -169,8 +169,10 @@ class _Gathered:
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.counts, self.columns = array("q"), array("q")
+        self.unnamed = 0
 
     def add(self, identifier: str | None, text: str) -> None:
+        self.unnamed += not identifier
         self.ids.append(identifier or str(len(self.ids)))
         self.texts.append(text)
         self.counts.append(0)
@@ -183,7 +185,7 @@ class _Gathered:
         if not self.ids:
             raise DataError("there are no documents", path)
         targets = build_targets(self.counts, self.columns, None, len(self.names.labels), path)
-        return Corpus(self.ids, self.texts, targets, source=path)
+        return Corpus(self.ids, self.texts, targets, source=path, unnamed=self.unnamed)
 
 
 def _read_file(files: TextFiles, path: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:

@@ -137,7 +137,9 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
             with_texts.append(split)
         pairs, pair_file = find_pairs(path, split, targets.shape) if path.is_dir() else (None, None)
         ids = [str(row) for row in range(len(texts))]
-        corpora[split] = Corpus(ids, texts, targets, filter_pairs=pairs, source=file, filter_source=pair_file)
+        corpora[split] = Corpus(
+            ids, texts, targets, filter_pairs=pairs, source=file, filter_source=pair_file, unnamed=len(ids)
+        )
     options: dict[str, str | int | None] = {"encoding": files.found}
     if len(with_texts) < len(corpora):
         options["texts"] = with_texts[0] if with_texts else "none"

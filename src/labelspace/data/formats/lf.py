@@ -126,15 +126,17 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> L
 def _read_corpus(
     files: TextFiles, folder: Path, path: Path, split: str, fields: str, n_labels: int, keep_parts: bool
 ) -> Corpus:
-    def parse(stream: TextIO) -> tuple[list[str], list[str], sp.csr_array, dict[str, list[str]] | None]:
+    def parse(stream: TextIO) -> tuple[list[str], list[str], sp.csr_array, dict[str, list[str]] | None, int]:
         ids: list[str] = []
         texts: list[str] = []
-        parts = TextParts()
+        parts, unnamed = TextParts(), 0
         counts, columns, values = array("q"), array("q"), array("d")
         has_targets = False
         for line, record in json_lines(stream, path):
             _check_row(len(ids), line, path)
-            ids.append(given_id(record, ("uid",), path, line) or str(len(ids)))
+            identifier = given_id(record, ("uid",), path, line)
+            unnamed += identifier is None
+            ids.append(identifier or str(len(ids)))
             texts.append(record_text(record, fields, path, line))
             if keep_parts:
                 parts.add(record, path, line)
@@ -163,8 +165,10 @@ def _read_corpus(
         if not has_targets:
             raise DataError("no line has 'target_ind', the label numbers of a document", path)
         check_unique(ids, "document", path)
-        return ids, texts, build_targets(counts, columns, values, n_labels, path), parts.found(len(ids))
+        return ids, texts, build_targets(counts, columns, values, n_labels, path), parts.found(len(ids)), unnamed
 
-    ids, texts, targets, parts = files.read(path, parse)
+    ids, texts, targets, parts, unnamed = files.read(path, parse)
     pairs, source = (None, None) if split == "valid" else find_pairs(folder, split, (len(texts), n_labels))
-    return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source, parts=parts)
+    return Corpus(
+        ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source, parts=parts, unnamed=unnamed
+    )

@@ -41,6 +41,11 @@ logger = logging.getLogger("labelspace.data")
 
 T = TypeVar("T")
 
+
+class NoLabelsError(DataError):
+    """Documents without any label, and no labels file."""
+
+
 ID_COLUMNS = ("id", "uid", "document_id", "_id")
 RELEVANCES = "relevances"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -212,6 +217,7 @@ class _File:
     relevances: list[object] = field(default_factory=list)
     label_columns: set[str] = field(default_factory=set)
     composed: bool = False
+    unnamed: int = 0
     halves: Halves = field(default_factory=Halves)
 
     def add(self, names: list[str], values: list[float] | None = None) -> None:
@@ -292,7 +298,9 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
                     file.parts.add(record, path, line)
             else:
                 raise missing(f"text column {text_column!r}", record, line)
-            file.ids.append(given_id(record, ID_COLUMNS, path, line) or str(before + len(file.ids)))
+            identifier = given_id(record, ID_COLUMNS, path, line)
+            file.unnamed += identifier is None
+            file.ids.append(identifier or str(before + len(file.ids)))
             file.lines.append(line)
             column = chosen(record)
             if column in record:
@@ -431,7 +439,7 @@ def _collect_labels(splits: dict[str, list[_File]], path: Path) -> LabelNames:
         names += new
         seen.update(new)
     if not names:
-        raise DataError("no document has a label, and there is no labels file", path)
+        raise NoLabelsError("no document has a label, and there is no labels file", path)
     return LabelNames(Labels(names, names), range(len(names)), path)
 
 
@@ -455,7 +463,8 @@ def _corpus(path: Path, split: str, files: list[_File], names: LabelNames) -> Co
     if path.is_dir() and split != "valid":
         pairs, source = find_pairs(path, split, (len(first.ids), len(names.labels)))
     parts = first.parts.found(len(first.ids))
-    return Corpus(first.ids, first.texts, targets, pairs, first.path, source, parts)
+    unnamed = sum(file.unnamed for file in files)
+    return Corpus(first.ids, first.texts, targets, pairs, first.path, source, parts, unnamed)
 
 
 def _check_unique_over(files: Sequence[_File], ids: Sequence[str]) -> None:

@@ -88,7 +88,7 @@ def _read_corpus(files: TextFiles, folder: Path, split: str, labels: Labels, lab
         targets = read_text_targets(truth, files, check_shape)
     pairs, source = find_pairs(folder, split, (len(texts), len(labels)))
     ids = [str(row) for row in range(len(texts))]
-    return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source)
+    return Corpus(ids, texts, targets, filter_pairs=pairs, source=path, filter_source=source, unnamed=len(ids))
 
 
 def read_npz_targets(path: Path) -> sp.csr_array:

@@ -1,0 +1,67 @@
+"""Several models as one: label keys of all of them side by side, documents that vote by the first (late fusion)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from .errors import ModelError
+from .keys import Keys
+from .memory import Memory
+from .model import Model
+from .towers import Tower
+
+logger = logging.getLogger(__name__)
+
+
+def join(models: Sequence[Model]) -> Model:
+    """One model that answers from the label keys of several and the documents of the first.
+
+    The query of a text is that of every model, side by side, and so is the key of a label; the product is the sum of
+    the models' similarities, each times its share. Documents are compared by the first model alone, so that their keys
+    are no longer than before: give the model first whose documents vote best, a transformer say. Shares are equal
+    until `Model.tune` chooses them, together with how keys vote, on validation documents.
+
+    Args:
+        models: two or more, of the same labels by id; they are not changed, and large arrays of the first are shared.
+
+    Raises:
+        ModelError: fewer than two models, or models of other labels.
+    """
+    if len(models) < 2:
+        raise ModelError(f"joining takes two models or more, got {len(models)}")
+    first = models[0]
+    order = {name: row for row, name in enumerate(first.labels.ids)}
+    shares = [tower.share / len(models) for model in models for tower in model.towers]
+    towers, keys = [], []
+    for number, model in enumerate(models):
+        places = [order.get(name, -1) for name in model.labels.ids]
+        missing = set(order) - set(model.labels.ids)
+        if -1 in places or missing:
+            name = next(iter(missing), None) or model.labels.ids[places.index(-1)]
+            raise ModelError(
+                f"model {number + 1} has other labels than the first: {name!r} is in one of them alone; join models "
+                "that were trained on the same labels"
+            )
+        own = model.memory.keys.float().cpu()
+        keys.append(torch.empty_like(own))
+        keys[-1][torch.tensor(places)] = own / len(models)
+        towers += [Tower(tower.encoder, tower.heads) for tower in model.towers]
+    for tower, share in zip(towers, shares, strict=True):
+        tower.share = share
+    memory = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels)
+    compact = first.memory.compacted()
+    memory = Memory(
+        memory.label_keys, Keys(compact.document_keys.segments, towers[0].document_dim), first.memory.voting
+    )
+    memory.removed = first.memory.removed
+    info = {
+        "recipe": "joined",
+        "config": {"models": [model.info.get("config", {}) for model in models]},
+        "data": first.info.get("data", {}),
+        "metrics": {},
+    }
+    return Model(towers[0].encoder, memory, first.labels, info, heads=towers[0].heads, more=towers[1:],
+                 share=towers[0].share)  # fmt: skip
