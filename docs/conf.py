@@ -70,6 +70,7 @@ docs/training
 docs/methods/dexml
 docs/methods/unidec
 docs/methods/raexmc
+docs/methods/joining
 ```
 
 ```{toctree}
@@ -77,6 +78,7 @@ docs/methods/raexmc
 :caption: Reference
 docs/reference/api
 docs/commands
+docs/results
 benchmarks/README
 docs/performance
 ```

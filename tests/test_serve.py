@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 import labelspace as ls
 from labelspace.calibrate import Calibration
@@ -258,6 +259,39 @@ def test_malformed_requests_are_never_our_fault(editable: tuple[TestClient, Path
     with_bytes()
     with_forms()
     with_addresses()
+
+
+def test_a_thousand_requests_that_break_the_schema_are_never_our_fault(editable: tuple[TestClient, Path]) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.generation import GenerationMode
+
+    client, _ = editable
+    answered: list[int] = []
+
+    def send(case: Any) -> None:
+        asked = case.as_transport_kwargs(base_url="http://testserver")
+        body = {name: asked[name] for name in ("json", "data", "files") if asked.get(name) is not None}
+        if isinstance(body.get("data"), str | bytes):
+            body["content"] = body.pop("data")
+        kind = {name: value for name, value in asked["headers"].items() if name.lower() == "content-type"}
+        try:
+            request = client.build_request(
+                asked["method"], asked["url"], params=asked.get("params"), headers={**AUTH, **kind}, **body
+            )
+        except (TypeError, ValueError, UnicodeError):
+            return  # not even a request: the client cannot spell it
+        answer = client.send(request)
+        never_ours(answer)
+        answered.append(answer.status_code)
+
+    for operation in schemathesis.openapi.from_dict(client.get("/openapi.json").json()).get_all_operations():
+        for mode in (GenerationMode.NEGATIVE, GenerationMode.POSITIVE):
+            strategy = operation.ok().as_strategy(generation_mode=mode)
+            with contextlib.suppress(Unsatisfiable):  # without parameters nothing can be wrong
+                count = 130 if mode is GenerationMode.NEGATIVE else 10
+                often = settings(relaxed, max_examples=count, suppress_health_check=list(HealthCheck))
+                often(given(strategy)(send))()
+    assert sum(status >= 400 for status in answered) >= 1000
 
 
 # The worker
