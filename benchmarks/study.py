@@ -38,7 +38,7 @@ from labelspace.files import atomic_file, atomic_folder
 HERE = Path(__file__).parent
 DEPTH = 100
 """Labels kept of a document."""
-LABELSPACE = ("train", "tune", "calibrate", "index")
+LABELSPACE = ("train", "tune", "join", "calibrate", "index")
 """Steps that are commands of labelspace."""
 CURVE = ("step", "seconds", "P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
 """What is kept of a validation in the course of a run."""
@@ -63,9 +63,10 @@ class Row:
         note: what shall be said of it; no figures.
         minutes: the time it was given, if any.
         seeds: one run each.
-        steps: labelspace commands with their flags: train, tune, calibrate, index, or ``untrained``, an encoder and
+        steps: labelspace commands with their flags: train, tune, join, calibrate, index, or ``untrained``, an encoder and
             label texts; and perhaps at the end ``evaluate`` with a precision.
         after: the name of another row, whose model of the same seed this one begins with.
+        join: names of other rows, whose models of the same seed the step ``join`` makes one of.
         against: the name of another row, with which this one is compared by paired bootstrap.
         peer: a method of ``peers.py``, instead of steps.
         options: of that method.
@@ -81,6 +82,7 @@ class Row:
     seeds: Sequence[int] = (0,)
     steps: Sequence[Sequence[str]] = ()
     after: str | None = None
+    join: Sequence[str] = ()
     against: str | None = None
     peer: str | None = None
     options: Sequence[str] = ()
@@ -114,8 +116,10 @@ def read_row(file: Path) -> Row:
         raise SettingsError(
             f"{file}: steps are {', '.join(LABELSPACE)}, untrained and at the end evaluate, got {kinds}"
         )
-    if row.steps and (kinds[0] in ("train", "untrained")) == bool(row.after):
-        raise SettingsError(f"{file}: the first step trains, or the row begins after another one")
+    if row.steps and (kinds[0] in ("train", "untrained", "join")) == bool(row.after):
+        raise SettingsError(f"{file}: the first step trains or joins, or the row begins after another one")
+    if bool(row.join) != ("join" in kinds):
+        raise SettingsError(f"{file}: the step join goes with the names of the rows to join")
     return row
 
 
@@ -248,8 +252,13 @@ def _run_steps(row: Row, seed: int, data: Path, work: Path, steps: Steps) -> Non
             steps.run(name, _own("_untrained", str(data), str(model), *options), ["untrained", *options])
         else:
             labelspace = [sys.executable, "-m", "labelspace", kind]
-            named = {"train": [str(data)], "index": [str(model)]}.get(kind, [str(model), str(data)])
-            shown = {"train": ["DATA"], "index": ["MODEL"]}.get(kind, ["MODEL", "DATA"])
+            parts = [work / f"{other}-{seed}" / "model" for other in row.join]
+            if missing := [other for other, part in zip(row.join, parts, strict=True) if not part.is_dir()]:
+                raise SettingsError(f"run the row {missing[0]} first, with seed {seed}: its model is joined here")
+            joined = [*map(str, parts), "--data", str(data), "--out", str(model)]
+            named = {"train": [str(data)], "index": [str(model)], "join": joined}.get(kind, [str(model), str(data)])
+            joined = [*(f"MODEL-{other}" for other in row.join), "--data", "DATA", "--out", "MODEL"]
+            shown = {"train": ["DATA"], "index": ["MODEL"], "join": joined}.get(kind, ["MODEL", "DATA"])
             if kind == "train":
                 named += [*options, "--seed", str(seed), "--out", str(model)]
                 shown += [*options, "--seed", str(seed), "--out", "MODEL"]
@@ -315,6 +324,11 @@ def _gathered(row: Row, name: str, seed: int, folder: Path, steps: Steps, given:
             seconds = {**before["seconds"]["parts"], **seconds}
             total = sum(seconds.values())
             memory = {**before["peak_memory_gb"], **memory}
+        for other in row.join:
+            before = json.loads((given.out / f"{other}-{seed}.json").read_text(encoding="utf-8"))
+            seconds = {**{f"{other}: {part}": value for part, value in before["seconds"]["parts"].items()}, **seconds}
+            memory = {**{f"{other}: {part}": value for part, value in before["peak_memory_gb"].items()}, **memory}
+            total = sum(seconds.values())
     interrupted = sum(step["attempts"] - 1 for part, step in steps.done.items() if part != "measure")
     told["seconds"] = {"total": round(total, 1), "parts": seconds, "evaluate": ranking, "interrupted": interrupted}
     told["peak_memory_gb"] = memory

@@ -33,7 +33,7 @@ PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
 STEPS_A_PASS = 60
 """Batches are as large as leaves so many steps in a pass, from 32 to 512."""
 SAMPLE = 500
-"""Documents whose words are counted."""
+"""Texts of a kind whose words are counted."""
 
 
 def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
@@ -43,7 +43,8 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
         data: what to learn from.
         settings: those given; what is None in them is chosen.
     """
-    count = len(usable_rows(data.train.targets, data.fit_rows)) or 1
+    documents = len(usable_rows(data.train.targets, data.fit_rows))
+    count = max(1, documents + (len(data.labels) if settings.label_documents else 0))  # label texts are documents too
     values: dict[str, Any] = to_dict(settings)
     given = {name: value for name, value in values.items() if value is not None}
     values["max_minutes"] = minutes = given.get("max_minutes", MINUTES)
@@ -52,7 +53,7 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
         wanted = max(PASSES, math.ceil(LEAST_STEPS * batch / count))
         values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
-    passes = 60 * minutes * _documents_per_second(data, device) / count
+    passes = 60 * minutes * _texts_per_second(data, device, settings.label_documents) / count
     if "encoder" not in given:
         values["encoder"] = "minilm" if passes >= LEAST_PASSES else "static"
     transformer = not _is_static(values["encoder"])
@@ -66,7 +67,7 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
     if device.type == "cpu" and bf16_pays(device) and settings.key_precision == "float32":
         values["key_precision"] = "bf16"
     chosen = UnidecSettings(**values)
-    reach = f"about {passes:.1f} passes over {count} documents fit into {minutes:g} minutes on {_named(device)}"
+    reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
         why = "the encoder was given"
@@ -83,11 +84,15 @@ def _batch_size(count: int) -> int:
     return int(min(512, max(32, 2 ** int(math.log2(max(1, count / STEPS_A_PASS))))))
 
 
-def _documents_per_second(data: Dataset, device: torch.device) -> float:
+def _texts_per_second(data: Dataset, device: torch.device, label_documents: bool) -> float:
     """How many documents a second the packaged minilm learns from, by their mean length."""
-    rows = np.unique(np.linspace(0, max(0, len(data.train) - 1), min(SAMPLE, max(1, len(data.train)))).astype(np.int64))
-    lengths = [len(data.train.texts[row].split()) for row in rows.tolist()]
-    tokens = np.minimum(MOST_TOKENS, 2 + TOKENS_A_WORD * np.array(lengths or [1])).mean()
+    kinds = [data.train.texts, *([data.labels.texts] if label_documents else [])]
+    means = []
+    for texts in kinds:
+        rows = np.unique(np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64))
+        words = np.array([len(texts[row].split()) for row in rows.tolist()])
+        means.append(np.minimum(MOST_TOKENS, 2 + TOKENS_A_WORD * words).mean())
+    tokens = np.average(means, weights=[len(texts) for texts in kinds])
     if device.type != "cpu":
         return float(GPU_FACTOR * TOKENS_PER_SECOND / tokens)
     rate = TOKENS_PER_SECOND if bf16_pays(device) else TOKENS_PER_SECOND / 2
