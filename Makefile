@@ -24,7 +24,7 @@ quickstart: install
 
 # The pages of the repository as a site in site/; a link that leads nowhere, or any warning, ends it with an error.
 docs: install
-	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d build/docs . site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html -c docs -d build/docs . site
 	@echo "open site/index.html"
 
 check: install
