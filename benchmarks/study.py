@@ -63,8 +63,8 @@ class Row:
         note: what shall be said of it; no figures.
         minutes: the time it was given, if any.
         seeds: one run each.
-        steps: labelspace commands with their flags: train, tune, join, calibrate, index, or ``untrained``, an encoder and
-            label texts; and perhaps at the end ``evaluate`` with a precision.
+        steps: labelspace commands with their flags: train, tune, join, calibrate, index, or ``untrained``, an encoder
+            and label texts; and perhaps at the end ``evaluate`` with a precision.
         after: the name of another row, whose model of the same seed this one begins with.
         join: names of other rows, whose models of the same seed the step ``join`` makes one of.
         against: the name of another row, with which this one is compared by paired bootstrap.
