@@ -75,19 +75,17 @@ def test_killed_and_resumed_equals_unbroken(
             recipe="unidec", pool="some", table_dtype="bf16", batch_size=20, mine_every=0.13, num_negatives=2, cap=23
         )
         options.update({} if encoder == "static" else {"encoder_dim": 8, "classifier_dim": 8})
-    unbroken = ls.train(data, recipe="dexml", out=tmp_path / "whole", **options)
+    unbroken = ls.train(data, out=tmp_path / "whole", **options)
     out = tmp_path / "broken"
     for life, steps in enumerate((4, 0, 7)):
         revive = kill_after(monkeypatch, steps)
         with pytest.raises(Killed):
-            ls.train(data, recipe="dexml", out=out, **options) if life == 0 else ls.train(
-                data, recipe="dexml", resume=out
-            )
+            ls.train(data, out=out, **options) if life == 0 else ls.train(data, resume=out)
         revive()
         assert Checkpoints(out).step == (4, 4, 11)[life]
         assert not out.exists()
     torch.manual_seed(12345)
-    resumed = ls.train(data, recipe="dexml", resume=out)
+    resumed = ls.train(data, resume=out)
     assert unbroken.info["fit"]["steps"] == resumed.info["fit"]["steps"] == (24 if negatives == "unidec" else 21)
     expected = weights(unbroken)
     for name, value in weights(resumed).items():
@@ -103,7 +101,7 @@ def test_killed_and_resumed_equals_unbroken(
 
 
 def test_sigkill(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "labelspace", "train", str(toy_folder), "--quiet"]
+    command = [sys.executable, "-m", "labelspace", "train", str(toy_folder), "--recipe", "dexml", "--quiet"]
     options = ["--base", str(tiny_transformer), "--epochs", "12", "--batch-size", "16", "--patience", "0"]
     options += ["--checkpoint-minutes", "0.005", "--lr", "0.03"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -115,14 +113,21 @@ def test_sigkill(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not broken.exists()
     torch.set_num_threads(1)
-    ls.train(toy_folder, recipe="dexml", resume=broken)
+    ls.train(toy_folder, resume=broken)
     subprocess.run([*command, "--out", str(whole), *options], env=environment, check=True)
     for name in ("memory/labels-1.safetensors", "encoder/model.safetensors"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
 def small(tiny_transformer: Path, **others: object) -> dict[str, Any]:
-    return {"base": str(tiny_transformer), "epochs": 2, "batch_size": 50, "checkpoint_minutes": 1e-9, **others}
+    return {
+        "recipe": "dexml",
+        "base": str(tiny_transformer),
+        "epochs": 2,
+        "batch_size": 50,
+        "checkpoint_minutes": 1e-9,
+        **others,
+    }
 
 
 def test_an_interrupted_run_is_saved_and_can_go_on(
@@ -131,7 +136,7 @@ def test_an_interrupted_run_is_saved_and_can_go_on(
     import labelspace.trainer as trainer
 
     options = small(tiny_transformer, checkpoint_minutes=0)
-    expected = weights(ls.train(data, recipe="dexml", **options))
+    expected = weights(ls.train(data, **options))
     real, seen = trainer.clip_gradients, 0
 
     def clip(*args: Any) -> float:
@@ -143,10 +148,10 @@ def test_an_interrupted_run_is_saved_and_can_go_on(
 
     monkeypatch.setattr(trainer, "clip_gradients", clip)
     out = tmp_path / "run"
-    model = ls.train(data, recipe="dexml", out=out, **options)
+    model = ls.train(data, out=out, **options)
     assert model.info["fit"]["stopped"] == "interrupted" and model.info["fit"]["steps"] == 5
     assert Checkpoints(out).step == 5 and (out / "manifest.json").exists()
-    resumed = ls.train(data, recipe="dexml", resume=out)
+    resumed = ls.train(data, resume=out)
     assert resumed.info["fit"]["stopped"] == "finished"
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
@@ -157,47 +162,47 @@ def test_what_cannot_be_resumed_is_refused(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(CheckpointError, match=r"no unfinished run in .*run: no folder .*run.checkpoint"):
-        ls.train(data, recipe="dexml", resume=out)
+        ls.train(data, resume=out)
     revive = kill_after(monkeypatch, 3)
     with pytest.raises(Killed):
-        ls.train(data, recipe="dexml", out=out, **small(tiny_transformer))
+        ls.train(data, out=out, **small(tiny_transformer))
     revive()
     with pytest.raises(SettingsError, match="epochs is 9, but the run to resume has 2; leave it out"):
-        ls.train(data, recipe="dexml", resume=out, epochs=9)
+        ls.train(data, resume=out, epochs=9)
     with pytest.raises(SettingsError, match="goes on in its own folder; leave out --out"):
-        ls.train(data, recipe="dexml", resume=out, out=tmp_path / "other")
+        ls.train(data, resume=out, out=tmp_path / "other")
     fewer = ls.load(toy_folder, valid_fraction=0.3)
     with pytest.raises(CheckpointError, match="was on other data"):
-        ls.train(fewer, recipe="dexml", resume=out)
+        ls.train(fewer, resume=out)
     folder = Checkpoints(out).folder
     file = next(folder.glob("step-*")) / "state.safetensors"
     good = file.read_bytes()
     file.write_bytes(good[:100])
     with pytest.raises(CheckpointError, match=r"step-3 is damaged .*; start the run again"):
-        ls.train(data, recipe="dexml", resume=out)
+        ls.train(data, resume=out)
     file.write_bytes(good)
     record = file.with_name("state.json").read_text()
     for damaged, message in (("", "is damaged"), ("{}", "no whole state"), ("[]", "no whole state")):
         file.with_name("state.json").write_text(damaged)
         with pytest.raises(CheckpointError, match=message):
-            ls.train(data, recipe="dexml", resume=out)
+            ls.train(data, resume=out)
     file.with_name("state.json").write_text(record)
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**run, "format_version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
-        ls.train(data, recipe="dexml", resume=out)
+        ls.train(data, resume=out)
     (folder / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run.json cannot be read"):
-        ls.train(data, recipe="dexml", resume=out)
+        ls.train(data, resume=out)
     (folder / "run.json").write_text(json.dumps(run))
-    assert ls.train(data, recipe="dexml", resume=out, epochs=2).info["fit"]["steps"] == 2 * 6
+    assert ls.train(data, resume=out, epochs=2).info["fit"]["steps"] == 2 * 6
 
 
 def test_a_finished_run_and_one_that_has_not_begun(data: ls.Dataset, tiny_transformer: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    begun = ls.train(data, recipe="dexml", out=out, resume=out, **small(tiny_transformer))
+    begun = ls.train(data, out=out, resume=out, **small(tiny_transformer))
     assert begun.info["fit"]["steps"] == 12
-    again = ls.train(data, recipe="dexml", resume=out)
+    again = ls.train(data, resume=out)
     assert torch.equal(again.memory.keys, begun.memory.keys)
 
 
@@ -206,7 +211,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
 ) -> None:
     kill_after(monkeypatch, 2)
     with pytest.raises(Killed):
-        ls.train(data, recipe="dexml", out=tmp_path / "run", **small(tiny_transformer, checkpoint_minutes=0))
+        ls.train(data, out=tmp_path / "run", **small(tiny_transformer, checkpoint_minutes=0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,9 +219,9 @@ def test_two_runs_do_not_write_to_one_folder(data: ls.Dataset, tiny_transformer:
     first = Checkpoints(tmp_path / "run")
     first.lock()
     with pytest.raises(CheckpointError, match="another run is writing to"):
-        ls.train(data, recipe="dexml", out=tmp_path / "run", **small(tiny_transformer))
+        ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
     first.clear()
-    ls.train(data, recipe="dexml", out=tmp_path / "run", **small(tiny_transformer))
+    ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
 
 
 def test_a_new_state_replaces_the_old_one(tmp_path: Path) -> None:
@@ -254,7 +259,7 @@ def test_a_full_disk_stops_no_run(
         kept.save(2, State({"step": 2}, {}))
     assert sorted(p.name for p in kept.folder.iterdir()) == ["lock", "run.json", "step-1"]
     kept.clear()
-    model = ls.train(data, recipe="dexml", out=tmp_path / "run", **small(tiny_transformer))
+    model = ls.train(data, out=tmp_path / "run", **small(tiny_transformer))
     assert model.info["fit"]["stopped"] == "finished" and "going on, with the state before it" in caplog.text
     assert (tmp_path / "run" / "manifest.json").is_file()
 
@@ -268,19 +273,19 @@ def test_nothing_is_replaced_unless_that_is_asked_for(
     out, options = tmp_path / "run", small(tiny_transformer, epochs=1)
     revive = kill_after(monkeypatch, 3)
     with pytest.raises(Killed):
-        ls.train(data, recipe="dexml", out=out, **options)
+        ls.train(data, out=out, **options)
     revive()
     with pytest.raises(
         CheckpointError, match=r"stopped after step 3; go on with it with --resume .*, add --overwrite to"
     ):
-        ls.train(data, recipe="dexml", out=out, **options)
+        ls.train(data, out=out, **options)
     assert Checkpoints(out).step == 3
-    ls.train(data, recipe="dexml", out=out, overwrite=True, **options)
+    ls.train(data, out=out, overwrite=True, **options)
     first = (out / "manifest.json").read_text()
     with pytest.raises(
         ls.ModelError, match="run holds a model already; add --overwrite to replace it, or choose another"
     ):
-        ls.train("nowhere", recipe="dexml", out=out, **options)
+        ls.train("nowhere", out=out, **options)
     flags = ["--base", str(tiny_transformer), "--epochs", "1", "--quiet"]
     assert main(["train", "--recipe", "dexml", str(toy_folder), "--out", str(out), *flags]) == 1
     assert "holds a model already" in capsys.readouterr().err and (out / "manifest.json").read_text() == first

@@ -178,7 +178,7 @@ def test_unknown_environment_variables_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABELSPACE_EPOCS", "3")
-    code, out, err = run(capsys, "train", "data", "--dry-run", "--json")
+    code, out, err = run(capsys, "train", "data", "--recipe", "dexml", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["epochs"] == 5 and "LABELSPACE_EPOCS" in err
     monkeypatch.delenv("LABELSPACE_EPOCS")
     assert run(capsys, "train", "data", "--dry-run")[2] == ""
@@ -211,7 +211,17 @@ def test_labels_are_matched_by_id_when_the_data_orders_them_otherwise(
 
 
 def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "labelspace", "train", str(toy_folder), "--out", str(tmp_path / "m")]
+    command = [
+        sys.executable,
+        "-m",
+        "labelspace",
+        "train",
+        str(toy_folder),
+        "--recipe",
+        "dexml",
+        "--out",
+        str(tmp_path / "m"),
+    ]
     flags = ["--base", str(tiny_transformer), "--epochs", "100000", "--patience", "0", "--device", "cpu"]
     process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stderr is not None
@@ -232,5 +242,5 @@ def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, 
 
 
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "train", "--help")
+    code, out, _ = run(capsys, "train", "--recipe", "dexml", "--help")
     assert code == 0 and "--temperature" in out and "[default: 0.05]" in out and "--max-minutes" in out

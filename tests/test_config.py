@@ -48,7 +48,7 @@ def test_no_setting_takes_infinity_or_what_is_no_number(recipe: str) -> None:
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(SettingsError, match="unknown recipe 'dxml'; choose one of: dexml"):
+    with pytest.raises(SettingsError, match="unknown recipe 'dxml'; choose one of: auto, dexml"):
         resolve("dxml", {})
 
 

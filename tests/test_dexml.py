@@ -122,7 +122,7 @@ def test_a_transformer_learns(data: ls.Dataset, tiny_transformer: Path, normaliz
     settings = {"encoder": str(tiny_transformer), "epochs": 12, "batch_size": 32, "lr": 3e-3, "chunk_size": 16}
     if not normalize:
         settings.update(normalize=False, temperature=1.0)
-    model = ls.train(data, **settings, precision="float32", device="cpu", evaluations=2)  # type: ignore[arg-type]
+    model = ls.train(data, recipe="dexml", **settings, precision="float32", device="cpu", evaluations=2)  # type: ignore[arg-type]
     assert scores(model, data)["P@1"] >= 80
     lengths = np.linalg.norm(model.memory.keys.numpy(), axis=1)
     assert np.allclose(lengths, 1, atol=1e-5) == normalize
@@ -137,7 +137,7 @@ def test_long_documents(
         "encoder": str(tiny_transformer), "epochs": 1, "lr": 1e-3, "batch_size": 64, "precision": "float32",
         "device": "cpu", "max_tokens": 7, "long_documents": way, "max_chunks": 2, "evaluations": 1,
     }  # fmt: skip
-    model = ls.train(data, out=tmp_path / "a", **settings)
+    model = ls.train(data, recipe="dexml", out=tmp_path / "a", **settings)
     tokenizer = model.encoder.tokenizer
     room = 5 * (2 if way == "chunks" else 1)
     shares = {}

@@ -694,7 +694,7 @@ TABLES = {
 @given(
     st.randoms(use_true_random=False),
     st.sampled_from(sorted(TABLES)),
-    st.sampled_from(["train", "--recipe", "dexml", "labels"]),
+    st.sampled_from(["train", "labels"]),
 )
 def test_malformed_tables(draw, kind, which):
     with tempfile.TemporaryDirectory() as name:

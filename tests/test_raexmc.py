@@ -136,10 +136,10 @@ def options(tiny_transformer: Path, **others: Any) -> dict[str, Any]:
 def test_training_learns_the_toy_corpus_and_keeps_every_document(
     data: ls.Dataset, tiny_transformer: Path, tmp_path: Path
 ) -> None:
-    model = ls.train(data, recipe="dexml", out=tmp_path / "run", **options(tiny_transformer, epochs=12, patience=0))
+    model = ls.train(data, out=tmp_path / "run", **options(tiny_transformer, epochs=12, patience=0))
     assert data.test is not None
     found = ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1, 3))
-    untrained = ls.train(data, recipe="dexml", **options(tiny_transformer, epochs=0))
+    untrained = ls.train(data, **options(tiny_transformer, epochs=0))
     before = ls.evaluate(untrained.predict(data.test.texts), data.test.targets, ks=(1, 3))
     assert found["P@1"] > 95 and found["P@1"] >= before["P@1"]
     assert model.memory.n_documents == untrained.memory.n_documents == len(data.train)
@@ -181,7 +181,7 @@ def test_from_the_command_line(
 ) -> None:
     out = str(tmp_path / "run")
     flags = ["--recipe", "raexmc", "--epochs", "0", "--encoder", str(tiny_transformer), "--out", out, "--quiet"]
-    assert main(["train", "--recipe", "dexml", str(toy_folder), *flags]) == 0
+    assert main(["train", str(toy_folder), *flags]) == 0
     shown = capsys.readouterr().out
     assert "settings that none beats" in shown and "finished after 0 steps" in shown
     assert (

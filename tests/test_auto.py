@@ -1,0 +1,99 @@
+"""What is trained when no recipe is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import labelspace as ls
+from labelspace.cli import main
+from labelspace.config import AutoSettings, recipe_with
+from labelspace.recipes.auto import choose
+
+
+def corpus(count: int, words: int, labels: int = 50) -> ls.Dataset:
+    """As many documents of as many words."""
+    texts = [" ".join(["word"] * words)] * count
+    targets = sp.csr_array((np.ones(count, np.float32), np.arange(count) % labels, np.arange(count + 1)),
+                           shape=(count, labels))  # fmt: skip
+    names = [f"label {i}" for i in range(labels)]
+    train = ls.Corpus([str(i) for i in range(count)], texts, targets)
+    return ls.Dataset("made", ls.Labels(names, names), train, train.rows(np.zeros(0, np.int64)), None,
+                      np.zeros(0, np.int64))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given, recipe",
+    [
+        ((), "auto"),
+        (("epochs", "encoder", "memory"), "auto"),
+        (("encoder_weight", "pool"), "auto"),
+        (("negatives", "epochs"), "dexml"),
+        (("loss",), "dexml"),
+        (("related_documents",), "raexmc"),
+        (("negatives", "cap"), "auto"),  # no recipe has both
+    ],
+)
+def test_settings_choose_the_recipe(given: tuple[str, ...], recipe: str) -> None:
+    assert recipe_with(given) == recipe
+
+
+def test_the_encoder_follows_from_the_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "labelspace")
+    short = corpus(2000, 5)
+    recipe, chosen = choose(short, AutoSettings(device="cpu"))
+    assert recipe == "unidec" and chosen.encoder == "minilm" and chosen.encoder_weight == 0 and chosen.memory
+    assert chosen.max_minutes == 60 and chosen.encoder_dim == chosen.classifier_dim == 0
+    assert "no recipe was named: unidec with a memory of the documents with the encoder minilm" in caplog.text
+    assert choose(short, AutoSettings(device="cpu", max_minutes=0.01))[1].encoder == "static"
+    long = corpus(2000, 500)
+    limit = 0.5 * 2000 * 128 / 1800 / 60  # half a pass at most, of one core
+    assert choose(long, AutoSettings(device="cpu", max_minutes=limit / 40))[1].encoder == "static"
+    static = choose(short, AutoSettings(device="cpu", encoder="static"))[1]
+    assert static.encoder_weight == 0.5 and static.encoder_dim is None
+
+
+def test_batches_and_passes_follow_from_the_texts() -> None:
+    few = choose(corpus(100, 5), AutoSettings(device="cpu"))[1]
+    many = choose(corpus(40_000, 5), AutoSettings(device="cpu"))[1]
+    assert few.batch_size == 32 and few.epochs == 30
+    assert many.batch_size == 512 and many.epochs == 6
+    assert 32 <= choose(corpus(9000, 5), AutoSettings(device="cpu"))[1].batch_size <= 256
+
+
+def test_what_is_given_stays() -> None:
+    given = {"encoder": "static", "epochs": 3, "batch_size": 17, "encoder_weight": 0.3, "memory": False, "seed": 5,
+             "max_minutes": 2.0, "classifier_dim": 8}  # fmt: skip
+    chosen = choose(corpus(300, 4), AutoSettings(device="cpu", **given))[1]
+    assert {name: dataclasses.asdict(chosen)[name] for name in given} == given
+
+
+def test_a_run_without_a_recipe(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--encoder", str(tiny_transformer), "--epochs", "15", "--lr", "3e-3", "--device", "cpu", "--out", str(out)]
+    assert main(["train", str(toy_folder), *flags, "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["encoder_weight"] == 0 and told["validation"]["P@1"] > 60
+    model = ls.Model.load(out)
+    assert model.info["recipe"] == "unidec" and model.memory.n_documents == 300
+    assert model.heads is not None and model.heads.alike
+    assert model.memory.document_keys.dim == model.encoder.dim < model.memory.label_keys.dim
+    settings = (out / "settings.toml").read_text()
+    assert 'recipe = "unidec"' in settings and "memory = true" in settings
+    model.add_labels(["something new"])
+    assert "something new" in [model.predict(["something new"], 3).named(0)[i][1] for i in range(3)]
+    again = ls.train(toy_folder, out=tmp_path / "again", memory=False, **{
+        "encoder": str(tiny_transformer), "epochs": 1, "device": "cpu"})  # fmt: skip
+    assert again.memory.n_documents == 0
+    assert main(["train", str(toy_folder), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith('recipe = "auto"\n')
+    assert main(["train", str(toy_folder), "--negatives", "mined", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith('recipe = "dexml"\n')
