@@ -68,7 +68,7 @@ def test_the_page_is_what_the_committed_jsons_give() -> None:
 
 
 def test_the_part_of_the_readme_is_what_the_committed_jsons_give() -> None:
-    page, drawn = study.rendered(BENCHMARKS / "results", BENCHMARKS / "readme.md", ROOT)
+    page, drawn = study.rendered(BENCHMARKS / "results", BENCHMARKS / "readme-table.md", ROOT)
     found = re.findall(r"<!-- results -->\n(.*?)<!-- end of results -->", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found == [page] and not drawn
 
