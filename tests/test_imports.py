@@ -24,6 +24,7 @@ ROWS = [
         "data.writers",
         "encoders.interface",
         "encoders.packed",
+        "encoders.words",
         "indexes.faiss",
     },
     {"data.formats.lf", "data.formats.xc", "encoders.inference", "indexes", "evaluation"},

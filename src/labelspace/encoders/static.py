@@ -11,10 +11,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,10 +23,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
-from ..data.tokens import WINDOW, Limit, LongDocuments, Tokens, cut, encoded, frame
+from ..data.tokens import Limit, LongDocuments, Tokens, cut, encoded, frame
 from ..files import atomic_folder
 from .interface import Encoder
 from .transformer import TransformerEncoder
+from .words import count_words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,16 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Vocabulary = Literal["pieces", "words", "phrases"]
-
-MIN_COUNT = 2
-"""Words of documents, and label texts of several words, get a token of their own when documents have them this often;
-single words of label texts always do."""
-PHRASE_WORDS = 6
-"""Longest label text, in words, that becomes one token."""
-PAIR_MIN_COUNT, PAIR_MIN_LIFT = 8, 10.0
-"""Neighbours become one token when documents have them this often, and this many times as often as by chance."""
-MOST_PAIRS = 3_000_000
-"""Pairs met once are forgotten when this many are counted."""
 
 
 class StaticEncoder(Encoder):
@@ -186,7 +175,7 @@ def build_static(
     words: list[str] = []
     phrases: list[str] = []
     if vocabulary != "pieces":
-        counts = _count_words(base.tokenizer, texts, label_texts, phrases=vocabulary == "phrases")
+        counts = count_words(base.tokenizer, texts, label_texts, phrases=vocabulary == "phrases")
         if pieces is None or len(pieces) != base.tokenizer.get_vocab_size(with_added_tokens=True):
             logger.info("whole words cannot be added to this tokenizer (%s)", described["model"]["type"])
         else:
@@ -216,69 +205,6 @@ def build_static(
     encoder = StaticEncoder(tokenizer, torch.from_numpy(vectors), max_tokens=max_tokens)
     encoder.long_documents, encoder.max_chunks = long_documents, max_chunks
     return encoder
-
-
-@dataclass
-class _WordCounts:
-    """How often words, label phrases and pairs of neighbours stand in the documents."""
-
-    words: Counter[str]
-    label_words: set[str]
-    label_phrases: Counter[str]
-    pairs: Counter[tuple[str, str]]
-
-    def choose_words(self, pieces: dict[str, int], most: int) -> list[str]:
-        """Words that the pieces do not hold: all of the labels, and the documents' frequent ones."""
-        wanted = [
-            (-self.words[word], word)
-            for word in self.words.keys() | self.label_words
-            if (word in self.label_words or self.words[word] >= MIN_COUNT) and word not in pieces and len(word) <= 100
-        ]
-        return [word for _, word in sorted(wanted)[:most]]
-
-    def choose_phrases(self, most: int) -> list[str]:
-        """Label texts of several words that documents contain, and pairs far above chance."""
-        chosen = {phrase: count for phrase, count in self.label_phrases.items() if count >= MIN_COUNT}
-        total = self.words.total()
-        for (a, b), count in self.pairs.items():
-            lift = count * total / (self.words[a] * self.words[b])
-            if count >= PAIR_MIN_COUNT and lift >= PAIR_MIN_LIFT:
-                chosen.setdefault(f"{a} {b}", count)
-        return [phrase for _, phrase in sorted((-count, phrase) for phrase, count in chosen.items())[:most]]
-
-
-def _count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequence[str], phrases: bool) -> _WordCounts:
-    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
-
-    def split(text: str) -> list[str]:
-        clean = text[:WINDOW].encode("utf-8", "replace").decode("utf-8")
-        normal = normalizer.normalize_str(clean) if normalizer else clean
-        return [word for word, _ in splitter.pre_tokenize_str(normal)] if splitter else normal.split()
-
-    counts = _WordCounts(Counter(), set(), Counter(), Counter())
-    names: set[tuple[str, ...]] = set()
-    for text in label_texts:
-        words = split(text)
-        counts.label_words.update(words)
-        if 1 < len(words) <= PHRASE_WORDS and all(word.isalnum() for word in words):
-            names.add(tuple(words))
-    for text in texts:
-        words = split(text)
-        counts.words.update(words)
-        if not phrases:
-            continue
-        for n in range(2, min(PHRASE_WORDS, len(words)) + 1):
-            counts.label_phrases.update(" ".join(gram) for gram in _grams(words, n) if gram in names)
-        counts.pairs.update(
-            (a, b) for a, b in pairwise(words) if len(a) > 2 and len(b) > 2 and a.isalnum() and b.isalnum()
-        )
-        if len(counts.pairs) > MOST_PAIRS:
-            counts.pairs = Counter({pair: count for pair, count in counts.pairs.items() if count > 1})
-    return counts
-
-
-def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[i:] for i in range(n)), strict=False)
 
 
 def _token_vectors(base: TransformerEncoder, added: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
