@@ -249,7 +249,7 @@ def test_pairs_far_above_chance_become_tokens(tiny_transformer: Path, monkeypatc
     texts = [" ".join(rng.choice(filler, 16)) for _ in range(80)] + ["abc sea level def"] * 25
     encoder = build_static(tiny(tiny_transformer), texts, ["x"])
     assert encoder.tokenizer.token_to_id("sea level") is not None
-    monkeypatch.setattr("labelspace.encoders.static.PAIR_MIN_LIFT", 1000.0)
+    monkeypatch.setattr("labelspace.encoders.words.PAIR_MIN_LIFT", 1000.0)
     again = build_static(tiny(tiny_transformer), texts, ["x"])
     assert again.tokenizer.token_to_id("sea level") is None
     limited = build_static(tiny(tiny_transformer), texts, ["x"], max_words=3)
