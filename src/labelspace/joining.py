@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +11,6 @@ from .keys import Keys
 from .memory import Memory
 from .model import Model
 from .towers import Tower
-
-logger = logging.getLogger(__name__)
 
 
 def join(models: Sequence[Model]) -> Model:
@@ -34,7 +31,6 @@ def join(models: Sequence[Model]) -> Model:
         raise ModelError(f"joining takes two models or more, got {len(models)}")
     first = models[0]
     order = {name: row for row, name in enumerate(first.labels.ids)}
-    shares = [tower.share / len(models) for model in models for tower in model.towers]
     towers, keys = [], []
     for number, model in enumerate(models):
         places = [order.get(name, -1) for name in model.labels.ids]
@@ -48,15 +44,11 @@ def join(models: Sequence[Model]) -> Model:
         own = model.memory.keys.float().cpu()
         keys.append(torch.empty_like(own))
         keys[-1][torch.tensor(places)] = own / len(models)
-        towers += [Tower(tower.encoder, tower.heads) for tower in model.towers]
-    for tower, share in zip(towers, shares, strict=True):
-        tower.share = share
-    memory = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels)
-    compact = first.memory.compacted()
-    memory = Memory(
-        memory.label_keys, Keys(compact.document_keys.segments, towers[0].document_dim), first.memory.voting
-    )
-    memory.removed = first.memory.removed
+        towers += [Tower(tower.encoder, tower.heads, tower.share / len(models)) for tower in model.towers]
+    labels = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels).label_keys
+    documents = Keys(first.memory.compacted().document_keys.segments, towers[0].document_dim)
+    removed = {kind: dict(gone) for kind, gone in first.memory.removed.items()}
+    memory = Memory(labels, documents, first.memory.voting, removed=removed)
     info = {
         "recipe": "joined",
         "config": {"models": [model.info.get("config", {}) for model in models]},

@@ -173,8 +173,6 @@ def train(
                     truncated=truncated,
                     estimated_gb=needed / 1e9,
                 )
-            keys_after = settings.memory and settings.max_minutes is not None
-            ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
                 step,
                 plan.epoch,
@@ -190,7 +188,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=ending,
+                ending=memory_seconds(encoder, texts, settings) if settings.memory else 0.0,
             )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(device)

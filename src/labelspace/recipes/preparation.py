@@ -17,7 +17,16 @@ from torch import Tensor
 
 from .. import encoders
 from ..checkpoint import Checkpoints, State
-from ..config import MemorySettings, MiningSettings, RunSettings, to_dict, to_toml
+from ..config import (
+    DexmlSettings,
+    MemorySettings,
+    MiningSettings,
+    RaexmcSettings,
+    RunSettings,
+    UnidecSettings,
+    to_dict,
+    to_toml,
+)
 from ..data import fingerprint
 from ..data.tokens import Tokens
 from ..encoders import Encoder, Precision, TransformerEncoder
@@ -36,6 +45,7 @@ from ..types import Corpus, Dataset, Labels, Predictions
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=RunSettings)
+Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
 
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
@@ -295,14 +305,16 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     model.calibrate_if_possible(data, predictions)
 
 
-def memory_seconds(encoder: Encoder, documents: Tokens, settings: MemorySettings) -> float:
-    """How long the keys of all documents and the tuning will take, from a sample of documents.
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering) -> float:
+    """How long the keys of all documents and the tuning will take, from a sample of documents; 0 without a clock.
 
     Args:
         encoder: before training.
         documents: texts of all training documents.
-        settings: of the memory.
+        settings: of the run and its memory.
     """
+    if settings.max_minutes is None:
+        return 0.0
     rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     sample = documents.take(rows)
     precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)

@@ -210,8 +210,6 @@ def train(
                 )
             choosing = settings.search_weight is None and len(data.valid) >= MIN_VALID
             evaluate = validation(data, encoder, search, settings, cache, heads, choosing)
-            keys_after = settings.memory and settings.max_minutes is not None
-            ending = memory_seconds(encoder, texts, settings) if keys_after else 0.0
             report = fit(
                 step,
                 plan.epoch,
@@ -227,7 +225,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=ending,
+                ending=memory_seconds(encoder, texts, settings) if settings.memory else 0.0,
             )
             search.forget()
             if heads.classifier_norm == "never":
