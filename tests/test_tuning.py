@@ -17,7 +17,7 @@ from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
 from labelspace.metrics import propensity_weights
 from labelspace.strings import Strings
-from labelspace.tuning import METRICS, Grid, render, tune
+from labelspace.tuning import METRICS, Grid, _near, _values, render, tune
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -54,7 +54,8 @@ def test_the_choice_equals_trying_every_setting(objective: str, block: int, monk
     memory, queries, truth, weights = made()
     left_out = np.zeros(N, dtype=bool)
     left_out[:9] = True
-    found = tune(memory, queries, truth, weights, left_out=left_out, objective=objective, grid=GRID, tolerance=0)
+    options = {"left_out": left_out, "objective": objective, "grid": GRID, "tolerance": 0, "margin": np.inf}
+    found = tune(memory, queries, truth, weights, **options)  # type: ignore[arg-type]
     names = objective.split(",")
     tried = {}
     for way in GRID.ways(L, N):
@@ -80,6 +81,39 @@ def test_the_choice_equals_trying_every_setting(objective: str, block: int, monk
     assert found.front[0]["P@1"] >= 0 and "R@10" in found.front[0]
     shown = render(json.loads(json.dumps(found.as_dict())))
     assert shown.count("\n* ") == 1 and f"--weight {found.voting.weight}" in shown
+
+
+def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.tuning.BLOCK", 10)
+    memory, queries, truth, weights = made()
+    ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
+    found = memory.search(queries, 15, 60)
+    given = memory, found, ways, np.array(GRID.weights, dtype=float), truth, weights, columns
+    every = _values(*given)
+    assert (every >= 0).all()
+    for margin in (0.5, 3.0, 10.0):
+        few = _values(*given, margin=margin)
+        left = np.flatnonzero(few[:, 0, 0] >= 0)
+        assert 0 < len(left) < len(ways) and (np.delete(few, left, axis=0) == -1).all()
+        np.testing.assert_allclose(few[left], every[left], rtol=1e-12)
+    assert len(left) > 1
+
+    p, psp = (every[:, [METRICS.index(f"{name}@{k}") for k in (1, 3, 5)]].mean(axis=1) for name in ("P", "PSP"))
+    aim = every[:, columns[0]]
+    for margin in (0.3, 1.0, 4.0):
+        expected = [
+            any(
+                aim[way, w] >= aim.max() - margin
+                or not any(
+                    x >= p[way, w] + margin and y >= psp[way, w] + margin for x, y in zip(p.flat, psp.flat, strict=True)
+                )
+                for w in range(p.shape[1])
+            )
+            for way in range(len(ways))
+        ]
+        assert _near(every, columns, margin).tolist() == expected
+    best, raced = (tune(memory, queries, truth, weights, grid=GRID, tolerance=0, margin=m) for m in (np.inf, 3.0))
+    assert best.value - 3.0 <= raced.value <= best.value and raced.tried == best.tried
 
 
 def test_a_fixed_setting_is_kept() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,9 @@ BLOCK = 500
 """Validation documents whose candidates are held at a time."""
 DOCUMENTS = 3000
 """Validation documents that are looked at, at most."""
+MARGIN = 1.0
+"""Points by which a setting may be behind after a block of documents and be tried on the others; after n of them the
+root of n-th of it, since so the differences between settings settle."""
 TOLERANCE = 0.25
 """Points of the objective that may be given up for R@100: fewer than the draw of the validation documents decides."""
 RECALL_DOCUMENTS = 2000
@@ -220,11 +224,13 @@ def tune(
     objective: str = DEFAULT_OBJECTIVE,
     grid: Grid | None = None,
     tolerance: float = TOLERANCE,
+    margin: float = MARGIN,
 ) -> Tuned:
     """Find the setting with the best mean of some metrics; of equals the one of the smallest weight.
 
-    Of settings that come near the best, the one with the highest R@100 is taken, since how deep is searched decides
-    little about the first labels and much about the hundredth.
+    A setting is tried on all documents, BLOCK of them at a time, unless before that others beat it by more than a
+    margin in all of the objective, P and PSP. Of settings that come near the best, the one with the highest R@100 is
+    taken, since how deep is searched decides little about the first labels and much about the hundredth.
 
     Args:
         memory: keys of both kinds; how they vote at present does not matter.
@@ -235,6 +241,8 @@ def tune(
         objective: metrics apart by commas, see METRICS.
         grid: what to try; None tries everything.
         tolerance: points of the mean that may be given up for a higher R@100; 0 for none.
+        margin: points by which a setting may be behind after the first block of documents and be tried on the next;
+            infinite to try every setting on all documents.
 
     Raises:
         SettingsError: an unknown metric.
@@ -248,13 +256,14 @@ def tune(
         deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
     found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
-    values = _values(memory, found, ways, weights, truth, label_weights)
+    columns = [METRICS.index(name) for name in names]
+    values = _values(memory, found, ways, weights, truth, label_weights, columns, margin)
     sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
     plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
     if plain.any() and not sides.all():
         values[np.ix_(~plain, np.arange(len(METRICS)), sides)] = -1.0
 
-    aim = values[:, [METRICS.index(name) for name in names]].mean(axis=1)
+    aim = values[:, columns].mean(axis=1)
     order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
                         np.tile(weights, len(ways)), -aim.ravel().round(9)))  # fmt: skip
     place, weight = divmod(int(order[0]), len(weights))
@@ -280,7 +289,7 @@ def tune(
         setting, own = named(*divmod(at, len(weights)))
         front.append({"settings": _relevant(setting), **own, **_deep(memory, found, setting, truth)})
     metrics.update(_deep(memory, found, voting, truth))
-    tried = int((values[:, 0] >= 0).sum())
+    tried = values[:, 0].size - (int(sides.sum()) * int((~plain).sum()) if plain.any() and not sides.all() else 0)
     return Tuned(voting, ",".join(names), float(aim[place, weight]), len(found), tried, front, metrics)
 
 
@@ -291,17 +300,58 @@ def _values(
     weights: FloatArray,
     truth: sp.csr_array,
     label_weights: FloatArray,
+    columns: Sequence[int],
+    margin: float = np.inf,
 ) -> FloatArray:
-    """Every metric of every setting, in percent, (ways, METRICS, weights)."""
+    """Every metric of every setting, in percent, (ways, METRICS, weights); -1 of those that fell behind.
+
+    Args:
+        memory: whose keys were found.
+        found: the keys nearest to some documents.
+        ways: settings but for the weight.
+        weights: of the documents' votes, rising.
+        truth: (v, L) labels of the documents.
+        label_weights: (L,) inverse propensities.
+        columns: metrics of the objective, as places in METRICS.
+        margin: as for `tune`.
+    """
     sums = np.zeros((len(ways), len(METRICS), len(weights)))
     best = np.zeros(len(METRICS))
-    for start in range(0, len(found), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
-        best += block.best
-        for number, way in enumerate(ways):
-            sums[number] += block.gains(way, weights)
-    return np.asarray(100 * sums / np.where(best > 0, best, 1.0)[:, None])
+    kept = np.arange(len(ways))
+    values = np.full_like(sums, -1.0)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for number, start in enumerate(range(0, len(found), BLOCK), 1):
+            rows = slice(start, start + BLOCK)
+            block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
+            best += block.best
+            gains = threads.map(lambda way, block=block: block.gains(ways[way], weights), kept)
+            sums[kept] += np.stack(list(gains))
+            so_far = 100 * sums[kept] / np.where(best > 0, best, 1.0)[:, None]
+            if start + BLOCK >= len(found):
+                values[kept] = so_far
+            elif np.isfinite(margin):
+                kept = kept[_near(so_far, columns, margin / np.sqrt(number))]
+    return values
+
+
+def _near(values: FloatArray, columns: Sequence[int], margin: float) -> BoolArray:
+    """Ways that at some weight are less than a margin behind: in the objective, or behind no setting in both P and PSP.
+
+    Args:
+        values: (ways, METRICS, weights) percent.
+        columns: metrics of the objective.
+        margin: points.
+
+    Returns:
+        (ways,).
+    """
+    aim = values[:, columns].mean(axis=1)
+    near: BoolArray = (aim >= aim.max() - margin).any(axis=1)
+    p, psp = (values[:, [METRICS.index(f"{name}@{k}") for k in KS]].mean(axis=1).ravel() for name in ("P", "PSP"))
+    order = np.argsort(-p)
+    best = np.append(-np.inf, np.maximum.accumulate(psp[order]))  # PSP among settings whose P is that far ahead
+    beaten = best[np.searchsorted(-p[order], -(p + margin), side="right")] >= psp + margin
+    return near | ~beaten.reshape(aim.shape).all(axis=1)
 
 
 def best_shares(
@@ -348,7 +398,7 @@ def best_shares(
             scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
             labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
             both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
-            values = _values(memory, both, ways, weights, truth, label_weights)
+            values = _values(memory, both, ways, weights, truth, label_weights, columns)
             tried.append((float(values[:, columns].mean(axis=1).max()), new))
         chosen = max(tried)[1]
     return chosen
@@ -462,7 +512,7 @@ class _Candidates:
         a, q = a * self.tilt, q * self.tilt
         only = a[self.documents_only]
         if only.shape[1] > max(KS):
-            only = torch.from_numpy(only).topk(max(KS), dim=1, sorted=False).values.numpy()
+            only = np.partition(only, only.shape[1] - max(KS), axis=1)[:, -max(KS) :]
         both = self.either
         rivals_a = np.concatenate([a[both], only], axis=1)[self.true_row]
         rivals_q = np.concatenate([q[both], np.zeros_like(only)], axis=1)[self.true_row]
