@@ -265,6 +265,22 @@ def test_frequent_tokens_weigh_less(tiny_transformer: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(equal.table.detach().numpy(), axis=1), 1, atol=1e-3)
 
 
+def test_documents_are_counted_from_the_tokens_that_training_reads(tiny_transformer: Path, tmp_path: Path) -> None:
+    texts = ["red oak guide", "tall fern", "red oak history", "wild vine oak", "vine red oak"]
+    rows = np.array([0, 2, 3, 4])
+    plain = build_static(tiny(tiny_transformer), [texts[i] for i in rows], ["red oak"], max_tokens=4)
+    for number, most in enumerate((4, 256, 1)):  # at one token a text is cut, so that the array does not tell
+        cache = tmp_path / str(number)
+        kept = build_static(tiny(tiny_transformer), texts, ["red oak"], rows=rows, max_tokens=most, cache=cache)
+        assert kept.tokenizer.to_str() == plain.tokenizer.to_str()
+        assert torch.equal(kept.table, plain.table)
+        (folder,) = (cache / "tokens").iterdir()
+        before = (folder / "ids.npy").stat().st_mtime_ns
+        kept.tokenize(texts, cache)
+        assert [path.name for path in (cache / "tokens").iterdir()] == [folder.name]
+        assert (folder / "ids.npy").stat().st_mtime_ns == before
+
+
 def test_static_cache_is_used_and_a_damaged_one_is_not(
     tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

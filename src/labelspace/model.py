@@ -184,9 +184,9 @@ class Model:
             options |= {"long_documents": long_documents, "max_chunks": max_chunks}
             given = encoder
             if isinstance(encoder, str | os.PathLike) and os.fspath(encoder) == "static":
-                fitted = [labels.train.texts[i] for i in labels.fit_rows.tolist()]
+                texts = labels.train.texts, labels.labels.texts
                 cut = {name: options[name] for name in ("max_tokens", "long_documents", "max_chunks")}
-                given = make_encoder("static", fitted, labels.labels.texts, **cut, device=str(device_of(device)))
+                given = make_encoder("static", *texts, rows=labels.fit_rows, **cut, device=str(device_of(device)))
             model = cls.from_encoder(given, labels.labels, **options)
             if given is not encoder:
                 model.info["config"]["encoder"] = "static"

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
 from ..machine import bf16_pays, cache_folder, minilm_folder
@@ -32,6 +35,7 @@ def make_encoder(
     texts: Sequence[str],
     label_texts: Sequence[str],
     *,
+    rows: npt.NDArray[np.int64] | None = None,
     base: str = "minilm",
     vocabulary: Vocabulary = "phrases",
     max_words: int = 100_000,
@@ -49,6 +53,7 @@ def make_encoder(
         name: ``static``, or as for `open_encoder`.
         texts: documents, from which ``static`` takes its vocabulary and token weights.
         label_texts: texts of the labels, likewise; their order is no matter.
+        rows: (m,) documents that ``static`` is made from; None for all.
         base: the transformer from which ``static`` is made.
         vocabulary: as for `build_static`.
         max_words: as for `build_static`.
@@ -83,6 +88,7 @@ def make_encoder(
         opened,
         texts,
         sorted(label_texts),
+        rows=rows,
         vocabulary=vocabulary,
         max_words=max_words,
         frequency_weight=frequency_weight,

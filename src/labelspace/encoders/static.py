@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
-from ..data.tokens import Limit, LongDocuments, Tokens, cut, encoded, frame
+from ..data.tokens import Limit, LongDocuments, Tokens, cut, encoded, frame, tokenize
 from ..files import atomic_folder
 from .interface import Encoder
 from .transformer import TransformerEncoder
@@ -145,6 +145,7 @@ def build_static(
     texts: Sequence[str],
     label_texts: Sequence[str],
     *,
+    rows: npt.NDArray[np.int64] | None = None,
     vocabulary: Vocabulary = "phrases",
     max_words: int = 100_000,
     frequency_weight: float = 1e-4,
@@ -159,6 +160,7 @@ def build_static(
         base: the transformer that gives each token its first vector; left as it is.
         texts: documents, counted for the choice of words and phrases and for token weights.
         label_texts: texts of the labels.
+        rows: (m,) documents that are counted; None for all.
         vocabulary: ``pieces`` keeps the transformer's word pieces; ``words`` adds the corpus's whole words (a tokenizer
             of the WordPiece kind is needed, another keeps its pieces); ``phrases`` adds to those the label texts of
             several words that documents contain, and words that stand together far more often than by chance.
@@ -167,15 +169,17 @@ def build_static(
         max_tokens: cut texts here; words are counted in whole texts, so this alters no weight.
         long_documents: what is kept of a longer text.
         max_chunks: chunks of a text, with ``chunks``.
-        cache: folder that keeps the token vectors for the next run; None keeps nothing.
+        cache: folder that keeps the token vectors for the next run, and the tokens of the documents for training; None
+            keeps nothing.
     """
+    counted = texts if rows is None else [texts[i] for i in rows.tolist()]
     described = json.loads(base.tokenizer.to_str())
     pieces: dict[str, int] | None = described["model"]["vocab"] if described["model"]["type"] == "WordPiece" else None
     described.update(truncation=None, padding=None, post_processor=None)
     words: list[str] = []
     phrases: list[str] = []
     if vocabulary != "pieces":
-        counts = count_words(base.tokenizer, texts, label_texts, phrases=vocabulary == "phrases")
+        counts = count_words(base.tokenizer, counted, label_texts, phrases=vocabulary == "phrases")
         if pieces is None or len(pieces) != base.tokenizer.get_vocab_size(with_added_tokens=True):
             logger.info("whole words cannot be added to this tokenizer (%s)", described["model"]["type"])
         else:
@@ -196,7 +200,13 @@ def build_static(
         if place >= 0:
             added[place] = text
     vectors = _token_vectors(base, added, cache)
-    met = _count_tokens(tokenizer, texts, size) + _count_tokens(tokenizer, label_texts, size)
+    met = None
+    if cache is not None:
+        limit = Limit(max_tokens, long_documents, max_chunks if long_documents == "chunks" else 1)
+        met = _count_kept(tokenize(tokenizer, texts, limit, cache), rows, size)
+    if met is None:
+        met = _count_tokens(tokenizer, counted, size)
+    met += _count_tokens(tokenizer, label_texts, size)
     share = (met + 1) / (met.sum() + size)
     vectors -= share.astype(np.float32) @ vectors
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
@@ -256,6 +266,15 @@ def _vectors_of(
         except OSError as error:
             logger.warning("the token vectors cannot be kept in %s: %s", folder, getattr(error, "reason", error))
     return vectors
+
+
+def _count_kept(tokens: Tokens, rows: npt.NDArray[np.int64] | None, size: int) -> npt.NDArray[np.float64] | None:
+    """How often each token stands in texts; None where some were cut."""
+    kept = tokens if rows is None else tokens.take(rows)
+    assert kept.full is not None
+    if kept.full.sum() > len(kept.ids):
+        return None
+    return np.bincount(kept.ids, minlength=size).astype(np.float64)
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> npt.NDArray[np.float64]:

@@ -82,8 +82,9 @@ def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
     )
     return encoders.make_encoder(
         settings.encoder,
-        [data.train.texts[i] for i in data.fit_rows] if settings.encoder == "static" else [],
+        data.train.texts,
         data.labels.texts,
+        rows=data.fit_rows,
         **{name: getattr(settings, name) for name in names},
         device=str(device_of(settings.device)),
     )
