@@ -65,6 +65,31 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
     np.testing.assert_allclose(stock.encode(texts), vectors, atol=1e-5)
 
 
+def test_three_rankings_come_of_one_encoding(
+    data: ls.Dataset, static: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ls.train(data, recipe="unidec", **static | {"epochs": 1})
+    assert data.test is not None
+    texts = list(data.test.texts)[:50]
+    whole, seen = model.rankings(texts, k=7), []
+    encode = model.encode
+    monkeypatch.setattr("labelspace.model.QUERY_BLOCK", 16)
+    monkeypatch.setattr(model, "encode", lambda part, *rest: [seen.extend(part), encode(part, *rest)][1])
+    blocks = model.rankings(texts, k=7, probabilities=model.calibration is not None)
+    assert seen == texts
+    assert list(blocks) == list(whole) == ["combined", "encoder", "classifier"]
+    for name in whole:
+        assert np.array_equal(blocks[name].indices, whole[name].indices)
+        np.testing.assert_allclose(blocks[name].scores, whole[name].scores, atol=1e-6)
+    assert np.array_equal(model.predict(texts, 7).indices, whole["combined"].indices)
+    for name, heads in (("encoder", model.heads), ("classifier", model.heads)):
+        assert heads is not None
+        part = heads.columns(name)
+        alone = encode(texts)[:, part] @ model.memory.keys[:, part].numpy().T / heads.weight(name)
+        np.testing.assert_allclose(np.sort(-alone, axis=1)[:, :7], -whole[name].scores, atol=1e-5)
+    assert {len(of) for of in model.rankings([], k=7).values()} == {0}
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -55,6 +55,8 @@ PATIENCE = 5.0
 """Seconds in which opening a folder is tried again while another process changes it."""
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
+QUERY_BLOCK = 4096
+"""Texts encoded and answered at a time."""
 
 
 class Model:
@@ -258,17 +260,27 @@ class Model:
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.
         """
-        first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
-        found = {"combined": first}
         if self.heads is None or len(self.towers) > 1:
-            return found
-        keys = self.memory.keys
-        queries = torch.from_numpy(self.encode(texts, batch_size)).to(keys.device)
-        depth = min(k, len(self.labels))
-        for ranking in RANKINGS[1:]:
-            part, weight = self.heads.columns(ranking), np.float32(self.heads.weight(ranking))
-            indices, scores = Memory.of_labels(keys[:, part]).predict(queries[:, part], depth)
-            found[ranking] = Predictions(indices, scores / weight, self.labels.ids, self.labels.texts)
+            first = self.predict(texts, k, batch_size=batch_size, probabilities=probabilities, left_out=left_out)
+            return {"combined": first}
+        checked, heads, keys = _checked_texts(texts, "text"), self.heads, self.memory.keys
+        parts = {name: Memory.of_labels(keys[:, heads.columns(name)]) for name in RANKINGS[1:]}
+        others: dict[str, list[tuple[npt.NDArray[Any], ...]]] = {name: [] for name in parts}
+
+        def encode(part: slice) -> npt.NDArray[np.float32]:
+            vectors = self.encode(checked[part], batch_size)
+            queries = torch.from_numpy(vectors).to(keys.device)
+            for name, memory in parts.items():
+                indices, scores = memory.predict(queries[:, heads.columns(name)], min(k, len(self.labels)))
+                others[name].append((indices, scores / np.float32(heads.weight(name))))
+            return vectors
+
+        found = {"combined": self._predict(len(checked), encode, k, probabilities=probabilities, left_out=left_out)}
+        none = np.zeros((0, min(k, len(self.labels))))
+        for name, blocks in others.items():
+            blocks = blocks or [(none.astype(np.int64), none.astype(np.float32))]
+            indices, scores = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+            found[name] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
         return found
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -332,22 +344,39 @@ class Model:
             ResourceError: n times k predictions would not fit into memory.
         """
         checked = _checked_texts(texts, "text")
+        return self._predict(
+            len(checked), lambda part: self.encode(checked[part], batch_size), k, labels,
+            threshold=threshold, probabilities=probabilities, why=why, left_out=left_out,
+        )  # fmt: skip
+
+    def _predict(
+        self,
+        count: int,
+        encode: Callable[[slice], npt.NDArray[np.float32]],
+        k: int | None,
+        labels: Iterable[str | int] | None = None,
+        *,
+        threshold: float | None = None,
+        probabilities: bool = False,
+        why: bool = False,
+        left_out: npt.NDArray[np.bool_] | None = None,
+    ) -> Predictions:
+        """`predict` for so many texts, a slice of which is encoded at a time, each once."""
         left_out = self._checked_mask(left_out)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         if threshold is not None or probabilities:
-            return self._predict_probable(checked, k, labels, batch_size, threshold, why, left_out)
+            return self._predict_probable(count, encode, k, labels, threshold, why, left_out)
         k = 5 if k is None else int(k)
-        _require_room(len(checked), k)
+        _require_room(count, k)
         chosen = None if labels is None else self.label_numbers(labels)
-        indices = np.full((len(checked), k), -1, dtype=np.int64)
-        scores = np.full((len(checked), k), -np.inf, dtype=np.float32)
+        indices = np.full((count, k), -1, dtype=np.int64)
+        scores = np.full((count, k), -np.inf, dtype=np.float32)
         depth = min(k, len(self.labels))
-        block = 4096
         reasons: list[list[list[Reason]]] | None = [] if why else None
-        for start in range(0, len(checked), block):
-            part = slice(start, min(start + block, len(checked)))
-            queries = torch.from_numpy(self.encode(checked[part], batch_size)).to(self.memory.device)
+        for start in range(0, count, QUERY_BLOCK):
+            part = slice(start, min(start + QUERY_BLOCK, count))
+            queries = torch.from_numpy(encode(part)).to(self.memory.device)
             indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen, left_out)
             if reasons is not None:
                 reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
@@ -389,10 +418,10 @@ class Model:
 
     def _predict_probable(
         self,
-        texts: list[str],
+        count: int,
+        encode: Callable[[slice], npt.NDArray[np.float32]],
         k: int | None,
         labels: Iterable[str | int] | None,
-        batch_size: int,
         threshold: float | None,
         why: bool,
         left_out: npt.NDArray[np.bool_] | None,
@@ -410,13 +439,12 @@ class Model:
             k = 5
         chosen = None if labels is None else self.label_numbers(labels)
         parts, asked = [], []
-        for start in range(0, len(texts), 4096):
-            part = texts[start : start + 4096]
-            queries = torch.from_numpy(self.encode(part, batch_size)).to(self.memory.device)
+        for start in range(0, count, QUERY_BLOCK):
+            queries = torch.from_numpy(encode(slice(start, min(start + QUERY_BLOCK, count)))).to(self.memory.device)
             asked.append(queries)
             depth = calibrate.DEPTH if k is None else int(k)
             while True:
-                _require_room(len(texts), depth)
+                _require_room(count, depth)
                 found, scores, probable = self._probable(
                     queries, min(depth, len(self.labels)), chosen, calibration, left_out
                 )
@@ -428,17 +456,17 @@ class Model:
                 (np.where(passed, found, -1), np.where(passed, scores, -np.inf), np.where(passed, probable, 0))
             )
         widest = max((int((found >= 0).sum(axis=1).max()) for found, _, _ in parts), default=0)
-        shape = (len(texts), max(1, widest) if k is None else int(k))
+        shape = (count, max(1, widest) if k is None else int(k))
         indices = np.full(shape, -1, dtype=np.int64)
         whole: list[npt.NDArray[Any]] = [indices, np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)]
         for number, arrays in enumerate(parts):
-            rows = slice(4096 * number, 4096 * number + len(arrays[0]))
+            rows = slice(QUERY_BLOCK * number, QUERY_BLOCK * number + len(arrays[0]))
             for array, into in zip(arrays, whole, strict=True):
                 into[rows, : array.shape[1]] = array[:, : shape[1]]
         reasons: list[list[list[Reason]]] | None = [] if why else None
         if reasons is not None:
             for number, queries in enumerate(asked):
-                numbers = indices[4096 * number : 4096 * number + len(queries)]
+                numbers = indices[QUERY_BLOCK * number : QUERY_BLOCK * number + len(queries)]
                 reasons += self.memory.explain(queries, numbers, chosen, left_out)
         ids, names = self.labels.ids, self.labels.texts
         return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
