@@ -1,6 +1,7 @@
 """Ablation of UniDEC at equal time: one run a setting, figures of the three rankings on validation documents.
 
     python benchmarks/unidec.py DATA [--minutes 5] [--seeds 0] [--only NAME ...] [--out FOLDER] [-- --lr 0.002 ...]
+    python benchmarks/unidec.py --table FOLDER/results.jsonl
 
 What comes after ``--`` goes to every ``labelspace train``. ``dexml`` is the dual encoder alone by the other recipe.
 A line of JSON a run is appended to FOLDER/results.jsonl, and a table is printed at the end. Runs that are there already
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 SOME = ["--pool", "some"]
 VARIANTS: dict[str, list[str]] = {
@@ -49,7 +51,8 @@ SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
 def main() -> None:
     """Run what is not there yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--table", type=Path, help="print the table of such a file, and run nothing")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
@@ -60,6 +63,11 @@ def main() -> None:
         else (sys.argv[1:], [])
     )
     given = parser.parse_args(own)
+    if given.table:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    if given.data is None:
+        parser.error("name the data, or --table")
     given.out.mkdir(parents=True, exist_ok=True)
     record = given.out / "results.jsonl"
     done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -83,16 +91,24 @@ def main() -> None:
             done.append({**key, "rankings": rankings, **fit, "peak_memory_gb": memory})
             with record.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
-    print(
-        "| run | seed | steps | " + " | ".join(f"{r} {m}" for r in ("combined", "encoder", "classifier") for m in SHOWN)
-    )
-    for run in done:
+    print(table(done))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Runs as a Markdown table, in the order of `VARIANTS`; validation documents, percent."""
+    names = ("combined", "encoder", "classifier")
+    shown = [f"{ranking} {metric}" for ranking in names for metric in (SHOWN if ranking == "combined" else SHOWN[:1])]
+    lines = ["| run | flags | seed | steps | " + " | ".join(shown) + " |", "| --- " * (len(shown) + 4) + "|"]
+    for run in sorted(runs, key=lambda run: (list(VARIANTS).index(run["name"]), run["seed"])):
+        flags = " ".join(VARIANTS[run["name"]]).replace("--recipe dexml", "")
         cells = [
-            f"{run['rankings'][r][m]:.2f}" if r in run["rankings"] else ""
-            for r in ("combined", "encoder", "classifier")
-            for m in SHOWN
+            f"{run['rankings'][ranking][metric]:.2f}" if ranking in run["rankings"] else ""
+            for ranking in names
+            for metric in (SHOWN if ranking == "combined" else SHOWN[:1])
         ]
-        print(f"| {run['name']} | {run['seed']} | {run['steps']} | " + " | ".join(cells) + " |")
+        code = f"`{flags}`" if flags else ""
+        lines.append(f"| {run['name']} | {code} | {run['seed']} | {run['steps']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
         (raw(b'{"texts": ["a"], "threshold": NaN}'), 422, "threshold"),
         (raw(b'{"texts": ["\xff"]}'), 400, "JSON"),
         (client.get("/v1/predict"), 405, "does not take GET"),
+        (client.put("/v1/labels"), 405, "does not take PUT"),
         (client.get("/nothing/here"), 404, "nothing at '/nothing/here'"),
         (client.get("/v1/labels?limit=x"), 422, "limit"),
         (client.get("/projects/other"), 404, "the only one is 'toy'"),
@@ -201,6 +202,9 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
     ):
         assert answer.status_code == status, (answer.request.url, answer.text)
         assert part in message(answer)
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/v1/labels", "/v1/predict", "/v1/documents", "/v1/model"):
+        assert client.put(path).headers["Allow"] == ", ".join(sorted(method.upper() for method in paths[path]))
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

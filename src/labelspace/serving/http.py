@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LabelspaceError, ResourceError
@@ -170,7 +171,13 @@ def answer_errors(app: FastAPI) -> None:
             405: f"{path!r} does not take {request.method}; see /openapi.json for what it takes",
             400: "the body cannot be read as JSON",
         }.get(error.status_code, f"{error.detail}")
-        return problem(error.status_code, said, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names those of the first route of the path alone
+            routes = [
+                r for r in request.app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE
+            ]
+            headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+        return problem(error.status_code, said, headers)
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:
