@@ -6,15 +6,18 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.config import AutoSettings, recipe_with
-from labelspace.recipes.auto import choose
+from labelspace.recipes.auto import _texts_per_second, choose
+from labelspace.recipes.preparation import TUNING_SECONDS
 
 
 def corpus(count: int, words: int, labels: int = 50) -> ls.Dataset:
@@ -72,6 +75,87 @@ def test_what_is_given_stays() -> None:
              "max_minutes": 2.0, "classifier_dim": 8}  # fmt: skip
     chosen = choose(corpus(300, 4), AutoSettings(device="cpu", **given))[1]
     assert {name: dataclasses.asdict(chosen)[name] for name in given} == given
+
+
+def test_what_is_given_wins_over_what_would_be_chosen() -> None:
+    plain = choose(corpus(300, 4), AutoSettings(device="cpu", encoder="minilm"))[1]
+    assert plain.table_lr == 3e-3
+    for given in ({"table_optimizer": "adagrad"}, {"classifier_labels": "all"}):
+        assert choose(corpus(300, 4), AutoSettings(device="cpu", encoder="minilm", **given))[1].table_lr is None  # type: ignore[arg-type]
+    assert choose(corpus(300, 4), AutoSettings(device="cpu", key_precision="float32"))[1].key_precision == "float32"
+
+
+def test_texts_without_blanks_are_long_all_the_same() -> None:
+    data = corpus(2000, 5)
+    chinese = dataclasses.replace(data, train=dataclasses.replace(data.train, texts=["书" * 200] * 2000))
+    for settings in (AutoSettings(device="cpu"), AutoSettings(device="cpu", long_documents="chunks")):
+        device = torch.device("cpu")
+        assert _texts_per_second(data, device, settings) > 10 * _texts_per_second(chinese, device, settings)
+    short = AutoSettings(device="cpu", max_tokens=16)
+    assert _texts_per_second(chinese, device, short) > 5 * _texts_per_second(chinese, device, AutoSettings())
+
+
+def test_the_memory_takes_its_part_of_the_time() -> None:
+    """What is left for training decides, not the whole limit."""
+    data = corpus(3000, 5)
+    valid = dataclasses.replace(data, valid=data.train, valid_rows=np.zeros(0, np.int64))
+    minutes = 1.05 * TUNING_SECONDS / 60
+    for settings, encoder in ((AutoSettings(max_minutes=minutes), "static"),
+                              (AutoSettings(max_minutes=minutes, memory=False), "minilm")):  # fmt: skip
+        assert choose(valid, dataclasses.replace(settings, device="cpu"))[1].encoder == encoder
+
+
+def test_a_short_limit_still_trains_where_little_is_tuned(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    model = ls.train(toy_folder, out=out, encoder=str(tiny_transformer), max_minutes=0.2, device="cpu")
+    assert model.info["fit"]["steps"] > 0 and model.memory.n_documents == 300
+
+
+def test_a_job_that_names_auto_goes_on_by_its_own_command(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import labelspace.trainer as trainer
+
+    out = tmp_path / "run"
+    flags = ["train", str(toy_folder), "--recipe", "auto", "--encoder", str(tiny_transformer), "--epochs", "2",
+             "--device", "cpu", "--quiet", "--checkpoint-minutes", "0"]  # fmt: skip
+    real, seen = trainer.clip_gradients, []
+
+    def clip(*args: Any) -> float:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "clip_gradients", clip)
+    command = [*flags, "--out", str(out), "--resume", str(out)]
+    main(command)
+    stopped = ls.Model.load(out)
+    assert stopped.info["fit"]["stopped"] == "interrupted"
+    assert stopped.memory.n_documents == 0  # ends at once: no document is encoded for the memory
+    assert main(command) == 0
+    model = ls.Model.load(out)
+    assert model.info["fit"]["stopped"] == "finished" and model.memory.n_documents == 300
+
+
+def test_only_variables_of_labelspace_are_settings(
+    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOSS", "softmax")
+    assert main(["train", str(toy_folder), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith('recipe = "auto"\n')
+    monkeypatch.setenv("LABELSPACE_LOSS", "softmax")
+    assert main(["train", str(toy_folder), "--dry-run"]) == 0
+    assert 'recipe = "dexml"' in (out := capsys.readouterr().out) and 'loss = "softmax"' in out
+    monkeypatch.delenv("LABELSPACE_LOSS")
+    (tmp_path / "c.toml").write_text("epochs = 0\npositives = 3\n")
+    config = ["train", str(toy_folder), "--config", str(tmp_path / "c.toml"), "--recipe"]
+    assert main([*config, "raexmc", "--dry-run"]) == 0
+    assert "epochs = 0\n" in capsys.readouterr().out
+    assert main([*config, "dexml", "--dry-run"]) == 2
+    assert "c.toml: " in capsys.readouterr().err
 
 
 def test_a_run_without_a_recipe(

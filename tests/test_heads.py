@@ -60,7 +60,6 @@ def test_momentum_equals_torch() -> None:
     queries, rows, pairs, truth = example()
     head, table = OneVsAll(rows.clone(), chunk=5), torch.nn.Parameter(rows.clone())
     ours = OneVsAllSGD(head, lr=0.05, momentum=0.9, weight_decay=0.01)
-    ours.state[head.weight]["momentum"] = torch.zeros_like(rows)
     theirs = torch.optim.SGD([table], lr=0.05, momentum=0.9, weight_decay=0.01)
     for _ in range(4):
         head.loss(queries, pairs)

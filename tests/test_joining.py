@@ -122,6 +122,44 @@ def test_a_joined_model_lives(folders: list[Path], data: ls.Dataset, tmp_path: P
     assert "new" not in again.labels.ids and len(again.labels) == len(data.labels)
 
 
+def test_the_parts_keep_their_documents_and_files(folders: list[Path], data: ls.Dataset, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folders[0], tmp_path / "a")
+    first = ls.Model.load(tmp_path / "a", "cpu")
+    first.add_documents(["something else"], [[data.labels.ids[0]]], ["more"])
+    first.save()
+    first = ls.Model.load(tmp_path / "a", "cpu")
+    texts = data.valid.texts[:10]
+    before, count = first.predict(texts), first.memory.n_documents
+    made = join([first, ls.Model.load(folders[1], "cpu")])
+    made.remove_documents(["more", first.memory.document_keys.ids(np.array([0]))[0]])
+    made.save(tmp_path / "joined")
+    assert made.memory.n_documents == count - 2 and first.memory.n_documents == count
+    np.testing.assert_array_equal(first.predict(texts).scores, before.scores)
+    first.add_labels(["a label of its own"])
+    first.save()
+    assert "a label of its own" in ls.Model.load(tmp_path / "a", "cpu").labels.ids
+
+
+def test_of_equal_shares_the_even_one_is_chosen(folders: list[Path], data: ls.Dataset) -> None:
+    made = join([ls.Model.load(folders[0], "cpu") for _ in range(3)])
+    made.tune(data)
+    assert [tower.share for tower in made.towers] == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_models_that_held_out_other_documents_are_told(folders: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    parts = opened(folders)
+    join(parts)
+    assert "held out other documents" not in caplog.text
+    parts[1].info["data"]["options"]["seed"] = 7
+    join(parts)
+    assert "model 2 held out other documents than the first (seed 7, the first 0)" in caplog.text
+    parts[0].info["data"]["fingerprint"], parts[1].info["data"]["fingerprint"] = "one", "other"
+    join(parts)
+    assert "model 2 was trained on other data" in caplog.text
+
+
 def test_what_cannot_be_joined(folders: list[Path], data: ls.Dataset, tiny_transformer: Path) -> None:
     parts = opened(folders)
     with pytest.raises(ls.ModelError, match="takes two models or more, got 1"):
@@ -139,6 +177,12 @@ def test_the_command(folders: list[Path], toy_folder: Path, tmp_path: Path, caps
     assert len(told["shares"]) == 2 and told["model"] == str(out) and told["voting"]["scoring"] == "votes"
     assert main(["evaluate", str(out), str(toy_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["P@1"] > 0
+    assert main(command) == 1
+    assert "holds a model already; add --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["join", *map(str, folders), "--data", str(toy_folder), "--out", str(folders[1]), "--overwrite"]) == 2
+    assert "is one of the models to join" in capsys.readouterr().err
     assert main(["join", str(folders[0]), "--data", str(toy_folder), "--out", str(out)]) == 2
     assert "two models or more, got 1" in capsys.readouterr().err
     assert main(["join", *map(str, folders), "--out", str(out)]) == 2

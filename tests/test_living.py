@@ -185,7 +185,9 @@ def test_a_thousand_changes_equal_building_the_final_state(
             del labels[name]
             documents = {d: (t, [x for x in own if x != name]) for d, (t, own) in documents.items()}
         if number % 199 == 0:
+            before = model.predict(TEXTS, 6)
             model.save()
+            np.testing.assert_allclose(model.predict(TEXTS, 6).scores, before.scores, atol=1e-6)
             model = ls.Model.load(tmp_path / "m")
         if number % 499 == 0:
             same(model, afresh(model, labels, documents))
@@ -696,6 +698,45 @@ def test_a_folder_that_another_changed_is_not_saved_over_by_name_either(
     first.save()
     assert not list((tmp_path / "m").glob(".manifest.writing-*"))
     assert "aa" in ls.Model.load(tmp_path / "m").labels.ids
+
+
+def test_saving_changes_no_prediction_of_the_model_in_memory(model: ls.Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "m")
+    model.remove_labels(["L0", "L1"])  # much of a segment, so that saving writes it anew
+    before = model.predict(TEXTS, 2)
+    model.save()
+    for after in (model.predict(TEXTS, 2), ls.Model.load(tmp_path / "m").predict(TEXTS, 2)):
+        for i in range(len(TEXTS)):
+            assert [name for name, _, _ in after.named(i)] == [name for name, _, _ in before.named(i)]
+        np.testing.assert_allclose(after.scores, before.scores, atol=1e-6)
+
+
+def test_voting_that_was_chosen_outlives_the_last_document(model: ls.Model) -> None:
+    chosen = Voting(label_depth=3, document_depth=2, temperature=0.02, weight=0.7, softmax="apart")
+    model.memory.voting = chosen
+    before = model.predict(TEXTS, 3)
+    documents = [d for d in model.memory.document_keys.ids(np.arange(3))]
+    texts = [model.memory.document_keys.texts(np.array([i]))[0] for i in range(3)]
+    model.remove_documents(documents)
+    assert model.memory.voting.scoring == "similarity"
+    model.add_documents(texts, [["L0"], ["L1", "L3"], ["L2"]], documents)
+    assert model.memory.voting == chosen
+    np.testing.assert_allclose(model.predict(TEXTS, 3).scores, before.scores, atol=1e-6)
+
+
+def test_reasons_sum_to_the_score_among_some_labels_with_probabilities_too(
+    toy_folder: Path, tiny_transformer: Path
+) -> None:
+    data = ls.load(toy_folder)
+    model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu")
+    some = list(data.labels.ids)[::4]
+    model.calibrate(data, split="train")
+    for options in ({"probabilities": True}, {"threshold": 0.0}, {}):
+        told = model.predict(list(data.valid.texts)[:8], 4, labels=some, why=True, **options)  # type: ignore[arg-type]
+        assert told.reasons is not None and np.isfinite(told.scores).any()
+        for scores, row in zip(told.scores, told.reasons, strict=True):
+            for score, reasons in zip(scores[np.isfinite(scores)], row, strict=False):
+                assert sum(reason.share for reason in reasons) == pytest.approx(score, abs=1e-6)
 
 
 def test_among_some_labels_scores_are_those_among_all(toy_folder: Path, tiny_transformer: Path) -> None:

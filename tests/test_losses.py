@@ -366,3 +366,14 @@ def test_nothing_of_a_step_is_left_when_it_is_over() -> None:
         assert sum(type(x) is torch.Tensor for x in gc.get_objects()) <= before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_document_there_is_nothing_to_learn(name: str) -> None:
+    options = {"k": 2} if name == "soft_top_k" else {}
+    form = losses.closed_form(name, **options)
+    queries, keys = (torch.randn(n, 4, requires_grad=True) for n in (0, 3))
+    value = linear_loss(form, queries, keys, torch.zeros(2, 0, dtype=torch.int64), temperature=0.1)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert queries.grad is not None and keys.grad is not None and not keys.grad.any()

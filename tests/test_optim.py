@@ -163,6 +163,31 @@ def test_rounding_repeats_and_goes_on_after_a_checkpoint(kind: type[RowAdamW | R
     assert torch.equal(whole[0], again[0]) and not torch.equal(other[0], broken[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [RowAdamW, RowAdagrad])
+def test_a_state_dict_goes_on_exactly(kind: type[RowAdamW | RowAdagrad], dtype: torch.dtype) -> None:
+    def step(table: torch.nn.Parameter, optimizer: RowAdamW | RowAdagrad, number: int) -> None:
+        g = torch.Generator().manual_seed(number)
+        table.grad = sparse([number % 5, 4], torch.randn(2, 7, generator=g).to(dtype), (6, 7))
+        optimizer.step()
+
+    whole = torch.nn.Parameter(torch.ones(6, 7, dtype=dtype))
+    optimizer = kind([whole], lr=0.1, weight_decay=0.01)
+    for number in range(4):
+        step(whole, optimizer, number)
+    again = torch.nn.Parameter(whole.detach().clone())
+    other = kind([again], lr=0.5)
+    other.load_state_dict(optimizer.state_dict())
+    before = {name: value.clone() for name, value in optimizer.state[whole].items() if isinstance(value, torch.Tensor)}
+    for number in range(4, 9):
+        step(again, other, number)
+    for name, value in before.items():  # nothing is shared
+        assert torch.equal(optimizer.state[whole][name], value) and other.state[again][name].dtype == value.dtype
+    for number in range(4, 9):
+        step(whole, optimizer, number)
+    assert torch.equal(whole, again)
+
+
 def test_clip_scales_dense_and_sparse_together() -> None:
     dense, table = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(4, 1))
     for limit, factor in ((2.5, 0.5), (0.0, 1.0), (10.0, 1.0)):

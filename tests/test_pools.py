@@ -138,6 +138,18 @@ def batches(cap: int | None, **options: object) -> PickedBatches:
     return PickedBatches(TRUTH, rows, PickSome(2, 3, cap, gap=0), 7, seed=5, **options)  # type: ignore[arg-type]
 
 
+def test_a_shortlist_with_true_labels_gives_none_of_them() -> None:
+    dense = TRUTH.toarray()
+    plan = PickedBatches(TRUTH, np.arange(TRUTH.shape[0]), PickSome(1, 8, None, gap=0), 1, seed=5)
+    free = [int(np.flatnonzero(row == 0)[0]) for row in dense]
+    plan.shortlists = np.stack([np.append(np.resize(np.flatnonzero(row), 9), -1) for row in dense]).astype(np.int32)
+    plan.shortlists[:, 4] = free
+    for batch in plan.epoch(0):
+        (row,) = batch.rows.tolist()
+        negatives = [label for label in batch.pool.tolist() if not dense[row, label]]  # type: ignore[union-attr]
+        assert negatives == [free[row]]
+
+
 @pytest.mark.parametrize("cap", [2, 5, 20, None])
 @pytest.mark.parametrize("clustered", [False, True])
 def test_positives_are_the_whole_truth_inside_the_pool_and_bare_documents_are_dropped(

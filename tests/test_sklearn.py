@@ -25,7 +25,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from labelspace.errors import ModelError, ResourceError, SettingsError
-from labelspace.sklearn import LabelSpaceClassifier, _is_calibrated
+from labelspace.sklearn import LabelSpaceClassifier, _is_calibrated, _target
 
 NAMES = [f"{trait} {kind}" for kind in KINDS for trait in TRAITS]
 
@@ -109,6 +109,20 @@ def test_indicators_come_back_as_indicators(
     assert sp.issparse(model.predict_proba(texts[:3])) == sparse
     with pytest.raises(ValueError, match="y has 23 columns, but 24 labels were fitted"):
         model.score(texts, y[:, :23])
+
+
+def test_rows_of_two_bits_and_tables_of_mixed_columns_are_indicators() -> None:
+    rows = [[1, 0], [0, 1], [0, 1]]
+    for y in (rows, np.array(rows), [tuple(row) for row in rows], np.array(rows, dtype=object)):
+        kind, found = _target(y)
+        assert kind == "dense" and found.toarray().tolist() == rows
+    pandas = pytest.importorskip("pandas")
+    for y in (pandas.DataFrame({"a": [True, False], "b": [0, 1]}), pandas.DataFrame(rows[:2]).astype("Int64")):
+        kind, found = _target(y)
+        assert kind == "dense" and found.toarray().tolist() == rows[:2]
+    assert _target([["a", "b"], ["b", "a"]])[0] == _target([[0, 2], [1, 0]])[0] == "lists"
+    with pytest.raises(ValueError, match="give several labels a text as lists"):
+        _target(np.array([["a", "b"], ["c", "d"]]))
 
 
 def test_one_label_a_text(make: Callable[..., LabelSpaceClassifier], toy: Any) -> None:

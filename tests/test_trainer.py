@@ -129,7 +129,7 @@ def test_slow_steps_and_slow_evaluations_keep_to_the_clock(tmp_path: Path, monke
 
 
 def test_a_limit_without_time_for_a_step_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = Toy([1.0], tmp_path, epochs=1, max_minutes=0.001).fit()
+    report = Toy([1.0], tmp_path, epochs=1, max_minutes=1e-6).fit()
     assert report.steps == 0 and "the model is untrained" in caplog.text
 
 

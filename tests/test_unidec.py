@@ -14,7 +14,8 @@ import torch
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.config import UnidecSettings
+from labelspace.config import UnidecSettings, resolve
+from labelspace.errors import SettingsError
 from labelspace.heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
 
@@ -219,6 +220,45 @@ def test_the_best_share_of_the_dual_encoder_is_that_of_a_plain_search() -> None:
     values = {share: quality(share) for share in SEARCH_WEIGHTS}
     assert values[found] >= max(values.values()) - 1e-9
     assert len(set(values.values())) > 5 and found != 0.5
+
+
+def test_filtered_pairs_say_nothing_about_the_share() -> None:
+    """The dual encoder finds each document's own title first, which is filtered; behind it it is right."""
+    rng = np.random.default_rng(0)
+    n, size = 80, 200
+    made = (torch.from_numpy(rng.normal(size=(size, 8)).astype(np.float32)) for _ in range(2))
+    first, second = (torch.nn.functional.normalize(vectors, dim=1) for vectors in made)
+    own, true = np.arange(n), 80 + np.arange(n)
+    queries = torch.cat(
+        [first[own] + 0.8 * first[true], torch.from_numpy(rng.normal(size=(n, 8)).astype(np.float32))], 1
+    )
+    truth = sp.csr_array((np.ones(n), (np.arange(n), true)), shape=(n, size))
+    keys = torch.cat([first, second], dim=1)
+    pairs = np.stack([np.arange(n), own], axis=1)
+    plain = best_search_weight(queries, keys, 8, truth)
+    found = best_search_weight(queries, keys, 8, truth, pairs)
+    assert found >= plain and found > 0.5
+
+    def quality(share: float) -> float:
+        scores = (share * queries[:, :8] @ keys[:, :8].T + (1 - share) * queries[:, 8:] @ keys[:, 8:].T).numpy()
+        scores[np.arange(n), own] = -np.inf
+        places = (scores > scores[np.arange(n), true][:, None]).sum(axis=1)
+        return float(np.where(places < 5, 1 / np.log2(places + 2), 0).sum())
+
+    values = {share: quality(share) for share in SEARCH_WEIGHTS}
+    assert values[found] >= max(values.values()) - 1e-6
+
+
+def test_settings_that_one_vs_all_does_not_have_are_refused() -> None:
+    for given in (
+        {"add_bce": 1.0},
+        {"table_dropout": 0.1},
+        {"table_optimizer": "adagrad"},
+        {"classifier_loss": "supcon"},
+    ):
+        with pytest.raises(SettingsError, match=f"{next(iter(given))}: it does nothing with classifier_labels 'all'"):
+            resolve("unidec", {"classifier_labels": "all", **given})
+    assert resolve("unidec", {"classifier_labels": "all", "table_momentum": 0.9, "table_dropout": 0.0})
 
 
 def test_heads_that_begin_as_the_identity_leave_the_order_alone() -> None:

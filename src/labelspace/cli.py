@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -29,7 +30,7 @@ PROCESS_BEGAN = time.monotonic()
 logger = logging.getLogger("labelspace")
 
 
-def _config_file(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
     from .config import read_config
 
@@ -37,7 +38,7 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: Any) -> None:
         if argument.name == "--config" and argument.tokens:
             path = argument.tokens[0].value
             values = read_config(path)
-            _refuse_unknown(values, path)
+            _refuse_unknown(values, path, recipe)
             source = Dict({k: v for k, v in values.items() if v is not None}, use_commands_as_keys=False, source=path)
             source(app, commands, arguments)
 
@@ -50,14 +51,14 @@ def _no_empty_paths(app: App, commands: tuple[str, ...], arguments: Any) -> None
             raise SettingsError(f"{argument.name} is empty; name a file or folder")
 
 
-def _refuse_unknown(values: dict[str, Any], path: str) -> None:
+def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
     from .commands import DataOptions
-    from .config import recipe_with, resolve
+    from .config import resolve
 
     others = {*DataOptions.__dataclass_fields__, "recipe", "out"}
     settings = {k: v for k, v in values.items() if k not in others and v is not None}
-    resolve(str(values.get("recipe") or recipe_with(settings)), settings, path)
+    resolve(recipe, settings, path)
 
 
 COMMANDS = {
@@ -104,7 +105,11 @@ def _app(recipe: str) -> App:
         help="Pick a handful of labels out of very many, by their texts.",
         version=__version__,
         version_flags=["--version"],
-        config=[Env("LABELSPACE_", command=False, show=False), _config_file, _no_empty_paths],
+        config=[
+            Env("LABELSPACE_", command=False, show=False),
+            functools.partial(_config_file, recipe),
+            _no_empty_paths,
+        ],
         default_parameter=Parameter(negative_none=()),
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
@@ -165,7 +170,9 @@ def _recipe(tokens: list[str]) -> str:
     known = {f.name for kind in RECIPES.values() for f in dataclasses.fields(kind)}
     flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in tokens if token.startswith("--")}
     flags |= {name.removeprefix("no_") for name in flags}
-    given = known & (flags | set(values) | {name.removeprefix("LABELSPACE_").lower() for name in os.environ})
+    given = known & (
+        flags | set(values) | {x.removeprefix("LABELSPACE_").lower() for x in os.environ if x.startswith("LABELSPACE_")}
+    )
     return recipe_with(given)
 
 

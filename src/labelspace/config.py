@@ -285,6 +285,15 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         super().__post_init__()
         if self.classifier_labels == "all" and self.classifier_norm == "both":
             raise ValueError("classifier_norm: 'both' does not go with classifier_labels 'all'; take search or never")
+        unused = [("add_bce", self.add_bce), ("table_dropout", self.table_dropout),
+                  ("table_optimizer", self.table_optimizer != "adamw"),
+                  ("classifier_loss", self.classifier_loss not in ("decoupled_softmax", "bce"))]  # fmt: skip
+        for name, given in unused:
+            if self.classifier_labels == "all" and given:
+                raise ValueError(
+                    f"{name}: it does nothing with classifier_labels 'all', which is one-vs-all BCE with its own "
+                    "descent; leave it out"
+                )
         if self.classifier_labels == "pool" and self.table_momentum:
             raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
 
@@ -325,6 +334,7 @@ class AutoSettings(UnidecSettings):
         batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
         encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
         max_minutes: end within this time, reading and saving included; 60 when not given.
+        key_precision: as for every recipe with a memory; when not given, ``bf16`` on a processor that is faster in it.
         memory: after training the training documents become keys that vote, and how keys vote is tuned.
     """
 
@@ -332,6 +342,7 @@ class AutoSettings(UnidecSettings):
     epochs: Count | None = None  # type: ignore[assignment]
     batch_size: Count | None = None  # type: ignore[assignment]
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # type: ignore[assignment]
+    key_precision: Literal["float32", "bf16"] | None = None  # type: ignore[assignment]
     memory: bool = True
 
 

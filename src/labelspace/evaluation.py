@@ -260,15 +260,15 @@ def _checked_ks(ks: Iterable[int]) -> list[int]:
     return checked
 
 
-def _plan(ks: Sequence[int], depth: int, weighted: bool) -> list[tuple[str, int]]:
-    """The metrics to report, in order, as (metric, k)."""
+def _plan(ks: Sequence[int], depth: int, labels: int, weighted: bool) -> list[tuple[str, int]]:
+    """The metrics to report, in order, as (metric, k); recall as deep as predictions go, or labels."""
     plan = [(metric, k) for metric in ("P", "nDCG") for k in ks]
     at_five = 5 in ks or depth >= 5
     if weighted:
         plan += [("PSP", k) for k in ks]
     if at_five:
         plan += [("PSnDCG", 5)] * weighted + [("coverage", 5)]
-    return plan + [("R", k) for k in (10, 100) if depth >= k]
+    return plan + [("R", k) for k in (10, 100) if depth >= min(k, labels)]
 
 
 def _score(
@@ -386,7 +386,7 @@ def _evaluated(
 
 
 def _values(scored: _Scored, ks: Sequence[int]) -> dict[str, float]:
-    plan = _plan(ks, scored.indices.shape[1], scored.gained is not None)
+    plan = _plan(ks, scored.indices.shape[1], scored.truth.shape[1], scored.gained is not None)
     return {f"{metric}@{k}": scored.value(metric, k) for metric, k in plan}
 
 
@@ -725,7 +725,9 @@ def compare(
         for pred in (pred_a, pred_b)
     ]
     depth = min(scored.indices.shape[1] for scored in both)
-    plan = [item for item in _plan(ks, depth, both[0].gained is not None) if item[0] != "coverage"]
+    plan = [
+        item for item in _plan(ks, depth, both[0].truth.shape[1], both[0].gained is not None) if item[0] != "coverage"
+    ]
     terms_a, terms_b = ([scored.terms(*item) for item in plan] for scored in both)
     low, high = metrics.paired_bootstrap(
         np.column_stack([terms.numerators for terms in terms_a]),
@@ -786,7 +788,7 @@ def intervals(
     if draws < 1:
         raise SettingsError(f"draws must be at least 1, got {draws}")
     scored = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)[0]
-    plan = _plan(ks, scored.indices.shape[1], scored.gained is not None)
+    plan = _plan(ks, scored.indices.shape[1], scored.truth.shape[1], scored.gained is not None)
     plan = [item for item in plan if item[0] != "coverage"]
     terms = [scored.terms(*item) for item in plan]
     above, below = (np.column_stack([term[part] for term in terms]) for part in (0, 1))

@@ -357,7 +357,11 @@ def _write_table(rows: Iterable[dict[str, Any]], file: Path, table: TableFormat)
     if table == "jsonl":
         with file.open("w", encoding="utf-8") as stream:
             for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                line = json.dumps(row, ensure_ascii=False)
+                try:
+                    stream.write(line + "\n")
+                except UnicodeEncodeError:  # half of a surrogate pair
+                    stream.write(json.dumps(row) + "\n")
         return
     try:
         import pyarrow as pa
@@ -371,7 +375,7 @@ def _write_table(rows: Iterable[dict[str, Any]], file: Path, table: TableFormat)
     with pq.ParquetWriter(file, schema) as writer:
         block: list[dict[str, Any]] = []
         for row in rows:
-            block.append(row)
+            block.append({**row, "text": row["text"].encode("utf-8", "replace").decode()})
             if len(block) == BLOCK:
                 writer.write_table(pa.Table.from_pylist(block, schema))
                 block = []

@@ -22,7 +22,7 @@ from .errors import ModelError
 from .gradcache import encode_cached
 from .indexes import ExactIndex
 from .metrics import binary_truth, membership
-from .optim import round_stochastically
+from .optim import keep_types, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never"]
 Ranking = Literal["combined", "encoder", "classifier"]
@@ -236,7 +236,7 @@ class OneVsAllSGD(torch.optim.Optimizer):
         state = self.state[weight]
         state["step"] = state.get("step", 0) + 1
         if group["momentum"] and "momentum" not in state:
-            state["momentum"] = torch.zeros_like(weight, dtype=torch.float32)
+            state["momentum"] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         generator = torch.Generator(weight.device).manual_seed((group["seed"] * 1_000_003 + state["step"]) % 2**63)
         for labels, rows, logits in self.head.chunks(queries, positives):
             g = logits.sigmoid_()
@@ -249,6 +249,15 @@ class OneVsAllSGD(torch.optim.Optimizer):
             new = old.add_(change, alpha=-group["lr"])
             weight[labels] = round_stochastically(new, generator) if weight.dtype == torch.bfloat16 else new
         return value
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of another, as it is: torch would cast it to the type of the weights.
+
+        Args:
+            state_dict: as `state_dict` gave it.
+        """
+        super().load_state_dict(state_dict)
+        keep_types(self, state_dict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the last loss.
@@ -473,7 +482,13 @@ WEIGHED_AMONG = 50
 """Best labels of each head among which they are tried."""
 
 
-def best_search_weight(queries: Tensor, keys: Tensor, first: int, targets: sp.csr_array) -> float:
+def best_search_weight(
+    queries: Tensor,
+    keys: Tensor,
+    first: int,
+    targets: sp.csr_array,
+    filter_pairs: npt.NDArray[np.int64] | None = None,
+) -> float:
     """The share of the dual encoder whose ranking has the highest nDCG@5; of several the one nearest to a half.
 
     The labels that either head ranks among its best are scored anew for every share; no other is looked at.
@@ -483,19 +498,25 @@ def best_search_weight(queries: Tensor, keys: Tensor, first: int, targets: sp.cs
         keys: (L, d_D + d_C) of labels.
         first: d_D.
         targets: (n, L) truth.
+        filter_pairs: (M, 2) pairs of document and label that no ranking may show; None for none.
 
     Returns:
         s of `TwoHeads`.
     """
     targets = binary_truth(targets)
+    pairs = np.zeros((0, 2), dtype=np.int64) if filter_pairs is None else np.asarray(filter_pairs, dtype=np.int64)
+    marks = sp.coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=targets.shape)
+    barred = binary_truth(marks)
+    among = WEIGHED_AMONG + int(np.diff(barred.indptr).max(initial=0))
     parts = [(queries[:, p].contiguous(), keys[:, p].contiguous()) for p in (slice(first), slice(first, None))]
-    found = [ExactIndex(k).search(q, WEIGHED_AMONG)[1] for q, k in parts]
+    found = [ExactIndex(k).search(q, min(among, len(k)))[1] for q, k in parts]
     gains = np.zeros(len(SEARCH_WEIGHTS))
     discounts = 1 / np.log2(np.arange(2, 7))
     for start in range(0, len(queries), 512):
         rows = slice(start, start + 512)
         labels = np.sort(np.concatenate([f[rows] for f in found], axis=1), axis=1)
         again = np.concatenate([np.zeros((len(labels), 1), dtype=bool), labels[:, 1:] == labels[:, :-1]], axis=1)
+        again |= membership(labels, barred[rows])
         where = torch.from_numpy(labels).to(keys.device)
         scores = [torch.bmm(k[where].float(), q[rows, :, None])[..., 0].cpu().numpy() for q, k in parts]
         true = membership(labels, targets[rows])

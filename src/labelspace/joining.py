@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from .keys import Keys
 from .memory import Memory
 from .model import Model
 from .towers import Tower
+
+logger = logging.getLogger(__name__)
 
 
 def join(models: Sequence[Model]) -> Model:
@@ -22,7 +25,8 @@ def join(models: Sequence[Model]) -> Model:
     until `Model.tune` chooses them, together with how keys vote, on validation documents.
 
     Args:
-        models: two or more, of the same labels by id; they are not changed, and large arrays of the first are shared.
+        models: two or more, of the same labels by id; they are not changed; their encoders are shared, and large
+            arrays of the first.
 
     Raises:
         ModelError: fewer than two models, or models of other labels.
@@ -41,12 +45,14 @@ def join(models: Sequence[Model]) -> Model:
                 f"model {number + 1} has other labels than the first: {name!r} is in one of them alone; join models "
                 "that were trained on the same labels"
             )
+        _warn_of_data(first, model, number + 1)
         own = model.memory.keys.float().cpu()
         keys.append(torch.empty_like(own))
         keys[-1][torch.tensor(places)] = own / len(models)
         towers += [Tower(tower.encoder, tower.heads, tower.share / len(models)) for tower in model.towers]
     labels = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels).label_keys
-    documents = Keys(first.memory.compacted().document_keys.segments, towers[0].document_dim)
+    kept = [segment.shared() for segment in first.memory.compacted().document_keys.segments]
+    documents = Keys(kept, towers[0].document_dim)
     removed = {kind: dict(gone) for kind, gone in first.memory.removed.items()}
     memory = Memory(labels, documents, first.memory.voting, removed=removed)
     info = {
@@ -57,3 +63,22 @@ def join(models: Sequence[Model]) -> Model:
     }
     return Model(towers[0].encoder, memory, first.labels, info, heads=towers[0].heads, more=towers[1:],
                  share=towers[0].share)  # fmt: skip
+
+
+def _warn_of_data(first: Model, other: Model, number: int) -> None:
+    """Say it when a model was trained on documents that the first held out."""
+    mine, theirs = (model.info.get("data", {}) for model in (first, other))
+    prints = [data.get("fingerprint") for data in (mine, theirs)]
+    seeds = [data.get("options", {}).get("seed") for data in (mine, theirs)]
+    if None not in prints and prints[0] != prints[1]:
+        logger.warning(
+            "model %d was trained on other data (%s, the first %s): if documents that shares are chosen on are among "
+            "them, the choice will favour it",
+            *(number, theirs.get("name"), mine.get("name")),
+        )
+    elif None not in seeds and seeds[0] != seeds[1]:
+        logger.warning(
+            "model %d held out other documents than the first (seed %s, the first %s), so it was trained on some that "
+            "shares are chosen on, and the choice will favour it; train both with one seed",
+            *(number, seeds[1], seeds[0]),
+        )

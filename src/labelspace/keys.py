@@ -140,6 +140,14 @@ class Segment:
         """
         self.index, self.graph, self.graph_file = other.index, other.graph, other.graph_file
 
+    def shared(self) -> Segment:
+        """The same keys in a segment of its own, from which others may be gone."""
+        state = None if self.state is None else self.state.copy()
+        other = Segment(self.keys, self.indptr, self.slots, self.values, self.ids, self.texts, state)
+        other.take_graph(self)
+        other.graph_file = None
+        return other
+
     def take(self, rows: IntArray) -> Segment:
         """Some rows as a segment of their own, copied.
 

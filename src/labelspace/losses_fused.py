@@ -94,6 +94,8 @@ def linear_loss(
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
     check_pairs((len(queries), len(keys)), positives, weights)
+    if not len(queries):  # nothing to learn from, and no block to look at
+        return queries.sum() + 0.0 * keys.sum().to(queries.dtype)
     value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
     return value
 

@@ -118,6 +118,7 @@ def join(
     *models: Path,
     data: Path | None = None,
     out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
     objective: str = "P@1,P@3,P@5",
     tolerance: float = 0.25,
     precision: Literal["float32", "bf16"] = "float32",
@@ -134,7 +135,9 @@ def join(
     data
         Folder or file that they were trained on; read as the training data of the first was unless said otherwise.
     out
-        Folder to write to.
+        Folder to write to, empty or not there.
+    overwrite
+        Replace another model that is in that folder.
     objective
         Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
     tolerance
@@ -146,7 +149,7 @@ def join(
         auto, cpu, cuda or mps.
     """
     from .joining import join as joined
-    from .model import Model, require_writable
+    from .model import Model, require_free
     from .tuning import described, parse_objective, render
 
     if len(models) < 2:
@@ -155,7 +158,9 @@ def join(
         missing = "--data, the data set that they were trained on" if data is None else "--out, the folder to write to"
         raise SettingsError(f"joining needs {missing}")
     parse_objective(objective)
-    require_writable(out)
+    if out.expanduser().resolve() in [model.expanduser().resolve() for model in models]:
+        raise SettingsError(f"--out {out} is one of the models to join; name another folder")
+    require_free(out, overwrite)
     opened = [Model.load(model, device) for model in models]
     options, seed = _recorded(options, opened[0])
     made = joined(opened)

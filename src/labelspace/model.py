@@ -280,6 +280,8 @@ class Model:
         for name, blocks in others.items():
             blocks = blocks or [(none.astype(np.int64), none.astype(np.float32))]
             indices, scores = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+            wide = ((0, 0), (0, k - indices.shape[1]))
+            indices, scores = np.pad(indices, wide, constant_values=-1), np.pad(scores, wide, constant_values=-np.inf)
             found[name] = Predictions(indices, scores, self.labels.ids, self.labels.texts)
         return found
 
@@ -467,7 +469,7 @@ class Model:
         if reasons is not None:
             for number, queries in enumerate(asked):
                 numbers = indices[QUERY_BLOCK * number : QUERY_BLOCK * number + len(queries)]
-                reasons += self.memory.explain(queries, numbers, chosen, left_out)
+                reasons += self.memory.explain(queries, numbers, None, left_out)  # all labels took part
         ids, names = self.labels.ids, self.labels.texts
         return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
 
@@ -695,8 +697,9 @@ class Model:
         self.memory.document_keys.remove(there)
         self.memory.document_keys.append(segment)
         if self.memory.voting.scoring == "similarity":
-            self.memory.voting = Voting()
-            logger.info("documents vote from now on, by untuned settings; choose better ones with: labelspace tune")
+            self.memory.voting = dataclasses.replace(self.memory.voting, scoring="votes")
+            if "tuning" not in self.info:
+                logger.info("documents vote from now on, by untuned settings; choose better ones with: labelspace tune")
         self._note("add documents", names)
         return names
 
@@ -1290,6 +1293,7 @@ class Model:
                 raise ModelError(f"{self.folder} was changed by another since it was opened; open it again")
             for keys in (self.memory.label_keys, self.memory.document_keys):
                 keys.compact(everything=False)
+            self.memory.renumber()
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
             before = [(segment, segment.file, segment.graph_file) for segment in segments]
             old = manifest["files"]

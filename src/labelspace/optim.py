@@ -57,6 +57,15 @@ class RowOptimizer(torch.optim.Optimizer):
                     table[block] = round_stochastically(new, generator)
         return value
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of another, as it is: torch would cast it to the type of the weights.
+
+        Args:
+            state_dict: as `state_dict` gave it.
+        """
+        super().load_state_dict(state_dict)
+        keep_types(self, state_dict)
+
     def begin(self, table: Tensor, state: dict[str, Any]) -> None:
         """Make the state of a table that no row of which was touched.
 
@@ -213,6 +222,21 @@ class RowAdagrad(RowOptimizer):
             weights.mul_((1 - group["lr"] * group["weight_decay"]) ** since)
         state["sum"][rows], state["last"][rows] = v, state["step"]
         return weights.addcdiv_(g, (v.sqrt() + group["eps"])[:, None].expand_as(g), value=-group["lr"])
+
+
+def keep_types(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Put the tensors of a state that was just loaded back with their own types.
+
+    Args:
+        optimizer: that loaded it.
+        state_dict: as `state_dict` gave it.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    for parameter, number in zip(parameters, numbers, strict=True):
+        for name, value in state_dict["state"].get(number, {}).items():
+            if isinstance(value, Tensor):
+                optimizer.state[parameter][name] = value.detach().to(parameter.device, copy=True)
 
 
 def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import tempfile
@@ -415,8 +416,13 @@ def _target(y: Any) -> tuple[Kind, Any]:
     if array is not None and array.ndim != 1:
         if array.ndim != 2:
             raise ValueError(f"y must be labels or an indicator matrix (n, L), got shape {array.shape}")
+        if array.dtype.kind == "O":  # a table whose columns are of several types
+            with contextlib.suppress(TypeError, ValueError):
+                array = array.astype(np.float64)
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"an indicator matrix y holds zeros and ones, got {array.dtype}")
+            raise ValueError(
+                f"an indicator matrix y holds zeros and ones, got {array.dtype}; give several labels a text as lists"
+            )
         if not np.isfinite(array).all():
             raise ValueError("y contains NaN or infinity")
         return "dense", _indicator(sp.csr_array(array))
@@ -437,11 +443,16 @@ def _target(y: Any) -> tuple[Kind, Any]:
 
 
 def _are_bits(rows: list[Any]) -> bool:
-    """Whether lists are rows of an indicator matrix: zeros and ones, some repeated, as no labels are."""
+    """Whether lists are rows of an indicator matrix: zeros and ones, some repeated, as no labels are.
+
+    Rows of two that repeat nothing are bits too: as labels each would be both.
+    """
     if any(isinstance(row, set | frozenset) or len(row) != len(rows[0]) for row in rows):
         return False
     repeated = any(len(set(row)) < len(row) for row in map(list, rows))
-    return repeated and all(isinstance(v, int | np.integer) and v in (0, 1) for row in rows for v in row)
+    return (repeated or len(rows[0]) == 2) and all(
+        isinstance(v, int | np.integer) and v in (0, 1) for row in rows for v in row
+    )
 
 
 def _indicator(matrix: sp.csr_array) -> sp.csr_array:

@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 SELECT_BY = "nDCG@5"
 LOG_SECONDS = 2.0
-SAVING_SECONDS = 10.0
-"""Time kept free for saving when a run must end by the clock; evaluation time is added to it."""
+SAVING_SECONDS, SAVING_SHARE = 10.0, 0.1
+"""Time kept free for saving when a run must end by the clock, and what share of all it is at most; evaluation
+time is added to it."""
 EVALUATION_SHARE = 0.1
 """When a run must end by the clock, evaluations after the first take about this share of it, one at least."""
 REFRESH_SHARE = 0.1
@@ -145,7 +146,8 @@ class Schedule:
         self.warmup, self.total_steps = settings.warmup, max(1, total_steps)
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
-        self.ending = SAVING_SECONDS + ending
+        saving = SAVING_SECONDS if settings.max_minutes is None else SAVING_SHARE * 60 * settings.max_minutes
+        self.ending = min(SAVING_SECONDS, saving) + ending
         self.reserve = self.ending
         self.step_seconds = self.evaluation_seconds = 0.0
         self.last_look = True

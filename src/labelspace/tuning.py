@@ -281,7 +281,7 @@ def tune(
             side = (way.search, way.softmax, *way.depths())
             if side not in deep:
                 own = _deep(memory, few[0], dataclasses.replace(way, weight=float(weights[at % len(weights)])), few[1])
-                deep[side] = own.get("R@100", own.get("R@10", 0.0)), at
+                deep[side] = own.get("R@100" if memory.n_labels >= 100 else "R@10", 0.0), at
         place, weight = divmod(max(deep.values(), key=lambda entry: entry[0])[1], len(weights))
     voting, metrics = named(place, weight)
     front = []
@@ -399,8 +399,9 @@ def best_shares(
             labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
             both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
             values = _values(memory, both, ways, weights, truth, label_weights, columns)
-            tried.append((float(values[:, columns].mean(axis=1).max()), new))
-        chosen = max(tried)[1]
+            best = round(float(values[:, columns].mean(axis=1).max()), 9)
+            tried.append((best, -abs(share - 1 / (number + 1)), new))  # of equals the one nearest to an equal share
+        chosen = max(tried)[2]
     return chosen
 
 

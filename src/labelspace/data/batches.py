@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from ..metrics import binary_truth, membership
 from ..types import Batch
 
 
@@ -188,7 +189,12 @@ class PickedBatches:
         """Positives are all true pairs inside the pool; documents left without one are dropped."""
         rng = np.random.default_rng(key)
         draws = Draws.of(self.targets[chosen], rng)
-        labels = self.pick(draws, None if self.shortlists is None else self.shortlists[chosen], rng)
+        shortlists = None
+        if self.shortlists is not None:
+            shortlists = self.shortlists[chosen]
+            if shortlists.shape[1]:
+                shortlists = np.where(membership(shortlists, binary_truth(self.targets[chosen])), -1, shortlists)
+        labels = self.pick(draws, shortlists, rng)
         columns = np.searchsorted(labels, draws.labels)
         inside = labels[np.minimum(columns, len(labels) - 1)] == draws.labels
         kept, rows = np.unique(draws.rows[inside], return_inverse=True)

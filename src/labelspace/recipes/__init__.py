@@ -84,6 +84,7 @@ def train(
     require_texts(data)
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
+    asked = recipe
     if isinstance(resolved, AutoSettings):
         from .auto import choose
 
@@ -102,7 +103,7 @@ def train(
     try:
         state = None
         if run is None:
-            _begin(checkpoints, recipe, resolved, data)
+            _begin(checkpoints, asked, recipe, resolved, data)
         else:
             state = _go_on(checkpoints, run, data)
         model: Model = learn(data, resolved, out, started, checkpoints, state)
@@ -144,11 +145,17 @@ def require_place(out: str | Path | None, resume: str | Path | None, overwrite: 
     require_free(out, overwrite)
 
 
-def _begin(checkpoints: Checkpoints, recipe: str, settings: RunSettings, data: Dataset) -> None:
+def _begin(checkpoints: Checkpoints, asked: str, recipe: str, settings: RunSettings, data: Dataset) -> None:
     if checkpoints.step:
         logger.warning("an unfinished run (%s, step %d) is dropped", checkpoints.folder, checkpoints.step)
     checkpoints.begin(
-        {"recipe": recipe, "settings": to_dict(settings), "data": _identity(data), "reading": _reading(data)}
+        {
+            "asked": asked,
+            "recipe": recipe,
+            "settings": to_dict(settings),
+            "data": _identity(data),
+            "reading": _reading(data),
+        }
     )
 
 
@@ -203,7 +210,7 @@ def unfinished(
     Args:
         resume: folder that the run writes its model to.
         out: the same folder, or None.
-        recipe: as given; one other than the run's is refused.
+        recipe: as given; one other than the run's, and than the one that chose it, is refused.
         settings: those that were given; they must be those of the run.
 
     Raises:
@@ -227,7 +234,7 @@ def unfinished(
             )
         logger.info("there is no unfinished run in %s yet; starting from the beginning", resume)
         return None
-    if recipe is not None and recipe != run["recipe"]:
+    if recipe not in (None, run["recipe"], run.get("asked")):
         raise SettingsError(f"the run to resume has the recipe {run['recipe']}, not {recipe}")
     for name, value in settings.items():
         if name in run["settings"] and value != run["settings"][name]:

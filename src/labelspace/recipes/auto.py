@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..config import AutoSettings, UnidecSettings, to_dict
 from ..data.batches import usable_rows
+from ..data.tokens import Limit, tokenize
 from ..encoders import Encoder, open_encoder
-from ..machine import bf16_pays
+from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
+from .preparation import tuning_seconds
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +29,20 @@ TOKENS_PER_SECOND = 1800.0
 """What a core with bf16 products trains of the packaged minilm, forward and backward; without them half of it."""
 GPU_FACTOR = 40.0
 """So many cores is a GPU worth."""
-TOKENS_A_WORD, MOST_TOKENS = 1.4, 128
-"""Of a transformer, and where texts are cut."""
+ENCODING = 0.25
+"""What encoding a document takes, as a part of learning from it."""
+MOST_TOKENS = 128
+"""Where a transformer cuts texts, when nothing was given."""
 LEAST_PASSES = 0.5
 """With fewer passes over the documents a transformer is behind ``static``."""
 PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
 """Passes where there are many documents; more of them where they would make fewer steps than that."""
 STEPS_A_PASS = 60
 """Batches are as large as leaves so many steps in a pass, from 32 to 512."""
+CHARACTERS = 4
+"""Of a token, where there is no tokenizer to ask."""
 SAMPLE = 500
-"""Texts of a kind whose words are counted."""
+"""Texts of a kind whose tokens are counted."""
 
 
 def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
@@ -53,19 +62,24 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
         wanted = max(PASSES, math.ceil(LEAST_STEPS * batch / count))
         values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
-    passes = 60 * minutes * _texts_per_second(data, device, settings.label_documents) / count
+    seconds = 60 * minutes - (tuning_seconds(len(data.valid)) if settings.memory else 0)
+    passes = max(0.0, seconds) * _texts_per_second(data, device, settings) / count
+    if settings.memory:  # all documents are encoded once more, without a backward pass
+        passes = max(0.0, passes - ENCODING * len(data.train) / count)
     if "encoder" not in given:
         values["encoder"] = "minilm" if passes >= LEAST_PASSES else "static"
     transformer = not _is_static(values["encoder"])
     if transformer:
         values["encoder_weight"] = given.get("encoder_weight", 0.0)
         if values["encoder_weight"] == 0:  # one head, so nothing is gained by layers between it and the encoder
-            plain = {"encoder_dim": 0, "classifier_dim": 0, "head_dropout": 0.0, "table_dropout": 0.0, "table_lr": 3e-3}
+            plain = {"encoder_dim": 0, "classifier_dim": 0, "head_dropout": 0.0, "table_dropout": 0.0}
+            if (settings.table_optimizer, settings.classifier_labels) == ("adamw", "pool"):
+                plain["table_lr"] = 3e-3
             values.update({name: given.get(name, value) for name, value in plain.items()})
     else:
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
-    if device.type == "cpu" and bf16_pays(device) and settings.key_precision == "float32":
-        values["key_precision"] = "bf16"
+    low = device.type == "cpu" and bf16_pays(device)
+    values["key_precision"] = given.get("key_precision", "bf16" if low else "float32")
     chosen = UnidecSettings(**values)
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
@@ -84,19 +98,39 @@ def _batch_size(count: int) -> int:
     return int(min(512, max(32, 2 ** int(math.log2(max(1, count / STEPS_A_PASS))))))
 
 
-def _texts_per_second(data: Dataset, device: torch.device, label_documents: bool) -> float:
-    """How many documents a second the packaged minilm learns from, by their mean length."""
-    kinds = [data.train.texts, *([data.labels.texts] if label_documents else [])]
+def _texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
+    """How many documents a second the packaged minilm learns from, by the mean length of some in its tokens."""
+    kinds = [data.train.texts, *([data.labels.texts] if settings.label_documents else [])]
+    most = settings.max_tokens or MOST_TOKENS
+    limit = Limit(most, settings.long_documents, settings.max_chunks if settings.long_documents == "chunks" else 1)
+    tokenizer = _tokenizer()
     means = []
     for texts in kinds:
         rows = np.unique(np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64))
-        words = np.array([len(texts[row].split()) for row in rows.tolist()])
-        means.append(np.minimum(MOST_TOKENS, 2 + TOKENS_A_WORD * words).mean())
+        some = [texts[row] for row in rows.tolist()]
+        if tokenizer is None:
+            lengths = np.array([min(limit.capacity, len(text) / CHARACTERS) for text in some])
+        else:
+            lengths = tokenize(tokenizer, some, limit).lengths
+        means.append(2 + lengths.mean())
     tokens = np.average(means, weights=[len(texts) for texts in kinds])
     if device.type != "cpu":
         return float(GPU_FACTOR * TOKENS_PER_SECOND / tokens)
     rate = TOKENS_PER_SECOND if bf16_pays(device) else TOKENS_PER_SECOND / 2
     return float(torch.get_num_threads() * rate / tokens)
+
+
+def _tokenizer() -> Tokenizer | None:
+    """That of the packaged minilm; None without the package."""
+    from tokenizers import Tokenizer
+
+    folder = minilm_folder()
+    if folder is None:
+        return None
+    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _is_static(name: str) -> bool:

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from .. import encoders
+from .. import encoders, tuning
 from ..checkpoint import Checkpoints, State
 from ..config import (
     DexmlSettings,
@@ -31,11 +31,11 @@ from ..data import fingerprint
 from ..data.tokens import Tokens
 from ..encoders import Encoder, Precision, TransformerEncoder
 from ..estimate import Shape
-from ..evaluation import evaluate
+from ..evaluation import evaluate, longest_filter_row
 from ..heads import RANKINGS, TwoHeads, best_search_weight
 from ..machine import bf16_pays
 from ..memory import Memory
-from ..model import Model
+from ..model import MIN_TUNING, Model
 from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers
 from ..tracking import Tracker
@@ -246,7 +246,8 @@ def validation(
         return None
     corpus = looked_at(data.valid, settings)
     documents = encoder.tokenize(corpus.texts, cache)
-    depth = min(100, len(data.labels))
+    longest = 0 if corpus.filter_pairs is None else longest_filter_row(corpus.filter_pairs)
+    depth = min(100 + longest, len(data.labels))
 
     def run() -> dict[str, float]:
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
@@ -257,7 +258,9 @@ def validation(
             label_keys.forget()
         keys, queries, found = label_keys.now(), heads.queries(queries), {}
         if choose_weight:
-            heads.search_weight = best_search_weight(queries, keys, heads.widths[0], corpus.targets)
+            heads.search_weight = best_search_weight(
+                queries, keys, heads.widths[0], corpus.targets, corpus.filter_pairs
+            )
             for ranking in RANKINGS[1:]:  # as the keys will be
                 queries[:, heads.columns(ranking)] *= heads.weight(ranking)
             label_keys.forget()
@@ -306,13 +309,14 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     model.calibrate_if_possible(data, predictions)
 
 
-def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering) -> float:
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, valid: int) -> float:
     """How long the keys of all documents and the tuning will take, from a sample of documents; 0 without a clock.
 
     Args:
         encoder: before training.
         documents: texts of all training documents.
         settings: of the run and its memory.
+        valid: validation documents.
     """
     if settings.max_minutes is None:
         return 0.0
@@ -326,11 +330,20 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering) -
     finally:
         encoder.precision = precision
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    return 1.15 * seconds * share + TUNING_SECONDS
+    return 1.15 * seconds * share + tuning_seconds(valid)
+
+
+def tuning_seconds(valid: int) -> float:
+    """How long tuning takes, about.
+
+    Args:
+        valid: validation documents.
+    """
+    return TUNING_SECONDS * min(valid, tuning.DOCUMENTS) / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
 
 
 def give_memory(model: Model, data: Dataset, documents: Tokens, settings: MemorySettings, log: Log) -> None:
-    """Make the training documents keys of a trained model and tune how keys vote.
+    """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
     Args:
         model: what was trained.
@@ -339,6 +352,11 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Memory
         settings: of the memory.
         log: of the run.
     """
+    if model.info["fit"]["stopped"] == "interrupted":
+        logger.warning(
+            "the run was interrupted, so the documents are not made keys; labelspace tune does it, or resume the run"
+        )
+        return
     encoder = model.encoder
     encoder.precision = _of_documents(encoder, settings)
     vectors = encoder.encode(documents)

@@ -141,7 +141,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=memory_seconds(encoder, documents, settings),
+                    ending=memory_seconds(encoder, documents, settings, len(data.valid)),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)

@@ -62,6 +62,8 @@ from .preparation import (
 logger = logging.getLogger(__name__)
 
 TRANSFORMER_DIM, TRANSFORMER_DECAY, TRANSFORMER_DROPOUT = 384, 0.05, 0.1
+MOST_DECAY = 1e-4
+"""Of the rows of one-vs-all, which decay in every step, whether they are met or not, at a far higher rate."""
 MOST_IN_POOL = 65_536
 """Up to so many labels all of them are scored unless told otherwise, where none is encoded by a transformer."""
 DOCUMENT_BLOCK = 16_384
@@ -225,7 +227,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=memory_seconds(encoder, texts, settings) if settings.memory else 0.0,
+                ending=memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0,
             )
             search.forget()
             if heads.classifier_norm == "never":
@@ -300,7 +302,7 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
         table_init=settings.table_init or ("random" if every else "labels"),
         classifier_norm=settings.classifier_norm or ("never" if never else "search"),
         head_dropout=dropout if settings.head_dropout is None else settings.head_dropout,
-        table_dropout=dropout if settings.table_dropout is None else settings.table_dropout,
+        table_dropout=settings.table_dropout if settings.table_dropout is not None or every else dropout,
         head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
         table_lr=settings.table_lr or (1e-3 if every else rate),
     )
@@ -568,7 +570,9 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
     if list(module.heads.parameters()):
         found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
     if isinstance(module.table, OneVsAll):
-        found.append(OneVsAllSGD(module.table, rate, decay, settings.table_momentum, seed=settings.seed))
+        found.append(
+            OneVsAllSGD(module.table, rate, min(decay, MOST_DECAY), settings.table_momentum, seed=settings.seed)
+        )
     elif all_at_once(settings):
         fused = module.table.weight.device.type in ("cpu", "cuda")
         found.append(torch.optim.AdamW(module.table.parameters(), rate, weight_decay=decay, fused=fused))

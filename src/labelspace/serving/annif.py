@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from .answers import labels_of
 from .http import RefusedError, as_json, form_fields, number
@@ -12,6 +12,7 @@ from .schemas import Project, Projects, SuggestAnswer, SuggestBatch, SuggestBatc
 from .service import ERRORS, Service
 from .worker import Answer
 
+ProjectId = Annotated[str, Path(description="What the model is called, see `/projects`.", examples=["books"])]
 LIMIT = 10
 """Labels a text where none is asked for, as in Annif."""
 
@@ -61,18 +62,30 @@ def annif_routes(service: Service) -> APIRouter:
         return as_json({"projects": [project()]})
 
     @router.get("/projects/{project_id}", response_model=Project)
-    async def show_project(project_id: str) -> Any:
+    async def show_project(project_id: ProjectId) -> Any:
         """The model as a project."""
         known(project_id)
         return as_json(project())
 
-    form = {
+    form: dict[str, Any] = {
         "type": "object",
         "required": ["text"],
         "properties": {
             "text": {"type": "string", "description": "The text."},
-            "limit": {"type": "integer", "default": usual, "minimum": 0, "maximum": most},
-            "threshold": {"type": "number", "default": 0.0, "minimum": 0, "maximum": 1},
+            "limit": {
+                "type": "integer",
+                "default": usual,
+                "minimum": 0,
+                "maximum": most,
+                "description": "Labels, at most.",
+            },
+            "threshold": {
+                "type": "number",
+                "default": 0.0,
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Only labels whose score is at least this.",
+            },
         },
         "example": {"text": "old railway lines", "limit": 2},
     }
@@ -85,7 +98,7 @@ def annif_routes(service: Service) -> APIRouter:
             "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": form}}}
         },
     )
-    async def suggest(project_id: str, request: Request) -> Response:
+    async def suggest(project_id: ProjectId, request: Request) -> Response:
         """Labels of one text. Other fields of the form, as Annif sends them, are not looked at."""
         known(project_id)
         fields = await form_fields(request)
@@ -103,12 +116,19 @@ def annif_routes(service: Service) -> APIRouter:
         responses={code: ERRORS[code] for code in (400, 413, 415, 429)},
         openapi_extra={
             "parameters": [
-                {"in": "query", "name": name, "required": False, "schema": form["properties"][name]}  # type: ignore[index]
-                for name in ("limit", "threshold")
+                {
+                    "in": "query",
+                    "name": name,
+                    "required": False,
+                    "example": example,
+                    "description": form["properties"][name]["description"],
+                    "schema": form["properties"][name],
+                }
+                for name, example in (("limit", min(2, most)), ("threshold", 0.0))
             ]
         },
     )
-    async def suggest_batch(project_id: str, body: SuggestBatch, request: Request) -> Response:
+    async def suggest_batch(project_id: ProjectId, body: SuggestBatch, request: Request) -> Response:
         """Labels of several texts."""
         known(project_id)
         fields = dict(request.query_params)

@@ -7,14 +7,14 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Response
+from fastapi import Body, Depends, FastAPI, Query, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from .. import __version__
 from ..model import Model
 from .annif import annif_routes
 from .answers import labels_of
-from .http import BodyLimit, RefusedError, answer_errors, as_json
+from .http import BodyLimit, HeadAsGet, RefusedError, answer_errors, as_json
 from .page import page_routes
 from .schemas import (
     AddDocuments,
@@ -33,8 +33,12 @@ from .worker import Change
 
 ABOUT = """Predicts labels for texts, tells why, and, where that is allowed, changes what it knows without training.
 
-Every error is JSON: `{"error": {"status": 422, "message": "one sentence"}}`."""
+Every error is JSON: `{"error": {"status": 422, "message": "one sentence"}}`. HEAD goes wherever GET does."""
 
+Removed = Annotated[
+    Ids | None, Body(openapi_examples={"ids": {"value": {"ids": ["added-11"]}}}, description="What shall be removed.")
+]
+Named = Annotated[list[str], Query(description="What shall be removed, instead of a body.", examples=[["added-11"]])]
 BEARER = HTTPBearer(auto_error=False, description="The token that was printed at the start, or LABELSPACE_TOKEN.")
 
 
@@ -68,6 +72,7 @@ def make_app(
     app.state.service = service
     answer_errors(app)
     app.add_middleware(BodyLimit, limit=settings.max_body)
+    app.add_middleware(HeadAsGet)
     _state(app, service)
     _predictions(app, service)
     _changes(app, service)
@@ -82,13 +87,17 @@ def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: ERRORS[code] for code in codes}
 
 
+def _shown(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"example": example}}}}
+
+
 def _state(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", response_model=State, tags=["state"])
+    @app.get("/healthz", response_model=State, tags=["state"], responses=_shown({"status": "alive"}))
     async def healthz() -> Response:
         """Whether the process lives."""
         return as_json({"status": "alive"})
 
-    @app.get("/readyz", response_model=State, tags=["state"], responses=_errors(503))
+    @app.get("/readyz", response_model=State, tags=["state"], responses={**_shown({"status": "ready"}), **_errors(503)})
     async def readyz() -> Response:
         """Whether the model is open."""
         service.described()
@@ -122,7 +131,8 @@ def _predictions(app: FastAPI, service: Service) -> None:
                 "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
                 "calibrate it on held-out documents: labelspace calibrate MODEL DATA",
             )
-        answer = await service.ask(body.texts, body.k, body.why, weight)
+        k = body.k if "k" in body.model_fields_set else min(body.k, service.settings.max_k)
+        answer = await service.ask(body.texts, k, body.why, weight)
         note = None
         if weight is not None:
             note = f"there are no probabilities, since the calibration holds for the model's own weight {own:g} alone"
@@ -134,8 +144,10 @@ def _predictions(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=_errors(422, 503))
     async def find_labels(
-        q: Annotated[str, Query(max_length=1000, description="What the text of the label holds.")] = "",
-        limit: Annotated[int, Query(ge=1, le=1000, description="Labels, at most.")] = 20,
+        q: Annotated[
+            str, Query(max_length=1000, description="What the text of the label holds.", examples=["rail"])
+        ] = "",
+        limit: Annotated[int, Query(ge=1, le=1000, description="Labels, at most.", examples=[20])] = 20,
     ) -> Response:
         """Labels by text, or by id; those that begin with it first."""
         service.described()
@@ -187,7 +199,7 @@ def _changes(app: FastAPI, service: Service) -> None:
         return await changed(lambda model: model.add_documents(texts, rows, ids, replace=body.replace), 201)
 
     @app.delete("/v1/documents", tags=["documents"], **shape)
-    async def remove_documents(body: Ids | None = None, id: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006
+    async def remove_documents(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Let documents vote no more."""
         ids = named(body, id)
 
@@ -220,7 +232,7 @@ def _changes(app: FastAPI, service: Service) -> None:
         return await changed(change)
 
     @app.delete("/v1/labels", tags=["labels"], **shape)
-    async def remove_labels(body: Ids | None = None, id: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006
+    async def remove_labels(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Take labels away; documents that have no other label vote no more."""
         ids = named(body, id)
 

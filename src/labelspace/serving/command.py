@@ -88,6 +88,7 @@ def serve(
 
     from ..model import Model, read_manifest
     from .app import make_app
+    from .http import json_protocol
     from .service import Settings
 
     read_manifest(model.expanduser())
@@ -107,8 +108,9 @@ def serve(
 
     app = make_app(lambda: Model.load(model, device, precision=precision), settings, failed)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=access_log, server_header=False, timeout_keep_alive=30, backlog=2048
-    )
+        app, log_level="warning", access_log=access_log, server_header=False, timeout_keep_alive=30, backlog=2048,
+        ws="none", http=json_protocol(),
+    )  # fmt: skip
     server = uvicorn.Server(config)
     if access_log:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LabelspaceError, ResourceError
@@ -18,8 +20,32 @@ from .worker import BusyError, NotReadyError, UnsavedError
 
 logger = logging.getLogger(__name__)
 
-DRAINED = 8
-"""Bodies up to this many times the limit are read to their end and forgotten, so that the client hears the answer."""
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+BODY_SECONDS = 20.0
+"""How long the service waits for more of a body."""
+DRAIN_SECONDS = 5.0
+"""How long a body that is too large is read and forgotten, so that the client hears the answer."""
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body.
+
+    Args:
+        app: what answers.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def bare(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, bare)
 
 
 class RefusedError(Exception):
@@ -78,11 +104,21 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         parts: list[bytes] = []
-        size, more = 0, True
+        size, more, until = 0, True, time.monotonic() + DRAIN_SECONDS
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         length = int(announced) if announced.isdigit() and len(announced) < 20 else 0
-        while more and length <= DRAINED * self.limit and size <= DRAINED * self.limit:
-            message = await receive()
+        while more:
+            too_large = max(size, length) > self.limit
+            try:
+                message = await asyncio.wait_for(
+                    receive(), max(0.0, until - time.monotonic()) if too_large else BODY_SECONDS
+                )
+            except TimeoutError:
+                if too_large:
+                    break
+                said = f"no more of the body came for {BODY_SECONDS:g} seconds"
+                await problem(408, said, {"Connection": "close"})(scope, receive, send)
+                return
             if message["type"] == "http.disconnect":
                 return
             part = message.get("body", b"")
@@ -173,10 +209,14 @@ def answer_errors(app: FastAPI) -> None:
         }.get(error.status_code, f"{error.detail}")
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names those of the first route of the path alone
-            routes = [
-                r for r in request.app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE
-            ]
-            headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+            headers["Allow"] = ", ".join(
+                method
+                for method in METHODS
+                if any(
+                    route.matches({**request.scope, "method": "GET" if method == "HEAD" else method})[0] is Match.FULL
+                    for route in request.app.routes
+                )
+            )
         return problem(error.status_code, said, headers)
 
     @app.exception_handler(BusyError)
@@ -223,3 +263,19 @@ def _invalid(request: Request, error: RequestValidationError) -> Response:
     elif isinstance(first.get("input"), str | int | float | bool):
         said += f", got {str(first['input'])[:50]!r}"
     return problem(422, said)
+
+
+def json_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's protocol, with JSON in place of plain text where a request cannot be read as HTTP."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class JsonProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        def send_400_response(self, msg: str) -> None:
+            body = problem(400, "the request cannot be read as HTTP").body
+            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            self.transport.write(
+                f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + bytes(body)
+            )
+            self.transport.close()
+
+    return JsonProtocol

@@ -13,7 +13,7 @@ import jinja2
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from ..errors import LabelspaceError
+from ..errors import LabelspaceError, ResourceError
 from .answers import labels_of
 from .http import RefusedError, form_fields, number
 from .service import Service
@@ -54,21 +54,21 @@ def page_routes(service: Service) -> APIRouter:
         "Cache-Control": "no-store",
     }
 
-    def render(status: int = 200, **found: Any) -> Response:
+    def render(status: int = 200, told_more: dict[str, str] | None = None, **found: Any) -> Response:
         try:
             told = service.described()
         except NotReadyError:
             return HTMLResponse(OPENING, 503, {**headers, "Retry-After": "2"})
         votes = told["voting"]["scoring"] == "votes"
         own = told["voting"]["weight"]
-        shown: dict[str, Any] = {"text": "", "k": K, "threshold": 0.0, "weight": None}
-        shown |= {"labels": None, "note": None, "error": None, **found}
         most = min(MOST, service.settings.max_k)
+        shown: dict[str, Any] = {"text": "", "k": min(K, most), "threshold": 0.0, "weight": None}
+        shown |= {"labels": None, "note": None, "error": None, **found}
         asked = shown["weight"]
         data = {"editable": told["editable"], "most": most, "weight": own, "asked": asked}
         shown["weight"] = own if asked is None else asked
         html = template.render(told=told, votes=votes, most=most, data=json.dumps(data), **shown)
-        return HTMLResponse(html.encode("utf-8", "replace"), status, headers)
+        return HTMLResponse(html.encode("utf-8", "replace"), status, {**headers, **(told_more or {})})
 
     @router.get("/")
     async def page() -> Response:
@@ -97,7 +97,9 @@ def page_routes(service: Service) -> APIRouter:
         except RefusedError as error:
             return render(error.status, **found, error=error.message)
         except BusyError as error:
-            return render(429, **found, error=str(error))
+            return render(429, {"Retry-After": str(error.seconds)}, **found, error=str(error))
+        except ResourceError as error:
+            return render(503, {"Retry-After": "10"}, **found, error=str(error))
         except LabelspaceError as error:
             return render(422, **found, error=str(error))
         labels = labels_of(answer)[0]

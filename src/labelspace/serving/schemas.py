@@ -270,7 +270,6 @@ class ModelAnswer(BaseModel):
 class State(BaseModel):
     """How the service is."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready"}]})
     status: Literal["alive", "ready"]
 
 

@@ -19,6 +19,7 @@ _SAID = {
     401: "The token is missing or wrong.",
     403: "The service was started without `--allow-edit`.",
     404: "There is no such project.",
+    408: "No more of the body came for a while.",
     409: "The change could not be saved and was taken back.",
     413: "The body, or the number of texts, is over the limit.",
     415: "The body is of another type.",
@@ -26,11 +27,17 @@ _SAID = {
     429: "Too many texts wait; `Retry-After` tells when to come again.",
     503: "The model is not open yet.",
 }
+_HEADERS = {
+    401: {"WWW-Authenticate": {"description": "How to show the token.", "schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {
         "model": ErrorAnswer,
         "description": said,
         "content": {"application/json": {"example": {"error": {"status": code, "message": said}}}},
+        **({"headers": _HEADERS[code]} if code in _HEADERS else {}),
     }
     for code, said in _SAID.items()
 }
@@ -138,7 +145,7 @@ class Service:
         """
         self.within("texts", len(texts))
         if k > self.settings.max_k:
-            raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {k}")
+            raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {str(k)[:50]}")
         return await asyncio.wrap_future(self.worker.ask(Question(texts, k, why, weight)))
 
     async def change(self, change: Change) -> tuple[list[str], dict[str, Any]]:
