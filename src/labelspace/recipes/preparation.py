@@ -49,7 +49,7 @@ Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
 
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
-TUNING_SECONDS = 50.0
+TUNING_SECONDS = 20.0
 """Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 40."""
 SAMPLE = 512
 """Documents encoded to foresee how long the memory will take."""
