@@ -223,6 +223,30 @@ def test_static_saved_folder_opens_without_remote_code(tiny_transformer: Path, t
         open_encoder(str(tmp_path), projection=3)
 
 
+def test_a_static_folder_is_read_without_sentence_transformers(tiny_transformer: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    for normalize in (True, False):
+        encoder = make_static(tiny_transformer, max_tokens=4)
+        encoder.normalize = normalize
+        folder = tmp_path / str(normalize)
+        folder.mkdir()
+        encoder.save(folder)
+        expected = encoder.encode(encoder.tokenize(TEXTS))
+        code = (
+            "import sys, numpy as np\nfrom labelspace.encoders import open_encoder\n"
+            f"e = open_encoder({str(folder)!r})\nnp.save({str(folder / 'x.npy')!r}, e.encode(e.tokenize({TEXTS!r})))\n"
+            "assert 'sentence_transformers' not in sys.modules and e.max_tokens == 4"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        np.testing.assert_array_equal(np.load(folder / "x.npy"), expected)
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+        with pytest.raises(ModelError, match="cannot open the encoder"):
+            open_encoder(str(folder))
+
+
 def test_empty_texts_and_labels_are_fine(tiny_transformer: Path) -> None:
     for vocabulary in ("pieces", "words", "phrases"):
         encoder = build_static(tiny(tiny_transformer), ["", "red oak", " "], ["", "oak"], vocabulary=vocabulary)  # type: ignore[arg-type]

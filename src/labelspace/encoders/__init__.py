@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,11 @@ from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
 from ..machine import bf16_pays, cache_folder, minilm_folder
 from .interface import Encoder, Precision, autocast
-from .static import StaticEncoder, Vocabulary, build_static
+from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .transformer import TransformerEncoder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 __all__ = [
     "Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "make_encoder",
@@ -136,6 +139,31 @@ def open_encoder(
     """
     path = _resolve(name)
     way, most = _saved_cut(path)
+    options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
+    encoder: Encoder
+    found = read_static(path) if isinstance(path, Path) else None
+    if found is None:
+        model = _sentence_transformer(name, path, device)
+        first = next(iter(model.children()))
+        if type(first).__name__ == "StaticEmbedding":
+            from sentence_transformers.sentence_transformer.modules import Normalize
+
+            found = first.tokenizer, first.embedding.weight, any(isinstance(m, Normalize) for m in model.children())
+    if found is None:
+        encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
+    elif pooling not in (None, "mean") or projection is not None:
+        raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
+    else:
+        tokenizer, table, unit = found
+        cut = max_tokens or int((tokenizer.truncation or {"max_length": 512})["max_length"])
+        encoder = StaticEncoder(tokenizer, table, max_tokens=cut, normalize=unit if normalize is None else normalize)
+    encoder.long_documents = way if long_documents is None else long_documents
+    encoder.max_chunks = most if max_chunks is None else max_chunks
+    return encoder.to(device)
+
+
+def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceTransformer:
+    """A model opened by sentence-transformers, without its messages."""
     quiet = logging.getLogger("transformers"), logging.getLogger("sentence_transformers")
     levels = [q.level for q in quiet]
     try:
@@ -148,31 +176,13 @@ def open_encoder(
                 q.setLevel(logging.ERROR)
 
             transformers_logging.disable_progress_bar()
-            model = SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
+            return SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
     except Exception as error:  # the libraries raise a dozen kinds for one cause: nothing usable of that name
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"cannot open the encoder {name!r}: {reason}") from error
     finally:
         for q, level in zip(quiet, levels, strict=True):
             q.setLevel(level)
-
-    first = next(iter(model.children()))
-    encoder: Encoder
-    if type(first).__name__ != "StaticEmbedding":
-        options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
-        encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
-    elif pooling not in (None, "mean") or projection is not None:
-        raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
-    else:
-        from sentence_transformers.sentence_transformer.modules import Normalize
-
-        unit = any(isinstance(m, Normalize) for m in model.children()) if normalize is None else normalize
-        truncation = first.tokenizer.truncation or {"max_length": 512}
-        cut = max_tokens or int(truncation["max_length"])
-        encoder = StaticEncoder(first.tokenizer, first.embedding.weight, max_tokens=cut, normalize=unit)
-    encoder.long_documents = way if long_documents is None else long_documents
-    encoder.max_chunks = most if max_chunks is None else max_chunks
-    return encoder.to(device)
 
 
 def _resolve(name: str) -> Path | str:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from tqdm import tqdm
@@ -138,6 +140,37 @@ class _BagMeans(torch.autograd.Function):
         sums = nn.functional.embedding_bag(bags[order], shares, starts, mode="sum", include_last_offset=True)
         gradient = torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
         return gradient, None, None, None
+
+
+def read_static(folder: Path) -> tuple[Tokenizer, Tensor, bool] | None:
+    """A saved bag of token vectors, read without sentence-transformers, which takes seconds to be loaded.
+
+    Args:
+        folder: as `StaticEncoder.save` or sentence-transformers itself wrote it.
+
+    Returns:
+        The tokenizer, the table, and whether vectors are of unit length; None for a folder of anything else, or one
+        that cannot be read so, about which sentence-transformers has more to say.
+    """
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        kinds = [str(module["type"]) for module in modules]
+        names = [kind.rpartition(".")[2] for kind in kinds]
+        stock = all(kind.startswith("sentence_transformers.") for kind in kinds)
+        if not stock or names not in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"]):
+            return None
+        from tokenizers import Tokenizer
+
+        place = folder / str(modules[0]["path"])
+        weights = load_file(place / "model.safetensors")
+        if list(weights) != ["embedding.weight"] or weights["embedding.weight"].ndim != 2:
+            return None
+        return Tokenizer.from_file(str(place / "tokenizer.json")), weights["embedding.weight"], len(names) == 2
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+    except Exception as error:  # tokenizers raises Exception itself
+        logger.debug("%s: %s", folder, error)
+        return None
 
 
 def build_static(
