@@ -16,7 +16,7 @@ import torch
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.config import AutoSettings, recipe_with
-from labelspace.recipes.auto import _texts_per_second, choose
+from labelspace.recipes.auto import FEW_PASSES, PAIRS_PER_SECOND, _texts_per_second, choose
 from labelspace.recipes.preparation import TUNING_SECONDS
 
 
@@ -83,6 +83,17 @@ def test_what_is_given_wins_over_what_would_be_chosen() -> None:
     for given in ({"table_optimizer": "adagrad"}, {"classifier_labels": "all"}):
         assert choose(corpus(300, 4), AutoSettings(device="cpu", encoder="minilm", **given))[1].table_lr is None  # type: ignore[arg-type]
     assert choose(corpus(300, 4), AutoSettings(device="cpu", key_precision="float32"))[1].key_precision == "float32"
+
+
+def test_static_without_time_for_all_labels_picks_a_pool() -> None:
+    data = corpus(4000, 5, labels=500)
+    own = {"device": "cpu", "encoder": "static", "memory": False}
+    passes = 60 * torch.get_num_threads() * PAIRS_PER_SECOND / (4500 * 500)  # in a minute, label texts included
+    for factor, pool in ((1.1, "auto"), (0.9, "some")):
+        chosen = choose(data, AutoSettings(max_minutes=factor * FEW_PASSES / passes, **own))[1]  # type: ignore[arg-type]
+        assert chosen.pool == pool and chosen.clusters is (False if pool == "some" else None)
+    given = choose(data, AutoSettings(max_minutes=1e-4, pool="all", **own))[1]  # type: ignore[arg-type]
+    assert given.pool == "all"
 
 
 def test_texts_without_blanks_are_long_all_the_same() -> None:

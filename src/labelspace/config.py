@@ -333,6 +333,7 @@ class AutoSettings(UnidecSettings):
         epochs: passes over the training documents; chosen when not given.
         batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
         encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
+        pool: as for UniDEC; ``auto`` is ``some`` too where ``static`` has no time for two passes against all labels.
         max_minutes: end within this time, reading and saving included; 60 when not given.
         key_precision: as for every recipe with a memory; when not given, ``bf16`` on a processor that is faster in it.
         memory: after training the training documents become keys that vote, and how keys vote is tuned.

@@ -35,6 +35,10 @@ MOST_TOKENS = 128
 """Where a transformer cuts texts, when nothing was given."""
 LEAST_PASSES = 0.5
 """With fewer passes over the documents a transformer is behind ``static``."""
+PAIRS_PER_SECOND = 14e6
+"""Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
+FEW_PASSES = 2.0
+"""With fewer passes against all labels, more of them on picked pools teach ``static`` more."""
 PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
 """Passes where there are many documents; more of them where they would make fewer steps than that."""
 STEPS_A_PASS = 60
@@ -78,6 +82,12 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
             values.update({name: given.get(name, value) for name, value in plain.items()})
     else:
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
+        cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
+        against_all = max(0.0, seconds) * cores * PAIRS_PER_SECOND / (count * len(data.labels))
+        if settings.pool == "auto" and against_all < FEW_PASSES:
+            values["pool"] = "some"
+            if settings.clusters is None:
+                values["clusters"] = False
     low = device.type == "cpu" and bf16_pays(device)
     values["key_precision"] = given.get("key_precision", "bf16" if low else "float32")
     chosen = UnidecSettings(**values)
