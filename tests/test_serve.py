@@ -440,10 +440,13 @@ def test_a_change_that_cannot_be_saved_is_taken_back(slow: tuple[Slow, Worker]) 
     model.save = broken  # type: ignore[method-assign]
     with pytest.raises(UnsavedError, match="No space left"):
         worker.change(lambda model: ["x"]).result(60)
+    told: list[BaseException] = []
+    worker.failed = told.append
     worker.opening = lambda: (_ for _ in ()).throw(ls.ModelError("gone"))  # type: ignore[assignment]
     with pytest.raises(UnsavedError):
         worker.change(lambda model: ["x"]).result(60)
     assert not worker.ready and isinstance(worker.error, ls.ModelError)
+    wait_for(lambda: told == [worker.error])  # so that the command ends, and what watches it begins anew
 
 
 def test_busy_and_loading_are_told_to_clients(saved: Path) -> None:

@@ -100,7 +100,7 @@ class Worker:
         queue: texts that may wait, at most.
         opened: called in the thread when the model was opened and after every change, before that is answered; what it
             returns is the state.
-        failed: called in the thread when the model could not be opened.
+        failed: called in the thread when the model could not be opened, at the start or after a change that failed.
 
     Attributes:
         model: the model as the last change left it; None while there is none.
@@ -284,6 +284,8 @@ class Worker:
                 logger.error("the model could not be opened again: %s", again)
                 self.model, self.error = None, again
             one.future.set_exception(UnsavedError(f"the change was not saved and is taken back: {said}"))
+            if self.error is not None:
+                self.failed(self.error)
             return
         one.future.set_result((result, self.state))
 
