@@ -75,7 +75,7 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.bench import MAX_TOKENS, TRAIN_TEXTS, made_up_texts
     from labelspace.config import DexmlSettings
     from labelspace.encoders import open_encoder
-    from labelspace.gradcache import encode_cached
+    from labelspace.gradcache import encode_both
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss
     from labelspace.optim import clip_gradients
@@ -94,8 +94,7 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
 
         def step() -> None:
             encoder.train()
-            queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
-            keys = encode_cached(encoder, label_tokens, settings.chunk_size, kept - len(tokens.ids))
+            queries, keys = encode_both(encoder, tokens, label_tokens, settings.chunk_size, kept)
             form = closed_form(settings.loss)
             linear_loss(form, queries, keys, positives, temperature=0.05, dtype=low).backward()
             clip_gradients(encoder.parameters(), settings.max_grad_norm)

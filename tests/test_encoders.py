@@ -14,7 +14,7 @@ from labelspace.data.tokens import Limit, Tokens, tokenize
 from labelspace.encoders import Encoder, StaticEncoder, TransformerEncoder, build_static, open_encoder
 from labelspace.encoders.inference import FastBert
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
-from labelspace.gradcache import chunks, encode_cached
+from labelspace.gradcache import chunks, encode_both, encode_cached
 
 TEXTS = ["a red oak", "", "history of the very tall vine, notes", "xyz 123", "wild rose"]
 
@@ -166,6 +166,31 @@ def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int
         whole = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
         for a, b in zip(gradients(True), whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_documents_and_labels_encoded_together_are_what_they_are_apart(tiny_transformer: Path, static: bool) -> None:
+    encoder = make_static(tiny_transformer) if static else tiny(tiny_transformer)
+    documents, labels = encoder.tokenize(TEXTS), encoder.tokenize(["red oak", "tall fern", "vine"])
+    weights = [
+        torch.randn(len(t), encoder.dim, generator=torch.Generator().manual_seed(3)) for t in (documents, labels)
+    ]
+    results = []
+    for together in (True, False):
+        encoder.zero_grad()
+        if together:
+            pair = encode_both(encoder, documents, labels, 1, 10)
+        else:
+            pair = encode_cached(encoder, documents, 1, 10), encode_cached(encoder, labels, 1, 0)
+        sum((vectors * w).sum() for vectors, w in zip(pair, weights, strict=True)).backward()  # type: ignore[union-attr]
+        gradients = [
+            p.grad.to_dense() if p.grad.is_sparse else p.grad.clone()
+            for p in encoder.parameters()
+            if p.grad is not None
+        ]
+        results.append([*(vectors.detach() for vectors in pair), *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_chunks_hold_so_many_tokens() -> None:

@@ -190,6 +190,7 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
         (client.post("/v1/predict", content=b"x", headers={"Content-Type": "text/plain"}), 415, "text/plain"),
         (raw(b'{"texts": ["\\ud800"]}'), 422, "surrogate"),
         (raw(b"[" * 15_000), 400, "JSON"),
+        (raw(b'{"texts": ["a"], "k": 1, "texts": ["b"]}'), 400, "the key 'texts' twice"),
         (raw(b'{"texts": ["a"], "threshold": NaN}'), 422, "threshold"),
         (raw(b'{"texts": ["\xff"]}'), 400, "JSON"),
         (client.get("/v1/predict"), 405, "does not take GET"),
@@ -202,6 +203,7 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
         (client.post("/projects/toy/suggest", data={"text": "a", "threshold": "nan"}), 422, "threshold"),
         (client.post("/projects/toy/suggest", json={"text": "a"}), 415, "x-www-form-urlencoded"),
         (client.post("/projects/toy/suggest", content=b"text=\xff", headers=FORM), 400, "UTF-8"),
+        (client.post("/projects/toy/suggest", content=b"text=%ff%fe", headers=FORM), 400, "UTF-8"),
     ):
         assert answer.status_code == status, (answer.request.url, answer.text)
         assert part in message(answer)

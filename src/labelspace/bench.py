@@ -26,7 +26,7 @@ from .config import DexmlSettings
 from .encoders import TransformerEncoder, open_encoder
 from .errors import MissingExtraError
 from .estimate import LOGITS_BLOCK_BYTES
-from .gradcache import encode_cached
+from .gradcache import encode_both
 from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
@@ -194,8 +194,7 @@ def _our_steps(documents: list[str], labels: list[str]) -> Callable[[], float]:
 
     def step() -> None:
         encoder.train()
-        queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
-        keys = encode_cached(encoder, label_tokens, settings.chunk_size, kept - len(tokens.ids))
+        queries, keys = encode_both(encoder, tokens, label_tokens, settings.chunk_size, kept)
         linear_loss(form, queries, keys, positives, temperature=0.05, dtype=low).backward()
         clip_gradients(encoder.parameters(), settings.max_grad_norm)
         for optimizer in optimizers:

@@ -51,6 +51,28 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens
     return torch.cat(parts).index_select(0, places)
 
 
+def encode_both(
+    encoder: Encoder, documents: Tokens, labels: Tokens, chunk_size: int, kept_tokens: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Vectors of documents and of labels, encoded together, so that the weights get their gradients in fewer passes.
+
+    Args:
+        encoder: the encoder.
+        documents: n texts.
+        labels: m texts.
+        chunk_size: as for `encode_cached`.
+        kept_tokens: tokens whose activations may stay in memory.
+
+    Returns:
+        (n, D) and (m, D) float32.
+    """
+    if encoder.row_sparse or (documents.texts is None) != (labels.texts is None):
+        first = encode_cached(encoder, documents, chunk_size, kept_tokens)
+        return first, encode_cached(encoder, labels, chunk_size, kept_tokens - len(documents.ids))
+    both = encode_cached(encoder, documents.followed_by(labels), chunk_size, kept_tokens)
+    return both[: len(documents)], both[len(documents) :]
+
+
 def chunks(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
     """Cut texts into consecutive chunks of at most so many tokens, one text at least.
 

@@ -88,7 +88,7 @@ def train(
     if isinstance(resolved, AutoSettings):
         from .auto import choose
 
-        recipe, resolved = choose(data, resolved)
+        recipe, resolved = choose(data, resolved, time.monotonic() - started)
     learn = importlib.import_module(f".{recipe}", __name__).train
     if out is None:
         return learn(data, resolved, None, started)

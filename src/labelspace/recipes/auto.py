@@ -49,12 +49,13 @@ SAMPLE = 500
 """Texts of a kind whose tokens are counted."""
 
 
-def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
+def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[str, UnidecSettings]:
     """The recipe and its settings; what was chosen and why is logged.
 
     Args:
         data: what to learn from.
         settings: those given; what is None in them is chosen.
+        passed: seconds of the time limit that are gone.
     """
     documents = len(usable_rows(data.train.targets, data.fit_rows))
     count = max(1, documents + (len(data.labels) if settings.label_documents else 0))  # label texts are documents too
@@ -66,7 +67,7 @@ def choose(data: Dataset, settings: AutoSettings) -> tuple[str, UnidecSettings]:
         wanted = max(PASSES, math.ceil(LEAST_STEPS * batch / count))
         values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
-    seconds = 60 * minutes - (tuning_seconds(len(data.valid)) if settings.memory else 0)
+    seconds = 60 * minutes - passed - (tuning_seconds(len(data.valid)) if settings.memory else 0)
     passes = max(0.0, seconds) * _texts_per_second(data, device, settings) / count
     if settings.memory:  # all documents are encoded once more, without a backward pass
         passes = max(0.0, passes - ENCODING * len(data.train) / count)

@@ -19,7 +19,7 @@ from ..data.batches import Batches, usable_rows
 from ..data.tokens import log_cut
 from ..errors import DataError, SettingsError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
-from ..gradcache import encode_cached
+from ..gradcache import encode_both, encode_cached
 from ..heads import LabelEncoder
 from ..losses import closed_form
 from ..losses_fused import linear_loss
@@ -131,11 +131,14 @@ def train(
     def step(batch: Batch) -> Tensor:
         label_keys.forget()
         tokens = documents.take(batch.rows)
-        queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
-        if negatives is not None:
+        if negatives is None:
+            own = labels.tokens if batch.pool is None else labels.tokens.take(batch.pool)
+            queries, keys = encode_both(encoder, tokens, own, settings.chunk_size, kept)
+        else:
+            queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
             found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(found))
-        keys = labels(batch.pool, kept - len(tokens.ids))
+            keys = labels(batch.pool, kept - len(tokens.ids))
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)

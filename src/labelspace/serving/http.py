@@ -130,12 +130,39 @@ class BodyLimit:
             said = f"a request may have {self.limit} bytes at most, this one has {max(size, length)}; send fewer texts"
             await problem(413, said, {"Connection": "close"})(scope, receive, send)
             return
+        kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+        twice = _key_twice(b"".join(parts)) if b"json" in kind else None
+        if twice is not None:
+            said = f"the body has the key {twice[:50]!r} twice in one object; give each once"
+            await problem(400, said)(scope, receive, send)
+            return
         whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
         async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
         await self.app(scope, replay, send)
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _key_twice(body: bytes) -> str | None:
+    """A key that an object of a JSON text has twice, of which a parser would silently take the last; None for none."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+
+    try:
+        json.loads(body, object_pairs_hook=checked)
+    except _TwiceError as error:
+        return str(error)
+    except (ValueError, RecursionError):  # no JSON, which is told elsewhere
+        pass
+    return None
 
 
 async def form_fields(request: Request) -> dict[str, str]:
@@ -153,7 +180,8 @@ async def form_fields(request: Request) -> dict[str, str]:
             415, f"a form is read as application/x-www-form-urlencoded, got {kind or 'no Content-Type'!r}"
         )
     try:
-        return dict(parse_qsl((await request.body()).decode(), keep_blank_values=True, max_num_fields=100))
+        body = (await request.body()).decode()
+        return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100, errors="strict"))
     except ValueError:  # not UTF-8 either
         raise RefusedError(400, "the form cannot be read: it must be UTF-8 with at most 100 fields") from None
 
