@@ -30,6 +30,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "token vectors": ("embedding", "index_add", "argsort", "unique", "repeat_interleave", "sort"),
     "top-k": ("topk", "max", "nonzero", "masked_select", "gt", "ge"),
     "optimiser": ("adam",),
+    "sums, scaling": ("add", "mul", "div", "sub", "sum", "where", "clamp", "neg", "sqrt", "pow", "mean", "square",
+                      "sigmoid", "masked", "lerp", "bincount", "cumsum", "rsqrt", "reciprocal", "logical", "bitwise"),
     "copies": ("copy", "cat", "clone", "contiguous", "to", "index", "gather", "take", "select", "stack", "empty",
                "zero", "fill", "resize", "new"),
 }  # fmt: skip
@@ -40,7 +42,7 @@ BATCH, LABELS, DIM = 512, 24_524, 384
 def kind_of(name: str) -> str:
     """The kind of an operation of the profiler."""
     bare = name.removeprefix("aten::").lstrip("_").lower()
-    bare = bare.removeprefix("mkldnn::").removeprefix("native_").removeprefix("fused_")
+    bare = bare.removeprefix("mkldnn::").removeprefix("_").removeprefix("native_").removeprefix("fused_")
     for kind, starts in KINDS.items():
         if any(bare.startswith(start.lstrip("_")) for start in starts):
             return kind
