@@ -19,6 +19,7 @@ MEASURED = re.compile(r"\b(?:P|R|PSP|nDCG)@\d+ (?:of )?\d\d?\.\d")
 
 def numbers_in(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
+        yield from (float(key) for key in value if key.isdigit())
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
@@ -85,4 +86,4 @@ def test_the_test_can_fail() -> None:
         "7",
         "12.5",
     ]
-    assert list(numbers_in({"a": [1, {"b": 2.5}], "c": True, "d": "7"})) == [1.0, 2.5]
+    assert list(numbers_in({"a": [1, {"b": 2.5}], "c": True, "d": "7", "9": "x"})) == [9.0, 1.0, 2.5]
