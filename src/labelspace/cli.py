@@ -1,5 +1,5 @@
 """The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
-``report | export | bench``, and what changes a model: ``labelspace tune | join | documents | labels | index | compact``.
+``report | export | bench``, and what makes a model another: ``tune | join | documents | labels | index | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands`,
