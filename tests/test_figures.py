@@ -74,7 +74,7 @@ def test_metrics_are_told_in_blocks_alone() -> None:
         if page.name == "results.md":  # rendered, see test_study
             continue
         text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-        text = re.sub(r"^```.*?^```|<!-- study -->.*?<!-- end of study -->", "", text, flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
         text = re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
         assert not MEASURED.findall(text), f"{page}: {MEASURED.findall(text)[:3]} without the file it comes from"
 

@@ -188,12 +188,13 @@ class PickedBatches:
     def _assemble(self, chosen: npt.NDArray[np.int64], key: tuple[int, ...]) -> Batch:
         """Positives are all true pairs inside the pool; documents left without one are dropped."""
         rng = np.random.default_rng(key)
-        draws = Draws.of(self.targets[chosen], rng)
+        truth = self.targets[chosen]
+        draws = Draws.of(truth, rng)
         shortlists = None
         if self.shortlists is not None:
             shortlists = self.shortlists[chosen]
             if shortlists.shape[1]:
-                shortlists = np.where(membership(shortlists, binary_truth(self.targets[chosen])), -1, shortlists)
+                shortlists = np.where(membership(shortlists, binary_truth(truth)), -1, shortlists)
         labels = self.pick(draws, shortlists, rng)
         columns = np.searchsorted(labels, draws.labels)
         inside = labels[np.minimum(columns, len(labels) - 1)] == draws.labels

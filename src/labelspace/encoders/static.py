@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -166,8 +165,6 @@ def read_static(folder: Path) -> tuple[Tokenizer, Tensor, bool] | None:
         if list(weights) != ["embedding.weight"] or weights["embedding.weight"].ndim != 2:
             return None
         return Tokenizer.from_file(str(place / "tokenizer.json")), weights["embedding.weight"], len(names) == 2
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None
     except Exception as error:  # tokenizers raises Exception itself
         logger.debug("%s: %s", folder, error)
         return None

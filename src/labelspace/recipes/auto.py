@@ -12,7 +12,7 @@ import torch
 from ..config import AutoSettings, UnidecSettings, to_dict
 from ..data.batches import usable_rows
 from ..data.tokens import Limit, tokenize
-from ..encoders import Encoder, open_encoder
+from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
 from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
@@ -31,8 +31,6 @@ GPU_FACTOR = 40.0
 """So many cores is a GPU worth."""
 ENCODING = 0.25
 """What encoding a document takes, as a part of learning from it."""
-MOST_TOKENS = 128
-"""Where a transformer cuts texts, when nothing was given."""
 LEAST_PASSES = 0.5
 """With fewer passes over the documents a transformer is behind ``static``."""
 PAIRS_PER_SECOND = 14e6
@@ -112,7 +110,7 @@ def _batch_size(count: int) -> int:
 def _texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
     """How many documents a second the packaged minilm learns from, by the mean length of some in its tokens."""
     kinds = [data.train.texts, *([data.labels.texts] if settings.label_documents else [])]
-    most = settings.max_tokens or MOST_TOKENS
+    most = settings.max_tokens or TRANSFORMER_MAX_TOKENS
     limit = Limit(most, settings.long_documents, settings.max_chunks if settings.long_documents == "chunks" else 1)
     tokenizer = _tokenizer()
     means = []
