@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from labelspace.errors import ModelError
-from labelspace.indexes import ExactIndex
+from labelspace.indexes import ExactIndex, exact
 from labelspace.keys import REMOVED, Keys, Segment
 from labelspace.memory import Memory, Voting
 from labelspace.strings import Strings
@@ -75,6 +75,35 @@ def test_the_int8_scan_of_keys_in_rising_order() -> None:
     plain = ExactIndex(keys, int8=False).search(queries, 20)
     np.testing.assert_allclose(values, plain[0], atol=2e-3)
     assert np.mean(places == plain[1]) > 0.95
+
+
+@pytest.mark.parametrize("k", [5, 120])
+def test_the_int8_scan_where_the_first_keys_mislead(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys looked at first are the best of all, or none of the best: some queries must be scanned again."""
+    again: list[bool] = []
+    plain_scan = exact._above_bar
+    monkeypatch.setattr(exact, "_above_bar", lambda *a, guess: again.append(not guess) or plain_scan(*a, guess=guess))
+    keys, queries = keys_and_queries(30_000, 1000, 16)
+    first = ExactIndex(keys, int8=True)._int8_keys()[2] * torch.arange(3000) % len(keys)
+    good, bad = keys.clone(), keys.clone()
+    good[first] *= 3
+    bad[first] *= 0.1
+    for mixed in (good, bad):
+        values, places = ExactIndex(mixed, int8=True).search(queries, k)
+        truth = ExactIndex(mixed, int8=False).search(queries, k)
+        np.testing.assert_allclose(values, truth[0], atol=1e-2)
+        assert np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(places, truth[1], strict=True)]) > 0.999
+    assert again[:2] == [False, True]
+
+
+@pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
+def test_shortlists_scored_by_key_equal_those_scored_by_query(bits: torch.dtype) -> None:
+    keys, queries = keys_and_queries(5000, 90, 24)
+    where = torch.randint(0, 3000, (90, 77), generator=torch.Generator().manual_seed(3))  # some keys not at all
+    by_query = exact._products(queries, keys.to(bits), where)
+    torch.testing.assert_close(exact._products_by_key(queries, keys.to(bits), where), by_query, atol=1e-5, rtol=0)
+    expected = torch.einsum("nd,nmd->nm", queries.double(), keys.to(bits).double()[where])
+    torch.testing.assert_close(by_query.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_equal_keys_are_ordered_by_number_in_the_int8_scan() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,8 +21,12 @@ GROUP = 32
 """Neighbouring keys whose largest product is looked at first, in the int8 scan."""
 INT8_FROM = 16_384
 """Keys from which on the int8 scan is worth its copy of the keys."""
+SETTLED = 4
+"""Candidates of the int8 scan are merged whenever so many times more keys have been seen."""
+GATHERED = 1 << 14
+"""Pairs of a query and a key that are scored again one query after another; more are taken in the order of the keys."""
 RESCORED = 32
-"""Queries whose shortlists are scored again at a time."""
+"""Queries, or times 64 keys, scored again at a time."""
 
 
 class ExactIndex:
@@ -37,7 +45,7 @@ class ExactIndex:
     def __init__(self, keys: Tensor, int8: bool | None = None):
         self.keys = keys
         self.int8 = len(keys) >= INT8_FROM and int8_pays(keys.device) if int8 is None else int8
-        self._scanned: tuple[Tensor, Tensor] | None = None
+        self._scanned: tuple[Tensor, Tensor, int] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +78,9 @@ class ExactIndex:
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
             if scan:
-                found = _scan_int8(queries[block], *self._int8_keys(), shortlist)
+                low, scales, step = self._int8_keys()
+                best, rows = _scan_int8(queries[block], low, scales, shortlist)
+                found = best, rows * step % len(keys)
             else:
                 found = _scan(queries[block], keys, k)
             exact = scan or keys.dtype != torch.float32
@@ -78,31 +88,37 @@ class ExactIndex:
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
-    def _int8_keys(self) -> tuple[Tensor, Tensor]:
-        """Keys in int8, (K, D), and the scale of each dimension, made at the first search."""
+    def _int8_keys(self) -> tuple[Tensor, Tensor, int]:
+        """Mixed keys in int8, (K, D), the scale of each dimension, and the step; made at the first search."""
         if self._scanned is None:
             self._scanned = quantize(self.keys)
         return self._scanned
 
 
-def quantize(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys in int8, each dimension scaled to the full range.
+def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Keys in int8, each dimension scaled to the full range, mixed so that the first rows are a fair sample.
 
     Args:
         keys: (K, D).
 
     Returns:
-        (K, D) int8, and (D,) float32 scales: key = int8 x scale, nearly.
+        (K, D) int8, (D,) float32 scales, and a step: row i x scales is nearly key i x step modulo K.
     """
     largest = torch.zeros(keys.shape[1], device=keys.device)
     for part in keys.split(KEY_BLOCK):
         largest = torch.maximum(largest, part.abs().amax(dim=0).float())
     scales = largest.clamp(min=1e-30) / 127
+    count = len(keys)
+    step = max(1, round(count * 0.6180339887498949))
+    while math.gcd(step, count) != 1:
+        step += 1
+    back = pow(step, -1, count)
     low = torch.empty(keys.shape, dtype=torch.int8, device=keys.device)
-    for start in range(0, len(keys), KEY_BLOCK):
-        part = slice(start, start + KEY_BLOCK)
-        low[part] = (keys[part].float() / scales).round_().to(torch.int8)
-    return low, scales
+    for start in range(0, count, KEY_BLOCK):
+        part = keys[start : start + KEY_BLOCK]
+        rows = torch.arange(start, start + len(part), device=keys.device) * back % count
+        low[rows] = (part.float() / scales).round_().to(torch.int8)
+    return low, scales, step
 
 
 def _longer(k: int) -> int:
@@ -128,42 +144,62 @@ def _scan(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _scan_int8(queries: Tensor, keys: Tensor, scales: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best keys by products of int8: products and numbers, (n, k), falling.
+    """The best keys by products of int8: products and rows of the copy, (n, k), falling.
 
-    A product enters only if it beats the k-th best so far. Most groups of keys have none that does, which the largest
-    of a group tells; the k-th best is found anew whenever the keys seen have doubled.
+    The copy is mixed, so the rows seen first are a fair sample, and a product a little below what the k-th best of all
+    must be is known early. Only products above this bar are kept. Queries that keep fewer than k, about one in a
+    thousand, are scanned again with the k-th best so far as their bar, which misses nothing.
     """
     scaled = queries * scales
     low = (scaled / scaled.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) * 127).round_().to(torch.int8)
-    n, total = len(queries), len(keys)
+    values, rows = _above_bar(low, keys, k, guess=True)
+    short = (rows[:, -1] < 0).nonzero()[:, 0]
+    if len(short):
+        values[short], rows[short] = _above_bar(low[short], keys, k, guess=False)
+    return values, rows
+
+
+def _above_bar(low: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tensor, Tensor]:
+    """Products that enter the k best of each query so far, or probably of all keys; row -1 where there are fewer.
+
+    Most groups of keys have none, which the largest of a group tells.
+    """
+    n, total = len(low), len(keys)
     width = min(max(PRODUCTS // max(1, n), 4096), total) // GROUP * GROUP
     if width < max(k, GROUP):
         return _merge_int8(low, keys, k)
-    products = torch.empty(n * width, dtype=torch.int32, device=queries.device)
-    top = _Top(n, k, queries.device)
+    products = torch.empty(n * width, dtype=torch.int32, device=low.device)
+    top = _Top(n, low.device)
     seen, start = 0, 0
     while start < total:
         size = min(width, total - start)
         whole = size // GROUP * GROUP
         out = products[: n * size].view(n, size)
         torch._int_mm(low, keys[start : start + size].T, out=out)
-        if top.bar is None:
-            value, column = out.topk(k, dim=1)
-            top.begin(value, column + start)
-            seen = start + size
+        if start == 0:
+            value, column = out.topk(_enough(k, size / total) if guess else k, dim=1)
+            top.begin(value, column)
+            seen = size
         else:
-            groups = out[:, :whole].unflatten(1, (-1, GROUP)) if whole else None
-            if groups is not None:
-                row, group = (groups.amax(dim=2) > top.bar[:, None]).nonzero().unbind(1)
-                top.add(row, groups[row, group], start + group * GROUP)
+            if whole:
+                groups = out[:, :whole].reshape(-1, GROUP)
+                (near,) = (groups.amax(dim=1).view(n, -1) > top.bar[:, None]).view(-1).nonzero().unbind(1)
+                row, group = near // (whole // GROUP), near % (whole // GROUP)
+                top.add(row, groups.index_select(0, near), start + group * GROUP)
             if whole < size:
                 row = torch.arange(n, device=out.device)
                 top.add(row, out[:, whole:], torch.full_like(row, start + whole))
-            if start + size >= 2 * seen or start + size == total or top.waiting > PRODUCTS // 2:
-                top.settle()
-                seen = start + size
+            end = start + size
+            if end >= SETTLED * seen or end == total or top.waiting > PRODUCTS // 2:
+                top.settle(_enough(k, end / total) if guess else k)
+                seen = end
         start += size
     return top.values, top.places
+
+
+def _enough(k: int, share: float) -> int:
+    """How many of the k best keys a fair sample of this share holds, with three standard deviations to spare."""
+    return k if share >= 1 else min(k, math.ceil(k * share + 3 * math.sqrt(k * share) + 3))
 
 
 def _merge_int8(low: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -181,45 +217,48 @@ def _merge_int8(low: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Top:
-    """The k best of each row so far, and candidates that beat the last of them."""
+    """The best of each query so far, and candidates that beat the last of them."""
 
-    def __init__(self, n: int, k: int, device: torch.device):
-        self.n, self.k, self.device = n, k, device
-        self.bar: Tensor | None = None
+    bar: Tensor
+
+    def __init__(self, n: int, device: torch.device):
+        self.n, self.device = n, device
         self.waiting = 0
 
     def begin(self, values: Tensor, places: Tensor) -> None:
-        """Start from the best of the first block, (n, k) falling."""
+        """Start from the best of the first block, (n, m) falling."""
         self.values, self.places, self.bar = values, places, values[:, -1]
         self._rows: list[Tensor] = []
         self._values: list[Tensor] = []
         self._places: list[Tensor] = []
+        self.waiting = 0
 
     def add(self, rows: Tensor, values: Tensor, first: Tensor) -> None:
         """Note which of some rows' neighbouring products (m, c) beat the bar; the first has the key number given."""
-        assert self.bar is not None
         which, column = (values > self.bar[rows, None]).nonzero().unbind(1)
         self._rows.append(rows[which])
         self._values.append(values[which, column])
         self._places.append(first[which] + column)
         self.waiting += len(which)
 
-    def settle(self) -> None:
-        """Merge the candidates, and raise the bar."""
-        if not self.waiting:
-            return
-        rows, order = torch.cat(self._rows).sort(stable=True)
-        values, places = torch.cat(self._values)[order], torch.cat(self._places)[order]
+    def settle(self, keep: int) -> None:
+        """Merge the candidates, keep so many of the best, and raise the bar to the last; place -1 where none is."""
+        rows = torch.cat([*self._rows, torch.empty(0, dtype=torch.int64, device=self.device)])
+        rows, order = rows.sort(stable=True)
+        none = torch.empty(0, dtype=torch.int32, device=self.device)
+        values, places = torch.cat([*self._values, none])[order], torch.cat([*self._places, none.long()])[order]
         counts = torch.bincount(rows, minlength=self.n)
-        rank = torch.arange(len(rows), device=self.device) - (counts.cumsum(0) - counts)[rows] + self.k
-        width = self.k + int(counts.max())
+        had = self.values.shape[1]
+        rank = torch.arange(len(rows), device=self.device) - (counts.cumsum(0) - counts)[rows] + had
+        width = max(keep, had + int(counts.max()))
         wide = torch.full((self.n, width), torch.iinfo(torch.int32).min, dtype=torch.int32, device=self.device)
-        where = torch.zeros(self.n, width, dtype=torch.int64, device=self.device)
-        wide[:, : self.k], where[:, : self.k] = self.values, self.places
+        where = torch.full((self.n, width), -1, dtype=torch.int64, device=self.device)
+        wide[:, :had], where[:, :had] = self.values, self.places
         wide[rows, rank], where[rows, rank] = values, places
-        best, order = wide.topk(self.k, dim=1)
+        best, order = wide.topk(keep, dim=1)
+        bar = self.bar
         self.begin(best, where.gather(1, order))
-        self.waiting = 0
+        self.bar = torch.maximum(bar, self.bar)
 
 
 def in_order(
@@ -227,11 +266,54 @@ def in_order(
 ) -> tuple[Tensor, Tensor]:
     """The best k of a shortlist, falling, ties by key number; scored again in float32 where the scan was coarser."""
     if exact:
-        values = torch.empty(where.shape, device=queries.device)
-        for start in range(0, len(queries), RESCORED):
-            part = slice(start, start + RESCORED)
-            near = keys.index_select(0, where[part].reshape(-1)).float().view(*where[part].shape, -1)
-            values[part] = torch.bmm(near, queries[part, :, None])[..., 0]
+        by_key = where.numel() > GATHERED and queries.device.type == "cpu"
+        values = (_products_by_key if by_key else _products)(queries, keys, where)
     where, order = where.sort(dim=1)
     values, again = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values[:, :k], where.gather(1, again)[:, :k]
+
+
+def _products(queries: Tensor, keys: Tensor, where: Tensor) -> Tensor:
+    """Inner products in float32 of each query with the keys listed for it, (n, m)."""
+    values = torch.empty(where.shape, device=queries.device)
+    for start in range(0, len(queries), RESCORED):
+        part = slice(start, start + RESCORED)
+        near = keys.index_select(0, where[part].reshape(-1)).float().view(*where[part].shape, -1)
+        values[part] = torch.bmm(near, queries[part, :, None])[..., 0]
+    return values
+
+
+def _products_by_key(queries: Tensor, keys: Tensor, where: Tensor) -> Tensor:
+    """`_products`, reading every key once and in order, while the queries stay in the cache."""
+    _settle_sparse()
+    pairs = where.numel()
+    ordered = np.sort((where.reshape(-1) * pairs + torch.arange(pairs)).numpy())
+    places, origin = (torch.from_numpy(part) for part in np.divmod(ordered, pairs))
+    used, counts = places.unique_consecutive(return_counts=True)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    rows = origin // where.shape[1]
+    values = torch.empty(pairs)
+    size = 64 * RESCORED
+    for first in range(0, len(used), size):
+        at = starts[first : first + size + 1]
+        mine = slice(int(at[0]), int(at[-1]))
+        near = keys.index_select(0, used[first : first + size]).float()
+        pattern = torch.sparse_csr_tensor(
+            at - at[0],
+            rows[mine],
+            torch.zeros(mine.stop - mine.start),
+            (len(near), len(queries)),
+            check_invariants=False,
+        )
+        values[origin[mine]] = torch.sparse.sampled_addmm(pattern, near, queries.T, beta=0.0).values()
+    return values.view(where.shape)
+
+
+@functools.cache
+def _settle_sparse() -> None:
+    """Take torch's only warning about its sparse tensors, of which nothing but products at given places is used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(
+            [0, 0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), (1, 1), check_invariants=False
+        )
