@@ -89,7 +89,7 @@ def test_rounded_up_batches_and_long_texts(tiny_transformer: Path, monkeypatch: 
     expected = padded(tokens)
     for limit in (1, 8, 128):
         for start, step in ((512, 256), (10, 64), (10**6, 256)):
-            monkeypatch.setattr(packed, "EAGER_UP_TO", limit)
+            monkeypatch.setattr(packed, "products_pay", lambda length, *others, limit=limit: length <= limit)
             monkeypatch.setattr(packed, "ROUND_FROM", start)
             monkeypatch.setattr(packed, "ROUND_TO", step)
             torch.testing.assert_close(encoder(tokens), expected, rtol=0, atol=2e-6)

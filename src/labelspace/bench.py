@@ -7,7 +7,6 @@ import copy
 import gc
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ from .gradcache import encode_both
 from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
-from .machine import bf16_pays, int8_pays, minilm_folder, require_memory
+from .machine import bf16_pays, int8_pays, minilm_folder, processor, require_memory
 from .optim import clip_gradients
 from .recipes.preparation import fill_in, optimizers_of
 
@@ -95,7 +94,7 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
     report: dict[str, Any] = {
         "labelspace": __version__,
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "runs": runs.count,
     }
@@ -505,13 +504,6 @@ def _faiss() -> Any:
     except ImportError as error:
         raise MissingExtraError("the benchmark", "faiss-cpu", "bench") from error
     return faiss
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

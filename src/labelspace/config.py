@@ -39,7 +39,8 @@ class EncoderSettings:
         normalize: unit vectors; raw ones want a temperature near 1.
         dropout: of a transformer.
         attention: of a transformer; ``packed`` lays texts end to end and computes no padding; ``auto`` is packed on a
-            CPU where the architecture allows it, or else eager for training on short texts there, sdpa elsewhere.
+            CPU where the architecture allows it, or else eager for training on short texts there, sdpa elsewhere. Up
+            to which length of text eager attention is faster is measured once.
         max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
             take if that is less.
         long_documents: what is kept of a longer text: ``head`` the first tokens; ``head+tail`` the first and the last,
@@ -172,10 +173,13 @@ class DexmlSettings(MiningSettings, MemorySettings, RunSettings):
         alpha: steepness of ``soft_top_k``.
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents, ``mined``
-            also labels that the model itself ranks high for them.
+            also labels that the model itself ranks high for them, ``stale`` besides all others with keys from a cache,
+            which carry no gradient of their own.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
-        pool_positives: of ``in-batch`` and ``mined``: how many of a document's labels are drawn into the pool; when not
-            given, all for ``in-batch`` and 1 for ``mined``.
+        refresh_steps: of ``stale``: steps after which the keys of all labels are made anew, and with them the index of
+            hard negatives; ``mine_from`` and ``mine_every`` do not count then.
+        pool_positives: of all but ``all``: how many of a document's labels are drawn into the pool; when not given, all
+            for ``in-batch`` and 1 for the others.
         label_documents: the text of every label is a training document too, with that label alone.
         weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
             draw in proportion to it.
@@ -186,7 +190,8 @@ class DexmlSettings(MiningSettings, MemorySettings, RunSettings):
     k: Count = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.05
-    negatives: Literal["all", "in-batch", "mined"] = "all"
+    negatives: Literal["all", "in-batch", "mined", "stale"] = "all"
+    refresh_steps: Count = 50
     positives: Literal["all", "sample"] = "all"
     pool_positives: Count | None = None
     label_documents: bool = False

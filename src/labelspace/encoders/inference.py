@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .packed import EAGER_INFERENCE, Run
+from .attention import products_pay
+from .packed import Run
 
 ARCHITECTURES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
 TOKENS = 4096
@@ -120,7 +121,7 @@ def _attend(given: Tensor, text_runs: list[Run], heads: int) -> Tensor:
         parts = given[start:end].view(-1, length, 3, heads, size // heads).permute(2, 0, 3, 1, 4)
         into = out[start:end].view(-1, length, heads, size // heads).permute(0, 2, 1, 3)
         query, key, value = parts.unbind(0)
-        if length <= EAGER_INFERENCE:
+        if products_pay(length, heads, size // heads, given.device):
             query, key, value = torch.empty(parts.shape).copy_(parts).flatten(1, 2).unbind(0)
             mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), dim=2), value)
             into.copy_(mixed.view(into.shape))

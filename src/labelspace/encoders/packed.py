@@ -15,16 +15,12 @@ import torch
 from torch import Tensor
 
 from ..data.tokens import Tokens
+from .attention import by_products, products_pay
 
 NAME = "labelspace_packed"
 PLACED = {"bert": False, "distilbert": False, "electra": False, "roberta": True, "xlm-roberta": True, "camembert": True}
 """Architectures whose attention is told by position numbers alone; whether those start after the padding number."""
 POOLINGS = ("mean", "cls")
-EAGER_UP_TO = 128
-"""Longest text, in tokens, whose attention weights are kept for the backward pass."""
-
-EAGER_INFERENCE = 32
-"""The same without a backward pass; scaled-dot-product attention is slower on short texts."""
 
 ROUND_FROM, ROUND_TO = 512, 256
 """From so many tokens on their number is rounded up to a multiple, by tokens that no text has."""
@@ -112,9 +108,8 @@ def attention(
                 x[0, :, start:end].unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format)
                 for x in (query, key, value)
             )
-            if length <= (EAGER_UP_TO if torch.is_grad_enabled() else EAGER_INFERENCE):
-                weights = torch.softmax(torch.matmul(q * scaling, k.transpose(-1, -2)), dim=-1)
-                mixed = torch.matmul(torch.nn.functional.dropout(weights, dropout), v)
+            if products_pay(length, heads, width, query.device):
+                mixed = by_products(q, k, v, scaling, dropout)
             else:
                 mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
             parts.append(mixed.to(query.dtype).permute(1, 2, 0, 3).reshape(end - start, heads, width))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.tokens import Tokens
 from ..errors import SettingsError
 from . import packed
+from .attention import products_pay
 from .inference import FastBert, stamps
 from .interface import Encoder, autocast
 
@@ -33,8 +34,8 @@ class TransformerEncoder(Encoder):
 
     On a CPU, ``attention="auto"`` packs texts end to end where the architecture allows it (see `packed`). Elsewhere
     texts are padded to the longest of a chunk; since the backward pass of scaled-dot-product attention dominates a
-    training step on short texts on a CPU, eager attention is used there while gradients are on, for texts of up to 128
-    tokens (its memory grows with the square of the length), and scaled-dot-product attention everywhere else.
+    training step on short texts on a CPU, eager attention is used there while gradients are on, for texts of up to a
+    length that is measured (see `attention`), and scaled-dot-product attention everywhere else.
 
     Args:
         model: an opened sentence-transformers model.
@@ -242,8 +243,11 @@ class TransformerEncoder(Encoder):
     def _choose_attention(self, longest: int) -> None:
         wanted: str = self.attention
         if wanted == "auto":
-            eager = self.device.type == "cpu" and torch.is_grad_enabled() and longest <= packed.EAGER_UP_TO
-            wanted = "eager" if eager else "sdpa"
+            wanted = "sdpa"
+            if self.device.type == "cpu" and torch.is_grad_enabled():
+                config = self.transformer.config
+                heads = int(config.num_attention_heads)
+                wanted = "eager" if products_pay(longest, heads, config.hidden_size // heads, self.device) else "sdpa"
         self._set_attention(wanted)
 
     def _set_attention(self, wanted: str) -> None:

@@ -26,6 +26,7 @@ from ..losses_fused import linear_loss
 from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
+from ..negatives import brought_along
 from ..pools import make_pool
 from ..trainer import Refresh, fit, readable, stop_signals
 from ..types import Batch, Dataset
@@ -88,11 +89,12 @@ def train(
 
     encoder = make_encoder(data, settings)
     settings = fill_in(settings, encoder)
-    if settings.negatives == "mined" and settings.pool_positives is None:
+    searched, stale = settings.negatives in ("mined", "stale"), settings.negatives == "stale"
+    if searched and settings.pool_positives is None:
         settings = dataclasses.replace(settings, pool_positives=1)
     size = len(data.labels)
-    pool = size if settings.negatives == "all" else min(size, POOL_A_DOCUMENT * settings.batch_size)
-    needed = training_bytes(settings, shape_of(encoder), pool, size if settings.negatives == "mined" else 0)
+    pool = size if settings.negatives in ("all", "stale") else min(size, POOL_A_DOCUMENT * settings.batch_size)
+    needed = training_bytes(settings, shape_of(encoder), pool, size if searched else 0)
     if settings.memory:
         needed += 2 * 4 * encoder.dim * len(data.train)
     logger.info(
@@ -118,7 +120,7 @@ def train(
         targets, rows = with_label_documents(targets, rows)
         documents = documents.followed_by(labels.tokens)
     plan = batch_plan(targets, rows, settings)
-    negatives = hard_negatives(targets, settings) if settings.negatives == "mined" else None
+    negatives = hard_negatives(targets, settings) if searched else None
     label_keys = LabelKeys(encoder, labels.tokens)
     kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
     places: dict[str, Any] = {}
@@ -139,6 +141,10 @@ def train(
             found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(found))
             keys = labels(batch.pool, kept - len(tokens.ids))
+            if stale:
+                assert negatives.index is not None and batch.pool is not None
+                keys = brought_along(negatives.index.keys, torch.from_numpy(batch.pool).to(device), keys)
+                batch = plan.over_all(batch)
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
@@ -163,6 +169,7 @@ def train(
             state=hard.state,
             restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
             outcome=hard.outcome,
+            steps=settings.refresh_steps if stale else None,
         )
     log = open_log(checkpoints, state, settings)
     try:

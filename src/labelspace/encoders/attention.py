@@ -1,0 +1,149 @@
+"""Which attention is faster on this processor: two products and a softmax, or PyTorch's own kernel.
+
+The products win on short texts and, since the kernel's backward pass is slow on a CPU, on longer ones where gradients
+are needed. Where the two change places is measured once for a processor, a number of threads and a shape of heads, as
+soon as a text comes that is long enough to ask, and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..errors import LabelspaceError
+from ..files import atomic_file
+from ..machine import cache_folder, processor
+
+logger = logging.getLogger("labelspace")
+
+LENGTHS = (16, 32, 64, 128, 256)
+"""Lengths, in tokens, at which the two are compared; up to the first of them the products are taken unseen."""
+GAIN = 1.15
+"""The usual limit is left only for something so many times faster, so that noise does not decide."""
+TOKENS = 2048
+"""Tokens of a comparison."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Longest texts, in tokens, that the products are taken for.
+
+    Args:
+        training: with gradients; never above 128, since the weights that are kept grow with the square of the length.
+        inference: without.
+    """
+
+    training: int = 128
+    inference: int = 32
+
+
+def products_pay(length: int, heads: int, width: int, device: torch.device) -> bool:
+    """Whether attention is faster by products and a softmax, with or without gradients as torch is set now.
+
+    Args:
+        length: of the texts, in tokens.
+        heads: of a layer.
+        width: of a head.
+        device: where; only on a CPU it is measured.
+    """
+    if length <= LENGTHS[0]:
+        return True
+    found = limits(heads, width, torch.get_num_threads()) if device.type == "cpu" else Limits()
+    return length <= (found.training if torch.is_grad_enabled() else found.inference)
+
+
+@functools.cache
+def limits(heads: int, width: int, threads: int) -> Limits:
+    """What the cache folder knows of this processor, or a measurement that is written there.
+
+    Args:
+        heads: of a layer.
+        width: of a head.
+        threads: that torch uses.
+    """
+    path = cache_folder() / "attention.json"
+    name = f"{processor()}, {threads} threads, torch {torch.__version__}, {heads} heads of {width}"
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        known = dict(json.loads(path.read_text()))
+        return Limits(**{part: int(value) for part, value in known[name].items()})
+    found = measured(lambda length, training: advantage(length, training, heads, width))
+    logger.debug("attention by products up to %d tokens in training, %d otherwise", found.training, found.inference)
+    with contextlib.suppress(LabelspaceError, OSError), atomic_file(path) as part:
+        part.write_text(json.dumps({**known, name: asdict(found)}, indent=1))
+    return found
+
+
+def measured(ratio: Callable[[int, bool], float]) -> Limits:
+    """Limits, starting from the usual ones.
+
+    Args:
+        ratio: of a length, with or without gradients: how many times longer the kernel takes than the products.
+    """
+
+    def limit(usual: int, last: int, training: bool) -> int:
+        place = LENGTHS.index(usual)
+        while LENGTHS[place] < last and ratio(LENGTHS[place + 1], training) > GAIN:
+            place += 1
+        if LENGTHS[place] == usual:
+            while place and ratio(LENGTHS[place], training) < 1 / GAIN:
+                place -= 1
+        return LENGTHS[place]
+
+    return Limits(limit(Limits.training, Limits.training, True), limit(Limits.inference, LENGTHS[-1], False))
+
+
+def advantage(length: int, training: bool, heads: int, width: int) -> float:
+    """How many times longer PyTorch's kernel takes than products and a softmax.
+
+    Args:
+        length: of each text, in tokens.
+        training: with the backward pass.
+        heads: of a layer.
+        width: of a head.
+    """
+    source = torch.Generator().manual_seed(0)
+    given = [torch.randn(max(1, TOKENS // length), heads, length, width, generator=source) for _ in range(3)]
+
+    def seconds(run: Callable[..., torch.Tensor]) -> float:
+        begun = time.perf_counter()
+        out = run(*given)
+        if training:
+            out.backward(out.detach())
+        return time.perf_counter() - begun
+
+    with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=False):
+        for x in given:
+            x.requires_grad_(training)
+        times = [(seconds(F.scaled_dot_product_attention), seconds(by_products)) for _ in range(4)]
+    kernel, products = (min(part) for part in zip(*times[1:], strict=True))
+    return kernel / products
+
+
+def by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention whose weights are kept for the backward pass.
+
+    Args:
+        query: (n, heads, length, d).
+        key: the same.
+        value: the same.
+        scale: of the products; None for 1 / sqrt(d).
+        dropout: of the weights.
+
+    Returns:
+        (n, heads, length, d).
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    weights = torch.softmax(torch.matmul(query * scale, key.transpose(-1, -2)), dim=-1)
+    return torch.matmul(F.dropout(weights, dropout), value)
