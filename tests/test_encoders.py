@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from labelspace import encoders
 from labelspace.data.tokens import Limit, Tokens, tokenize
 from labelspace.encoders import Encoder, StaticEncoder, TransformerEncoder, build_static, open_encoder
 from labelspace.encoders.inference import FastBert
@@ -191,6 +194,37 @@ def test_documents_and_labels_encoded_together_are_what_they_are_apart(tiny_tran
         results.append([*(vectors.detach() for vectors in pair), *gradients])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_is_opened_for_new_tokens_only(
+    tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LABELSPACE_CACHE", str(tmp_path / "cache"))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_transformer, base)
+    opened: list[str] = []
+    real = encoders.open_encoder
+    monkeypatch.setattr(encoders, "open_encoder", lambda name, **given: opened.append(name) or real(name, **given))
+    texts = ["red oak guide", "red oak history", "red oak notes"]
+
+    def made(labels: list[str]) -> torch.Tensor:
+        encoder = encoders.make_encoder("static", texts, labels, base=str(base))
+        assert isinstance(encoder, StaticEncoder)
+        return encoder.table.detach()
+
+    first = made(["oak"])
+    assert len(opened) == 1
+    assert torch.equal(made(["oak"]), first) and len(opened) == 1
+    made(["zzz"])  # one more word
+    assert len(opened) == 2
+    assert torch.equal(made(["oak"]), first) and len(opened) == 2
+    (kept,) = (tmp_path / "cache" / "static").glob("*/transformer.json")
+    kept.write_text("{")
+    assert torch.equal(made(["oak"]), first) and len(opened) == 3 and "damaged" in caplog.text
+    weights = base / "model.safetensors"
+    changed = {name: value * 1.5 for name, value in load_file(weights).items()}
+    save_file(changed, weights, {"format": "pt"})
+    assert not torch.equal(made(["oak"]), first) and len(opened) == 4
 
 
 def test_chunks_hold_so_many_tokens() -> None:

@@ -89,7 +89,8 @@ class FitSettings:
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
         max_minutes: end within this time, reading and saving included; the rate follows the clock.
         evaluations: how often a run looks at the validation documents, the end included.
-        valid_documents: how many validation documents are looked at.
+        valid_documents: how many validation documents are looked at, also by the tuning of a memory, where it is 3,000
+            at most.
         checkpoint_minutes: write the state of the run, from which --resume goes on, so often; 0 for never.
         patience: stop after this many evaluations without a better nDCG@5; 0 for never.
         seed: of every random choice.

@@ -828,6 +828,7 @@ class Model:
         batch_size: int = 256,
         vectors: npt.NDArray[np.float32] | None = None,
         calibrated: bool = True,
+        documents: int = DOCUMENTS,
     ) -> Tuned | None:
         """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
 
@@ -847,6 +848,7 @@ class Model:
             batch_size: texts encoded at a time.
             vectors: (N, D) keys of the training documents, if they are known; None encodes them.
             calibrated: calibrate on the same validation documents, if there are at least 100.
+            documents: validation documents to choose by, at most; of more, some are drawn.
 
         Returns:
             What was tried and chosen; None where there are too few validation documents to choose by.
@@ -863,8 +865,8 @@ class Model:
         place = self._numbers_in(data.labels)
         self._remember(data, place, precision, batch_size, vectors)
         valid, rows = data.valid, np.arange(len(data.valid))
-        if len(rows) > DOCUMENTS:
-            rows = np.sort(np.random.default_rng(0).choice(len(rows), DOCUMENTS, replace=False))
+        if len(rows) > documents:
+            rows = np.sort(np.random.default_rng(0).choice(len(rows), documents, replace=False))
         if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
             voting = self.memory.voting
             settled = (grid or Grid()).settled(Voting() if voting.scoring == "similarity" else voting)

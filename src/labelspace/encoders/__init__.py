@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
@@ -19,6 +20,7 @@ from ..machine import bf16_pays, cache_folder, minilm_folder
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .transformer import TransformerEncoder
+from .vectors import TokenVectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,12 +85,20 @@ def make_encoder(
         raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
     if options.get("dropout") or options.get("attention", "auto") != "auto":
         raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
-    opened = open_encoder(base, device=device)
-    if not isinstance(opened, TransformerEncoder):
-        raise SettingsError(f"base: {base!r} is not a transformer, so no static encoder can be made from it")
-    opened.precision = "bf16" if bf16_pays(opened.device) else "float32"
+    precision: Precision = "bf16" if bf16_pays(torch.device(device)) else "float32"
+
+    def opened() -> TransformerEncoder:
+        found = open_encoder(base, device=device)
+        if not isinstance(found, TransformerEncoder):
+            raise SettingsError(f"base: {base!r} is not a transformer, so no static encoder can be made from it")
+        found.precision = precision
+        return found
+
+    folder = _resolve(base)
+    how = f"{device}, {precision}"
+    source = opened() if isinstance(folder, str) else TokenVectors.known(folder, opened, cache_folder(), how)
     made = build_static(
-        opened,
+        source,
         texts,
         sorted(label_texts),
         rows=rows,

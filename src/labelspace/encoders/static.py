@@ -7,7 +7,6 @@ corpus (Arora et al., 2017). Scale is all a token weight needs to be, since the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import warnings
@@ -22,12 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from tqdm import tqdm
 
-from ..data.tokens import Limit, LongDocuments, Tokens, cut, encoded, frame, tokenize
-from ..files import atomic_folder
+from ..data.tokens import Limit, LongDocuments, Tokens, encoded, tokenize
 from .interface import Encoder
 from .transformer import TransformerEncoder
+from .vectors import TokenVectors
 from .words import count_words
 
 if TYPE_CHECKING:
@@ -171,7 +169,7 @@ def read_static(folder: Path) -> tuple[Tokenizer, Tensor, bool] | None:
 
 
 def build_static(
-    base: TransformerEncoder,
+    base: TransformerEncoder | TokenVectors,
     texts: Sequence[str],
     label_texts: Sequence[str],
     *,
@@ -187,7 +185,7 @@ def build_static(
     """Make a static encoder from a transformer and a corpus.
 
     Args:
-        base: the transformer that gives each token its first vector; left as it is.
+        base: the transformer that gives each token its first vector, left as it is; or what is known of it.
         texts: documents, counted for the choice of words and phrases and for token weights.
         label_texts: texts of the labels.
         rows: (m,) documents that are counted; None for all.
@@ -202,6 +200,8 @@ def build_static(
         cache: folder that keeps the token vectors for the next run, and the tokens of the documents for training; None
             keeps nothing.
     """
+    if not isinstance(base, TokenVectors):
+        base = TokenVectors.of(base)
     counted = texts if rows is None else [texts[i] for i in rows.tolist()]
     described = json.loads(base.tokenizer.to_str())
     pieces: dict[str, int] | None = described["model"]["vocab"] if described["model"]["type"] == "WordPiece" else None
@@ -229,7 +229,7 @@ def build_static(
         place = (tokenizer.token_to_id(text) or 0) - (size - len(added))
         if place >= 0:
             added[place] = text
-    vectors = _token_vectors(base, added, cache)
+    vectors = base.table(added, cache)
     met = None
     if cache is not None:
         limit = Limit(max_tokens, long_documents, max_chunks if long_documents == "chunks" else 1)
@@ -245,57 +245,6 @@ def build_static(
     encoder = StaticEncoder(tokenizer, torch.from_numpy(vectors), max_tokens=max_tokens)
     encoder.long_documents, encoder.max_chunks = long_documents, max_chunks
     return encoder
-
-
-def _token_vectors(base: TransformerEncoder, added: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
-    """Vectors (V + added, D) of every token and added text, each run through the transformer by itself.
-
-    The transformer's own tokens are kept apart from the corpus's, so that the next corpus finds them.
-    """
-    weights = hashlib.sha256(
-        f"token vectors 1, {base.max_tokens}, {base.precision}, {base.tokenizer.to_str()}\0".encode()
-    )
-    for name, value in sorted(base.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    own = [[i] for i in range(base.tokenizer.get_vocab_size(with_added_tokens=True))]
-    others = [e.ids for e in base.tokenizer.encode_batch_fast(list(added), add_special_tokens=False)]
-    return np.concatenate([_vectors_of(base, ids, weights.hexdigest(), cache) for ids in (own, others)])
-
-
-def _vectors_of(
-    base: TransformerEncoder, inner: list[list[int]], weights: str, cache: Path | None
-) -> npt.NDArray[np.float32]:
-    """Vectors of texts given as token ids without special tokens, from the cache if they are there."""
-    bare = np.fromiter(chain.from_iterable(inner), dtype=np.int32)
-    limit = Limit(base.max_tokens, "head", 1, *frame(base.tokenizer))
-    ids, lengths, _ = cut(bare, np.array([len(x) for x in inner], dtype=np.int64), limit)
-    tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    key = hashlib.sha256(weights.encode() + tokens.ids.tobytes() + tokens.offsets.tobytes()).hexdigest()[:32]
-    folder = None if cache is None else cache / "static" / key
-    if folder is not None and folder.is_dir():
-        try:
-            vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-            if vectors.shape == (len(tokens), base.dim):
-                return vectors
-        except (OSError, ValueError) as error:
-            logger.warning("the cache %s is damaged (%s); computing again", folder, error)
-
-    vectors = np.empty((len(tokens), base.dim), dtype=np.float32)
-    order = np.argsort(tokens.lengths, kind="stable")
-    block = 1024
-    if len(tokens) > 4 * block:
-        logger.info("running %d tokens of the vocabulary through the transformer", len(tokens))
-    for start in tqdm(range(0, len(order), block), desc="token vectors", disable=None, leave=False):
-        rows = order[start : start + block]
-        vectors[rows] = base.encode(tokens.take(rows), batch_size=block)
-    if folder is not None:
-        try:
-            with atomic_folder(folder) as part:
-                np.save(part / "vectors.npy", vectors)
-        except OSError as error:
-            logger.warning("the token vectors cannot be kept in %s: %s", folder, getattr(error, "reason", error))
-    return vectors
 
 
 def _count_kept(tokens: Tokens, rows: npt.NDArray[np.int64] | None, size: int) -> npt.NDArray[np.float64] | None:

@@ -16,7 +16,7 @@ from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
 from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
-from .preparation import tuning_seconds
+from .preparation import tuned_on, tuning_seconds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,7 +65,7 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         wanted = max(PASSES, math.ceil(LEAST_STEPS * batch / count))
         values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
-    seconds = 60 * minutes - passed - (tuning_seconds(len(data.valid)) if settings.memory else 0)
+    seconds = 60 * minutes - passed - (tuning_seconds(tuned_on(settings, len(data.valid))) if settings.memory else 0)
     passes = max(0.0, seconds) * _texts_per_second(data, device, settings) / count
     if settings.memory:  # all documents are encoded once more, without a backward pass
         passes = max(0.0, passes - ENCODING * len(data.train) / count)

@@ -309,6 +309,16 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     model.calibrate_if_possible(data, predictions)
 
 
+def tuned_on(settings: RunSettings, valid: int) -> int:
+    """Validation documents that the memory of a run is tuned on.
+
+    Args:
+        settings: of the run.
+        valid: how many there are.
+    """
+    return min(valid, settings.valid_documents, tuning.DOCUMENTS)
+
+
 def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, valid: int) -> float:
     """How long the keys of all documents and the tuning will take, from a sample of documents; 0 without a clock.
 
@@ -330,19 +340,19 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, v
     finally:
         encoder.precision = precision
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    return 1.15 * seconds * share + tuning_seconds(valid)
+    return 1.15 * seconds * share + tuning_seconds(tuned_on(settings, valid))
 
 
 def tuning_seconds(valid: int) -> float:
     """How long tuning takes, about.
 
     Args:
-        valid: validation documents.
+        valid: validation documents looked at.
     """
-    return TUNING_SECONDS * min(valid, tuning.DOCUMENTS) / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
+    return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
 
 
-def give_memory(model: Model, data: Dataset, documents: Tokens, settings: MemorySettings, log: Log) -> None:
+def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Remembering, log: Log) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
     Args:
@@ -365,7 +375,12 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Memory
         placed = torch.from_numpy(vectors).to(encoder.device)
         vectors = model.heads.documents(placed).cpu().numpy()
     tuned = model.tune(
-        data, objective=settings.objective, precision=settings.key_precision, vectors=vectors, calibrated=False
+        data,
+        objective=settings.objective,
+        precision=settings.key_precision,
+        vectors=vectors,
+        calibrated=False,
+        documents=tuned_on(settings, len(data.valid)),
     )
     if tuned is not None:
         model.info["metrics"]["validation"] = tuned.metrics
