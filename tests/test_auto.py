@@ -15,7 +15,7 @@ import torch
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.config import AutoSettings, recipe_with
+from labelspace.config import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with
 from labelspace.recipes.auto import FEW_PASSES, PAIRS_PER_SECOND, _texts_per_second, choose
 from labelspace.recipes.preparation import TUNING_SECONDS
 
@@ -58,8 +58,23 @@ def test_the_encoder_follows_from_the_time(caplog: pytest.LogCaptureFixture) -> 
     long = corpus(2000, 500)
     limit = 0.5 * 2000 * 128 / 1800 / 60  # half a pass at most, of one core
     assert choose(long, AutoSettings(device="cpu", max_minutes=limit / 40))[1].encoder == "static"
-    static = choose(short, AutoSettings(device="cpu", encoder="static"))[1]
-    assert static.encoder_weight == 0.5 and static.encoder_dim is None
+    recipe, static = choose(short, AutoSettings(device="cpu", encoder="static", classifier_labels="all"))
+    assert isinstance(static, UnidecSettings) and static.encoder_weight == 0.5 and static.encoder_dim is None
+
+
+def test_static_with_a_memory_is_raexmc_unless_heads_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "labelspace")
+    data = corpus(2000, 5)
+    given: dict[str, Any] = {"device": "cpu", "encoder": "static", "max_minutes": 3.0, "temperature": 0.03, "seed": 4}
+    recipe, chosen = choose(data, AutoSettings(**given))
+    assert recipe == "raexmc" and isinstance(chosen, RaexmcSettings) and "raexmc with a memory" in caplog.text
+    assert {name: getattr(chosen, name) for name in given} == given
+    own = RaexmcSettings()
+    assert (chosen.range_max, chosen.mine_every, chosen.num_negatives) == (own.range_max, own.mine_every, None)
+    assert chosen.label_documents == own.label_documents and chosen.epochs == 7 and chosen.batch_size == 32
+    assert choose(data, AutoSettings(**given, num_negatives=1))[1].num_negatives == 1
+    for asked in ({"pool": "all"}, {"memory": False}, {"encoder_weight": 0.5}, {"table_lr": 1e-3}):
+        assert choose(data, AutoSettings(**given, **asked))[0] == "unidec"  # type: ignore[arg-type]
 
 
 def test_batches_and_passes_follow_from_the_texts() -> None:

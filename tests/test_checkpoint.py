@@ -64,7 +64,7 @@ def test_killed_and_resumed_equals_unbroken(
     }  # fmt: skip
     if negatives == "raexmc":
         del options["negatives"], options["refresh_steps"]
-        options["recipe"] = "raexmc"
+        options.update(recipe="raexmc", num_negatives=2)
     if encoder == "static":
         options.update(encoder="static", base=str(tiny_transformer), lr=0.03)
     else:

@@ -314,6 +314,8 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
         positives: labels of a document that are drawn as positives in a step; 0 for all.
         related_documents: other documents of the batch that share a label: ``hidden`` do not count, ``positive`` are
             positives like the labels.
+        num_negatives: hard negatives drawn for a document in a step; when not given, none for ``static``, whose memory
+            they make worse, and 2 for a transformer.
         shared_negatives: labels drawn for other documents of the batch are negatives too; otherwise only a document's
             own hard negatives.
         range_max: length of a shortlist.
@@ -324,6 +326,7 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     temperature: Positive = 0.04
     positives: Annotated[int, Field(ge=0)] = 1
     related_documents: Literal["hidden", "positive"] = "hidden"
+    num_negatives: Annotated[int, Field(ge=0)] | None = None  # type: ignore[assignment]
     shared_negatives: bool = True
     range_max: Count = 50
     label_documents: bool = False

@@ -1,15 +1,16 @@
-"""What is trained when no recipe is named: UniDEC with a memory, its main settings chosen by data and device."""
+"""What is trained when no recipe is named: UniDEC or RAE-XMC, with a memory, chosen by data, time and device."""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..config import AutoSettings, UnidecSettings, to_dict
+from ..config import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..data.batches import usable_rows
 from ..data.tokens import Limit, tokenize
 from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
@@ -47,7 +48,7 @@ SAMPLE = 500
 """Texts of a kind whose tokens are counted."""
 
 
-def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[str, UnidecSettings]:
+def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[str, UnidecSettings | RaexmcSettings]:
     """The recipe and its settings; what was chosen and why is logged.
 
     Args:
@@ -89,17 +90,36 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
                 values["clusters"] = False
     low = device.type == "cpu" and bf16_pays(device)
     values["key_precision"] = given.get("key_precision", "bf16" if low else "float32")
-    chosen = UnidecSettings(**values)
+    chosen: UnidecSettings | RaexmcSettings = UnidecSettings(**values)
+    recipe = "unidec"
+    if not transformer and settings.memory and not _asks_for_heads(settings):
+        recipe, chosen = "raexmc", _without_heads(settings, values)
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
         why = "the encoder was given"
     logger.info(
-        "no recipe was named: unidec%s with the encoder %s, since %s and %s; at most %d epochs in batches of %d",
-        *(" with a memory of the documents" if chosen.memory else "", chosen.encoder, reach, why),
+        "no recipe was named: %s%s with the encoder %s, since %s and %s; at most %d epochs in batches of %d",
+        *(recipe, " with a memory of the documents" if settings.memory else "", chosen.encoder, reach, why),
         *(chosen.epochs, chosen.batch_size),
     )
-    return "unidec", chosen
+    return recipe, chosen
+
+
+def _asks_for_heads(settings: AutoSettings) -> bool:
+    """Whether a setting was given that only UniDEC has."""
+    known = {field.name for field in fields(RaexmcSettings)}
+    own = [field for field in fields(AutoSettings) if field.name not in known and field.name != "memory"]
+    return any(getattr(settings, field.name) != field.default for field in own)
+
+
+def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSettings:
+    """RAE-XMC with what was given and chosen; its own defaults for the rest."""
+    own = {field.name for field in fields(RaexmcSettings)}
+    defaults = {field.name: field.default for field in fields(AutoSettings)}
+    decided = ("encoder", "epochs", "batch_size", "max_minutes", "key_precision")
+    taken = [name for name in own & defaults.keys() if name in decided or getattr(settings, name) != defaults[name]]
+    return RaexmcSettings(**{name: chosen[name] for name in taken})
 
 
 def _batch_size(count: int) -> int:
