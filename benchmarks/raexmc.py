@@ -1,0 +1,89 @@
+"""What RAE-XMC's training is best made of: passes of the static encoder, figures of the memory on validation documents.
+
+    python benchmarks/raexmc.py DATA [--seeds 0] [--only NAME ...] [--out FILE] [-- --lr 0.002 ...]
+    python benchmarks/raexmc.py --table FILE
+
+What comes after ``--`` goes to every ``labelspace train``. A line of JSON a run is appended to FILE; runs that are
+there already are not run again. Seconds are those of the training steps alone, without reading, memory and tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HIDDEN, POSITIVE = ["--related-documents", "hidden"], ["--related-documents", "positive"]
+ONE, ALL = ["--positives", "1"], ["--positives", "0"]
+NONE, HARD = ["--num-negatives", "0"], ["--num-negatives", "2", "--mine-from", "0.2"]
+VARIANTS: dict[str, list[str]] = {
+    "untrained": ["--epochs", "0"],
+    "one label drawn, hard negatives": ["--epochs", "2", *ONE, *HARD, *HIDDEN],
+    "one label drawn": ["--epochs", "2", *ONE, *NONE, *HIDDEN],
+    "two labels drawn": ["--epochs", "2", "--positives", "2", *NONE, *HIDDEN],
+    "all labels": ["--epochs", "2", *ALL, *NONE, *HIDDEN],
+    "all labels, hard negatives": ["--epochs", "2", *ALL, *HARD, *HIDDEN],
+    "all labels, related documents": ["--epochs", "2", *ALL, *NONE, *POSITIVE],
+    "all labels, batches of 2,048": ["--epochs", "2", "--batch-size", "2048", *ALL, *NONE, *HIDDEN],
+    "all labels, one pass": ["--epochs", "1", *ALL, *NONE, *HIDDEN],
+    "all labels, five passes": ["--epochs", "5", *ALL, *NONE, *HIDDEN],
+    "all labels, twice the rate": ["--epochs", "2", "--lr", "0.003", *ALL, *NONE, *HIDDEN],
+}
+SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
+
+
+def main() -> None:
+    """Run what is not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--table", type=Path, help="print the table of such a file, and run nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/raexmc.jsonl"))
+    words = sys.argv[1:]
+    own, further = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    given = parser.parse_args(own)
+    if given.table:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    if given.data is None:
+        parser.error("name the data, or --table")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    for seed in given.seeds:
+        for name in given.only:
+            key = {"name": name, "seed": seed, "further": further}
+            if any({k: run[k] for k in key} == key for run in done):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                command = [
+                    *(sys.executable, "-m", "labelspace", "train", given.data, "--recipe", "raexmc"),
+                    *("--encoder", "static", "--evaluations", "0", "--key-precision", "bf16", *VARIANTS[name]),
+                    *(*further, "--seed", str(seed), "--out", f"{folder}/model", "--json", "--quiet"),
+                ]
+                print(" ".join(command), file=sys.stderr, flush=True)
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            fit = {k: found["fit"][k] for k in ("steps", "seconds")}
+            done.append({**key, "validation": found["validation"], **fit})
+            with given.out.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    print(table(done))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Runs as a Markdown table, in the order of `VARIANTS`; validation documents, percent."""
+    lines = ["| training | passes | steps | seconds | " + " | ".join(SHOWN) + " |", "| --- " * (len(SHOWN) + 4) + "|"]
+    for run in sorted(runs, key=lambda run: (list(VARIANTS).index(run["name"]), run["seed"])):
+        flags = VARIANTS[run["name"]]
+        cells = [f"`{flags[flags.index('--epochs') + 1]}`", str(run["steps"]), f"{run['seconds']:.0f}"]
+        cells += [f"{run['validation'][metric]:.2f}" for metric in SHOWN]
+        lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
