@@ -311,7 +311,8 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     Args:
         epochs: passes over the training documents; 0 for no training, the memory and its tuning only.
         temperature: divides the similarities in training; that of the memory is tuned.
-        positives: labels of a document that are drawn as positives in a step; 0 for all.
+        positives: labels of a document that are drawn as positives in a step; 0 for all; when not given, all for
+            ``static``, and 1 for a transformer, which pays for every label text.
         related_documents: other documents of the batch that share a label: ``hidden`` do not count, ``positive`` are
             positives like the labels.
         num_negatives: hard negatives drawn for a document in a step; when not given, none for ``static``, whose memory
@@ -324,7 +325,7 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
 
     epochs: Annotated[int, Field(ge=0)] = 5
     temperature: Positive = 0.04
-    positives: Annotated[int, Field(ge=0)] = 1
+    positives: Annotated[int, Field(ge=0)] | None = None
     related_documents: Literal["hidden", "positive"] = "hidden"
     num_negatives: Annotated[int, Field(ge=0)] | None = None  # type: ignore[assignment]
     shared_negatives: bool = True
