@@ -130,7 +130,8 @@ def data(toy_folder: Path) -> ls.Dataset:
 
 
 def options(tiny_transformer: Path, **others: Any) -> dict[str, Any]:
-    return {"recipe": "raexmc", "base": str(tiny_transformer), "lr": 0.03, "batch_size": 50, **others}
+    own = {} if "encoder" in others else {"base": str(tiny_transformer)}
+    return {"recipe": "raexmc", "lr": 0.03, "batch_size": 50, **own, **others}
 
 
 def test_training_learns_the_toy_corpus_and_keeps_every_document(
@@ -160,7 +161,7 @@ def test_training_learns_the_toy_corpus_and_keeps_every_document(
     ],
 )
 def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, settings: dict[str, Any]) -> None:
-    model = ls.train(data, **options(tiny_transformer, epochs=6, mine_every=0.2, **settings))
+    model = ls.train(data, **options(tiny_transformer, epochs=6, num_negatives=2, mine_every=0.2, **settings))
     assert data.test is not None
     assert ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"] > 85
     assert model.memory.n_documents == len(data.train)
@@ -168,9 +169,19 @@ def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, 
     assert bits == (torch.bfloat16 if settings.get("key_precision") == "bf16" else torch.float32)
 
 
+def test_without_hard_negatives_texts_are_encoded_together(data: ls.Dataset, tiny_transformer: Path) -> None:
+    """Nothing is drawn before the first refresh, which comes after the last step here; documents and labels apart."""
+    for encoder in ({}, {"encoder": str(tiny_transformer), "lr": 1e-3}):
+        settings = options(tiny_transformer, epochs=2, precision="float32", **encoder)
+        together = ls.train(data, **settings)
+        apart = ls.train(data, **settings, num_negatives=2, mine_from=0.999)
+        torch.testing.assert_close(together.memory.keys, apart.memory.keys, atol=2e-4, rtol=0)
+        assert together.info["fit"]["steps"] == apart.info["fit"]["steps"] > 5
+
+
 def test_renumbering_labels_changes_no_weight(data: ls.Dataset, tiny_transformer: Path) -> None:
     order = np.random.default_rng(1).permutation(len(data.labels))
-    settings = options(tiny_transformer, epochs=2, mine_every=0.3)
+    settings = options(tiny_transformer, epochs=2, num_negatives=2, mine_every=0.3)
     a, b = ls.train(data, **settings), ls.train(data.renumbered(order), **settings)
     assert torch.equal(b.memory.keys, a.memory.keys[torch.from_numpy(order)])
     assert a.memory.voting == b.memory.voting

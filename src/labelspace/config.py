@@ -311,12 +311,10 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     Args:
         epochs: passes over the training documents; 0 for no training, the memory and its tuning only.
         temperature: divides the similarities in training; that of the memory is tuned.
-        positives: labels of a document that are drawn as positives in a step; 0 for all; when not given, all for
-            ``static``, and 1 for a transformer, which pays for every label text.
+        positives: labels of a document that are drawn as positives in a step; 0 for all.
         related_documents: other documents of the batch that share a label: ``hidden`` do not count, ``positive`` are
             positives like the labels.
-        num_negatives: hard negatives drawn for a document in a step; when not given, none for ``static``, whose memory
-            they make worse, and 2 for a transformer.
+        num_negatives: hard negatives drawn for a document in a step; they cost more than they bring.
         shared_negatives: labels drawn for other documents of the batch are negatives too; otherwise only a document's
             own hard negatives.
         range_max: length of a shortlist.
@@ -325,9 +323,9 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
 
     epochs: Annotated[int, Field(ge=0)] = 5
     temperature: Positive = 0.04
-    positives: Annotated[int, Field(ge=0)] | None = None
+    positives: Annotated[int, Field(ge=0)] = 0
     related_documents: Literal["hidden", "positive"] = "hidden"
-    num_negatives: Annotated[int, Field(ge=0)] | None = None  # type: ignore[assignment]
+    num_negatives: Annotated[int, Field(ge=0)] = 0
     shared_negatives: bool = True
     range_max: Count = 50
     label_documents: bool = False

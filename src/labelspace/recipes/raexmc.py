@@ -93,7 +93,9 @@ def train(
     torch.manual_seed(settings.seed)
 
     encoder = make_encoder(data, settings)
-    settings = fill_in(decided(settings, encoder), encoder)
+    if encoder.row_sparse:
+        settings = dataclasses.replace(settings, lr=settings.lr or STATIC_RATE)
+    settings = fill_in(settings, encoder)
     size = len(data.labels)
     pool = min(size, POOL_A_DOCUMENT * settings.batch_size) + settings.batch_size
     needed = training_bytes(settings, shape_of(encoder), pool, size) if settings.epochs else 0
@@ -162,21 +164,6 @@ def train(
             return model
     finally:
         log.close()
-
-
-def decided(settings: RaexmcSettings, encoder: Encoder) -> RaexmcSettings:
-    """The settings with the rate, positives and hard negatives that suit an encoder, where they are not given.
-
-    Args:
-        settings: of the run.
-        encoder: what will be trained.
-    """
-    static = encoder.row_sparse
-    usual: dict[str, Any] = {"positives": 0 if static else 1, "num_negatives": 0 if static else 2}
-    if static:
-        usual["lr"] = STATIC_RATE
-    missing = {name: value for name, value in usual.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **missing)
 
 
 class _Contrast:
