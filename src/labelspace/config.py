@@ -335,6 +335,8 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
 class AutoSettings(UnidecSettings):
     """What is taken when no recipe is named: UniDEC with a memory, its main settings chosen by data and device.
 
+    ``static`` with a memory is trained by RAE-XMC instead, unless a setting is given that only UniDEC has.
+
     Args:
         encoder: as for every recipe; when not given, ``minilm``, or ``static`` where the time allows a transformer less
             than half a pass over the documents.
