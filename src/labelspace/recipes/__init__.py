@@ -36,7 +36,8 @@ def train(
     Args:
         data: a data set, or a path that `labelspace.load` reads.
         recipe: ``dexml``, ``unidec``, ``raexmc``, or ``auto``: UniDEC or RAE-XMC with a memory, it and its main
-            settings chosen by data, time and device. None takes the first that has the settings given, ``auto`` before the others.
+            settings chosen by data, time and device. None takes the first that has the settings given, ``auto``
+            before the others.
         out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
             It must be empty or not be there. While the run lasts, ``OUT.checkpoint`` beside it holds its log and its
             state.
