@@ -97,9 +97,10 @@ def test_the_int8_scan_where_the_first_keys_mislead(k: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
-def test_shortlists_scored_by_key_equal_those_scored_by_query(bits: torch.dtype) -> None:
+@pytest.mark.parametrize("listed", [1500, 4000])
+def test_shortlists_scored_by_key_equal_those_scored_by_query(bits: torch.dtype, listed: int) -> None:
     keys, queries = keys_and_queries(5000, 90, 24)
-    where = torch.randint(0, 3000, (90, 77), generator=torch.Generator().manual_seed(3))  # some keys not at all
+    where = torch.randint(0, listed, (90, 77), generator=torch.Generator().manual_seed(3))  # some keys not at all
     by_query = exact._products(queries, keys.to(bits), where)
     torch.testing.assert_close(exact._products_by_key(queries, keys.to(bits), where), by_query, atol=1e-5, rtol=0)
     expected = torch.einsum("nd,nmd->nm", queries.double(), keys.to(bits).double()[where])

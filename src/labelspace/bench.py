@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("machine", "train", "encode", "loss", "search", "hnsw")
+PARTS = ("machine", "search", "train", "encode", "loss", "hnsw")
 DIM, BATCH = 384, 1024
 LABELS = {25_000: True, 131_072: True, 1_300_000: False}
 """Sizes of the label space for the loss, and whether its plain twin is run."""

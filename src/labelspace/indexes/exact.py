@@ -290,14 +290,18 @@ def _products_by_key(queries: Tensor, keys: Tensor, where: Tensor) -> Tensor:
     ordered = np.sort((where.reshape(-1) * pairs + torch.arange(pairs)).numpy())
     places, origin = (torch.from_numpy(part) for part in np.divmod(ordered, pairs))
     used, counts = places.unique_consecutive(return_counts=True)
+    few = 2 * len(used) < len(keys)  # of most keys nothing is gained by picking those that are listed
+    if not few:
+        counts = torch.bincount(places, minlength=len(keys))
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     rows = origin // where.shape[1]
     values = torch.empty(pairs)
     size = 64 * RESCORED
-    for first in range(0, len(used), size):
+    for first in range(0, len(counts), size):
         at = starts[first : first + size + 1]
         mine = slice(int(at[0]), int(at[-1]))
-        near = keys.index_select(0, used[first : first + size]).float()
+        part = slice(first, first + size)
+        near = (keys.index_select(0, used[part]) if few else keys[part]).float()
         pattern = torch.sparse_csr_tensor(
             at - at[0],
             rows[mine],
