@@ -222,12 +222,12 @@ def measure(only: list[str], runs: int) -> dict[str, Any]:
 
     import torch
 
-    from labelspace.bench import _processor
+    from labelspace.machine import processor
 
     record: dict[str, Any] = {
         "command": f"python benchmarks/profiles.py --runs {runs}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parts": {},
