@@ -10,12 +10,10 @@ there already are not run again. Seconds are those of the training steps alone, 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from ablation import Run, asked, missing, train
 
 HIDDEN, POSITIVE = ["--related-documents", "hidden"], ["--related-documents", "positive"]
 ONE, ALL = ["--positives", "1"], ["--positives", "0"]
@@ -39,42 +37,22 @@ SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
 def main() -> None:
     """Run what is not there yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?")
-    parser.add_argument("--table", type=Path, help="print the table of such a file, and run nothing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/raexmc.jsonl"))
-    words = sys.argv[1:]
-    own, further = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    given = parser.parse_args(own)
-    if given.table:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
-        return
-    if given.data is None:
-        parser.error("name the data, or --table")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    for seed in given.seeds:
-        for name in given.only:
-            key = {"name": name, "seed": seed, "further": further}
-            if any({k: run[k] for k in key} == key for run in done):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                command = [
-                    *(sys.executable, "-m", "labelspace", "train", given.data, "--recipe", "raexmc"),
-                    *("--encoder", "static", "--evaluations", "0", "--key-precision", "bf16", *VARIANTS[name]),
-                    *(*further, "--seed", str(seed), "--out", f"{folder}/model", "--json", "--quiet"),
-                ]
-                print(" ".join(command), file=sys.stderr, flush=True)
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            fit = {k: found["fit"][k] for k in ("steps", "seconds")}
-            done.append({**key, "validation": found["validation"], **fit})
-            with given.out.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    given, further = asked(parser, VARIANTS, table)
+    done: list[Run] = []
+    for run, note in missing(given, given.out, done, further=further):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                *(given.data, "--recipe", "raexmc", "--encoder", "static", "--evaluations", "0"),
+                *("--key-precision", "bf16", *VARIANTS[run["name"]], *further),
+                *("--seed", str(run["seed"]), "--out", f"{folder}/model"),
+            ]
+            found = train(command)
+        note({"validation": found["validation"], **{k: found["fit"][k] for k in ("steps", "seconds")}})
     print(table(done))
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(runs: list[Run]) -> str:
     """Runs as a Markdown table, in the order of `VARIANTS`; validation documents, percent."""
     lines = ["| training | passes | steps | seconds | " + " | ".join(SHOWN) + " |", "| --- " * (len(SHOWN) + 4) + "|"]
     for run in sorted(runs, key=lambda run: (list(VARIANTS).index(run["name"]), run["seed"])):

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+
+from ablation import Run, asked, missing, train
 
 SOME = ["--pool", "some"]
 VARIANTS: dict[str, list[str]] = {
@@ -51,50 +50,28 @@ SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
 def main() -> None:
     """Run what is not there yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?")
-    parser.add_argument("--table", type=Path, help="print the table of such a file, and run nothing")
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/unidec"))
-    own, further = (
-        (sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :])
-        if "--" in sys.argv
-        else (sys.argv[1:], [])
-    )
-    given = parser.parse_args(own)
-    if given.table:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
-        return
-    if given.data is None:
-        parser.error("name the data, or --table")
-    given.out.mkdir(parents=True, exist_ok=True)
-    record = given.out / "results.jsonl"
-    done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    for seed in given.seeds:
-        for name in given.only:
-            key = {"name": name, "seed": seed, "minutes": given.minutes, "further": further}
-            if any({k: run[k] for k in key} == key for run in done):
-                continue
-            recipe = [] if "--recipe" in VARIANTS[name] else ["--recipe", "unidec"]
-            command = [
-                *(sys.executable, "-m", "labelspace", "train", given.data, *recipe, *VARIANTS[name], *further),
-                *("--seed", str(seed), "--max-minutes", str(given.minutes), "--epochs", "1000", "--patience", "0"),
-                *("--out", str(given.out / "model"), "--overwrite", "--json", "--quiet"),
-            ]
-            print(" ".join(command), file=sys.stderr, flush=True)
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            log = [json.loads(line) for line in (given.out / "model" / "log.jsonl").read_text().splitlines()]
-            memory = max((r["peak_memory_gb"] for r in log if r["event"] == "step"), default=float("nan"))
-            rankings = found.get("rankings") or {"combined": found["validation"]}
-            fit = {k: found["fit"][k] for k in ("steps", "best_step", "seconds")}
-            done.append({**key, "rankings": rankings, **fit, "peak_memory_gb": memory})
-            with record.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    given, further = asked(parser, VARIANTS, table)
+    done: list[Run] = []
+    for run, note in missing(given, given.out / "results.jsonl", done, minutes=given.minutes, further=further):
+        flags = VARIANTS[run["name"]]
+        recipe = [] if "--recipe" in flags else ["--recipe", "unidec"]
+        command = [
+            *(given.data, *recipe, *flags, *further, "--seed", str(run["seed"])),
+            *("--max-minutes", str(given.minutes), "--epochs", "1000", "--patience", "0"),
+            *("--out", str(given.out / "model"), "--overwrite"),
+        ]
+        found = train(command)
+        log = [json.loads(line) for line in (given.out / "model" / "log.jsonl").read_text().splitlines()]
+        memory = max((r["peak_memory_gb"] for r in log if r["event"] == "step"), default=float("nan"))
+        rankings = found.get("rankings") or {"combined": found["validation"]}
+        fit = {k: found["fit"][k] for k in ("steps", "best_step", "seconds")}
+        note({"rankings": rankings, **fit, "peak_memory_gb": memory})
     print(table(done))
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(runs: list[Run]) -> str:
     """Runs as a Markdown table, in the order of `VARIANTS`; validation documents, percent."""
     names = ("combined", "encoder", "classifier")
     shown = [f"{ranking} {metric}" for ranking in names for metric in (SHOWN if ranking == "combined" else SHOWN[:1])]

@@ -164,4 +164,4 @@ def make_pool(name: str, positives: int | None = None) -> Pool:
             return AllLabels()
         case "in-batch" | "mined" | "stale":
             return InBatch(positives)
-    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch, mined")
+    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch, mined, stale")

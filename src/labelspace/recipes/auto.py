@@ -90,9 +90,10 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
                 values["clusters"] = False
     low = device.type == "cpu" and bf16_pays(device)
     values["key_precision"] = given.get("key_precision", "bf16" if low else "float32")
-    chosen: UnidecSettings | RaexmcSettings = UnidecSettings(**values)
-    recipe = "unidec"
-    if not transformer and settings.memory and not _asks_for_heads(settings):
+    chosen: UnidecSettings | RaexmcSettings
+    if transformer or not settings.memory or _asks_for_heads(settings):
+        recipe, chosen = "unidec", UnidecSettings(**values)
+    else:
         recipe, chosen = "raexmc", _without_heads(settings, values)
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
