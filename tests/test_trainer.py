@@ -205,10 +205,12 @@ def test_devices() -> None:
 
 def test_work_after_the_loop_is_kept_free() -> None:
     settings, now = FitSettings(max_minutes=10), time.monotonic()
-    plain, busy = (Schedule(settings, 100, now, ending) for ending in (0.0, 300.0))
-    assert busy.reserve == plain.reserve + 300
-    for schedule in (plain, busy):
-        schedule.plan_end(7.0)
-    assert busy.reserve == plain.reserve + 300
-    late = Schedule(settings, 100, now, ending=601.0)
+    plain, busy, late = (Schedule(settings, 100, now) for _ in range(3))
+    for seconds in (0.0, 7.0):
+        plain.plan_end(0.0, seconds)
+        busy.plan_end(300.0, seconds)
+        assert busy.reserve == plain.reserve + 300
+    late.plan_end(601.0)
     assert late.progress(1) == 1.0 > busy.progress(1)
+    late.plan_end(300.0, 7.0)
+    assert late.progress(1) < 1.0  # the machine was busy when the end was planned first

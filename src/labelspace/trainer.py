@@ -142,16 +142,15 @@ class Schedule:
         settings: epochs, rate, warm-up and time limit.
         total_steps: steps of the whole run.
         started: when the command began, by `time.monotonic`.
-        ending: seconds of work after the loop, beside saving.
     """
 
-    def __init__(self, settings: FitSettings, total_steps: int, started: float, ending: float = 0.0):
+    def __init__(self, settings: FitSettings, total_steps: int, started: float):
         self.warmup, self.total_steps = settings.warmup, max(1, total_steps)
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
         saving = SAVING_SECONDS if settings.max_minutes is None else SAVING_SHARE * 60 * settings.max_minutes
-        self.ending = min(SAVING_SECONDS, saving) + ending
-        self.reserve = self.ending
+        self.saving = min(SAVING_SECONDS, saving)
+        self.reserve = self.saving
         self.step_seconds = self.evaluation_seconds = 0.0
         self.last_look = True
 
@@ -169,17 +168,19 @@ class Schedule:
             share = max(share, (time.monotonic() - self.begun) / span)
         return min(1.0, share)
 
-    def plan_end(self, evaluation_seconds: float) -> None:
+    def plan_end(self, ending: float, evaluation_seconds: float = 0.0) -> None:
         """Keep time free for the end: the keys in float32, calibration, saving, and a last evaluation unless time is
         short.
 
         Args:
-            evaluation_seconds: what an evaluation takes.
+            ending: seconds of further work after the loop.
+            evaluation_seconds: what an evaluation takes; 0 where there was none.
         """
-        first, self.evaluation_seconds = self.evaluation_seconds == 0, evaluation_seconds
+        first = evaluation_seconds > 0 == self.evaluation_seconds
+        self.evaluation_seconds = evaluation_seconds
         if first and self.deadline is not None:
             self.last_look = 10 * evaluation_seconds < self.deadline - time.monotonic()
-        self.reserve = self.ending + (3.0 if self.last_look else 2.0) * evaluation_seconds
+        self.reserve = self.saving + ending + (3.0 if self.last_look else 2.0) * evaluation_seconds
 
     def affordable(self, evaluations: int) -> int:
         """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.
@@ -227,7 +228,7 @@ def fit(
     refresh: Refresh | None = None,
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
-    ending: float = 0.0,
+    ending: Callable[[], float] | None = None,
 ) -> FitReport:
     """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
@@ -249,7 +250,8 @@ def fit(
         refresh: what is made anew in the course of the run, hard negatives say.
         checkpoints: where the state is written now and then, and when the run is interrupted; None for nowhere.
         state: of an unfinished run, to go on with.
-        ending: seconds of work after the loop that a time limit must leave room for, beside saving.
+        ending: seconds of work after the loop that a time limit must leave room for, beside saving; asked for at the
+            start and at every evaluation, since the machine may be busier at one time than at another.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
@@ -344,13 +346,13 @@ class _Run:
         signals: StopSignals,
         refresh: Refresh | None,
         checkpoints: Checkpoints | None,
-        ending: float,
+        ending: Callable[[], float] | None,
     ):
         self.module, self.optimizers, self.settings, self.total = module, optimizers, settings, total
         self.choose, self.evaluate, self.log, self.started, self.signals = choose, evaluate, log, started, signals
         self.refresh, self.checkpoints = refresh, checkpoints
-        self.ending = ending
-        self.schedule = Schedule(settings, total, started, ending)
+        self.ending = ending or (lambda: 0.0)
+        self.schedule = Schedule(settings, total, started)
         self.report, self.best = FitReport(), _Best(module)
         self.random = _random_states()
         self.progress, self.resumed = 0.0, False
@@ -365,6 +367,8 @@ class _Run:
         """Look at the untrained weights, and plan the evaluations."""
         if self.resumed:
             return
+        if self.evaluate is None:
+            self.schedule.plan_end(self.ending())
         self.look()
         self.evaluations = self.schedule.affordable(self.settings.evaluations)
         self.schedule.begun = time.monotonic()
@@ -421,15 +425,15 @@ class _Run:
             return
         begun = time.monotonic()
         metrics = self.evaluate()
-        seconds = time.monotonic() - begun
+        seconds, ending = time.monotonic() - begun, self.ending()
         with self.signals.deferred():
-            self._record(metrics, seconds)
+            self._record(metrics, seconds, ending)
 
-    def _record(self, metrics: dict[str, float], seconds: float) -> None:
+    def _record(self, metrics: dict[str, float], seconds: float, ending: float) -> None:
         report = self.report
         self.evaluated_at = report.steps
         self.passed = math.floor(self.progress * self.evaluations + 1e-9)
-        self.schedule.plan_end(seconds)
+        self.schedule.plan_end(ending, seconds)
         report.curve.append({"step": report.steps, "seconds": time.monotonic() - self.started, **metrics})
         self.log.write(event="evaluation", **report.curve[-1])
         logger.info("step %d of %d: validation %s", report.steps, self.total, readable(metrics))
@@ -528,10 +532,9 @@ class _Run:
         self.bad_evaluations, self.evaluated_at = record["bad_evaluations"], record["evaluated_at"]
         self.evaluations, self.passed = record["evaluations"], record["passed"]
         self.started = now - record["elapsed"]
-        self.schedule = Schedule(self.settings, self.total, self.started, self.ending)
+        self.schedule = Schedule(self.settings, self.total, self.started)
         self.schedule.begun = now - record["loop_seconds"]
-        if record["evaluation_seconds"]:
-            self.schedule.plan_end(record["evaluation_seconds"])
+        self.schedule.plan_end(self.ending(), record["evaluation_seconds"])
         self.resumed = True
         if record["threads"] != torch.get_num_threads():
             logger.warning(

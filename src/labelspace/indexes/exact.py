@@ -40,7 +40,7 @@ class ExactIndex:
 
     Args:
         keys: (K, D) float32 or bf16.
-        int8: scan a copy in int8; None where it pays.
+        int8: scan a copy in int8, on a CPU; None where it pays.
     """
 
     def __init__(self, keys: Tensor, int8: bool | None = None):
@@ -167,41 +167,38 @@ def _above_bar(low: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tensor, 
     """
     n, total = len(low), len(keys)
     width = min(max(PRODUCTS // max(1, n), 4096), total) // GROUP * GROUP
-    if width < max(k, GROUP):
+    first = _enough(k, width / total) if guess else k
+    if first > width // GROUP:
         return _merge_int8(low, keys, k)
-    products = torch.empty(n * width, dtype=torch.int32, device=low.device)
-    top = _Top(n, low.device)
-    seen, start = 0, 0
-    while start < total:
+    products = torch.empty(n * width, dtype=torch.int32)
+    top = _Top(n)
+    settled = 0
+    for start in range(0, total, width):
         size = min(width, total - start)
-        whole = size // GROUP * GROUP
+        end, whole = start + size, size // GROUP * GROUP
         out = products[: n * size].view(n, size)
-        torch._int_mm(low, keys[start : start + size].T, out=out)
-        if start == 0:
-            value, column = out.topk(_enough(k, size / total) if guess else k, dim=1)
-            top.begin(value, column)
-            seen = size
-        else:
-            if whole:
-                groups = out[:, :whole].reshape(-1, GROUP)
-                near = _where((groups.amax(dim=1).view(n, -1) > top.bar[:, None]).view(-1))
-                row = near // (whole // GROUP)
-                group = near - row * (whole // GROUP)
-                top.add(row, groups.index_select(0, near), start + group * GROUP)
-            if whole < size:
-                row = torch.arange(n, device=out.device)
-                top.add(row, out[:, whole:], torch.full_like(row, start + whole))
-            end = start + size
-            if end >= SETTLED * seen or end == total or top.waiting > PRODUCTS // 2:
-                top.settle(_enough(k, end / total) if guess else k)
-                seen = end
-        start += size
+        torch._int_mm(low, keys[start:end].T, out=out)
+        if whole:
+            groups = out[:, :whole].reshape(-1, GROUP)
+            largest = groups.amax(dim=1).view(n, -1)
+            if start == 0:
+                top.bar = largest.topk(first, dim=1).values[:, -1] - 1
+                settled = end
+            near = _where(largest > top.bar[:, None])
+            row, group = np.divmod(near, whole // GROUP)
+            top.add(row, groups.index_select(0, torch.from_numpy(near)), start + group * GROUP)
+        if whole < size:
+            row = np.arange(n)
+            top.add(row, out[:, whole:], np.full_like(row, start + whole))
+        if end >= SETTLED * settled or end == total or top.waiting > PRODUCTS // 2:
+            top.settle(_enough(k, end / total) if guess else k)
+            settled = end
     return top.values, top.places
 
 
-def _where(marks: Tensor) -> Tensor:
-    """Numbers of the True of a vector; NumPy finds them several times faster than torch does."""
-    return torch.from_numpy(np.flatnonzero(marks.numpy())) if marks.device.type == "cpu" else marks.nonzero()[:, 0]
+def _where(marks: Tensor) -> npt.NDArray[np.int64]:
+    """Numbers of the True, in one row; NumPy finds them several times faster than torch does."""
+    return np.flatnonzero(marks.numpy())
 
 
 def _enough(k: int, share: float) -> int:
@@ -224,50 +221,50 @@ def _merge_int8(low: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Top:
-    """The best of each query so far, and candidates that beat the last of them."""
+    """The best of each query so far, and candidates that beat its bar, which is set before the first are added."""
 
     bar: Tensor
 
-    def __init__(self, n: int, device: torch.device):
-        self.n, self.device = n, device
+    def __init__(self, n: int):
+        self.n = n
+        self.values, self.places = torch.empty(n, 0, dtype=torch.int32), torch.empty(n, 0, dtype=torch.int64)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rows = [np.zeros(0, dtype=np.int64)]
+        self._values = [np.zeros(0, dtype=np.int32)]
+        self._places = [np.zeros(0, dtype=np.int64)]
         self.waiting = 0
 
-    def begin(self, values: Tensor, places: Tensor) -> None:
-        """Start from the best of the first block, (n, m) falling."""
-        self.values, self.places, self.bar = values, places, values[:, -1]
-        self._rows: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._places: list[Tensor] = []
-        self.waiting = 0
-
-    def add(self, rows: Tensor, values: Tensor, first: Tensor) -> None:
+    def add(self, rows: npt.NDArray[np.int64], values: Tensor, first: npt.NDArray[np.int64]) -> None:
         """Note which of some rows' neighbouring products (m, c) beat the bar; the first has the key number given."""
-        found = _where((values > self.bar[rows, None]).view(-1))
-        which = found // values.shape[1]
-        column = found - which * values.shape[1]
+        found = _where(values > self.bar[torch.from_numpy(rows), None])
+        which, column = np.divmod(found, values.shape[1])
         self._rows.append(rows[which])
-        self._values.append(values.reshape(-1)[found])
+        self._values.append(values.numpy()[which, column])
         self._places.append(first[which] + column)
         self.waiting += len(which)
 
     def settle(self, keep: int) -> None:
         """Merge the candidates, keep so many of the best, and raise the bar to the last; place -1 where none is."""
-        rows = torch.cat([*self._rows, torch.empty(0, dtype=torch.int64, device=self.device)])
-        rows, order = rows.sort(stable=True)
-        none = torch.empty(0, dtype=torch.int32, device=self.device)
-        values, places = torch.cat([*self._values, none])[order], torch.cat([*self._places, none.long()])[order]
-        counts = torch.bincount(rows, minlength=self.n)
+        rows = np.concatenate(self._rows)
+        order = rows.astype(np.int16 if self.n < 1 << 15 else np.int64).argsort(kind="stable")
+        rows = rows[order]
+        values = torch.from_numpy(np.concatenate(self._values)[order])
+        places = torch.from_numpy(np.concatenate(self._places)[order])
+        counts = np.bincount(rows, minlength=self.n)
         had = self.values.shape[1]
-        rank = torch.arange(len(rows), device=self.device) - (counts.cumsum(0) - counts)[rows] + had
+        rank = torch.from_numpy(np.arange(had, had + len(rows)) - (counts.cumsum() - counts)[rows])
         width = max(keep, had + int(counts.max()))
-        wide = torch.full((self.n, width), torch.iinfo(torch.int32).min, dtype=torch.int32, device=self.device)
-        where = torch.full((self.n, width), -1, dtype=torch.int64, device=self.device)
+        wide = torch.full((self.n, width), torch.iinfo(torch.int32).min, dtype=torch.int32)
+        where = torch.full((self.n, width), -1, dtype=torch.int64)
         wide[:, :had], where[:, :had] = self.values, self.places
-        wide[rows, rank], where[rows, rank] = values, places
-        best, order = wide.topk(keep, dim=1)
-        bar = self.bar
-        self.begin(best, where.gather(1, order))
-        self.bar = torch.maximum(bar, self.bar)
+        each = torch.from_numpy(rows)
+        wide[each, rank], where[each, rank] = values, places
+        self.values, best = wide.topk(keep, dim=1)
+        self.places = where.gather(1, best)
+        self.bar = torch.maximum(self.bar, self.values[:, -1])
+        self._forget()
 
 
 def in_order(

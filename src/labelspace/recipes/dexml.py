@@ -198,7 +198,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0,
+                ending=(lambda: memory_seconds(encoder, texts, settings, len(data.valid))) if settings.memory else None,
             )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(device)

@@ -323,7 +323,7 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, v
     """How long the keys of all documents and the tuning will take, from a sample of documents; 0 without a clock.
 
     Args:
-        encoder: before training.
+        encoder: as far as it is trained.
         documents: texts of all training documents.
         settings: of the run and its memory.
         valid: validation documents.
@@ -367,13 +367,15 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Rememb
             "the run was interrupted, so the documents are not made keys; labelspace tune does it, or resume the run"
         )
         return
-    encoder = model.encoder
+    encoder, begun = model.encoder, time.monotonic()
     encoder.precision = _of_documents(encoder, settings)
     vectors = encoder.encode(documents)
     encoder.precision = "float32"
     if model.heads is not None:
         placed = torch.from_numpy(vectors).to(encoder.device)
         vectors = model.heads.documents(placed).cpu().numpy()
+    encoded = time.monotonic()
+    log.write(event="encoded", documents=len(documents), took=encoded - begun)
     tuned = model.tune(
         data,
         objective=settings.objective,
@@ -384,7 +386,7 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Rememb
     )
     if tuned is not None:
         model.info["metrics"]["validation"] = tuned.metrics
-        log.write(event="tuned", **tuned.metrics)
+        log.write(event="tuned", took=time.monotonic() - encoded, **tuned.metrics)
 
 
 def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:

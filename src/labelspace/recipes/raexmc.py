@@ -147,7 +147,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=memory_seconds(encoder, documents, settings, len(data.valid)),
+                    ending=lambda: memory_seconds(encoder, documents, settings, len(data.valid)),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)

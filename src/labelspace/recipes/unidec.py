@@ -227,7 +227,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0,
+                ending=(lambda: memory_seconds(encoder, texts, settings, len(data.valid))) if settings.memory else None,
             )
             search.forget()
             if heads.classifier_norm == "never":
