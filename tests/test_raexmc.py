@@ -13,6 +13,7 @@ import torch
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.losses import closed_form
+from labelspace.machine import bf16_pays
 from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
 
 TAU = 0.3
@@ -154,7 +155,7 @@ def test_training_learns_the_toy_corpus_and_keeps_every_document(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"shared_negatives": False},
+        {"shared_negatives": False, "key_precision": "float32"},
         {"shared_negatives": False, "related_documents": "positive", "positives": 0},
         {"related_documents": "positive", "label_documents": True},
         {"positives": 0, "key_precision": "bf16", "objective": "PSP@5"},
@@ -166,7 +167,9 @@ def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, 
     assert ls.evaluate(model.predict(data.test.texts), data.test.targets, ks=(1,))["P@1"] > 85
     assert model.memory.n_documents == len(data.train)
     bits = model.memory.document_keys.segments[0].keys.dtype
-    assert bits == (torch.bfloat16 if settings.get("key_precision") == "bf16" else torch.float32)
+    wanted = settings.get("key_precision", "bf16" if bf16_pays(torch.device("cpu")) else "float32")
+    assert bits == getattr(torch, {"bf16": "bfloat16"}.get(wanted, wanted))
+    assert model.info["config"]["key_precision"] == wanted
 
 
 def test_without_hard_negatives_texts_are_encoded_together(data: ls.Dataset, tiny_transformer: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_model_without_training_is_the_same_by_every_way(
     )
     name = encoder if encoder == "static" else str(tiny_transformer)
     order = np.random.default_rng(0).permutation(len(data.labels))
-    trained = ls.train(data, recipe="raexmc", encoder=name, epochs=0, device="cpu")
+    trained = ls.train(data, recipe="raexmc", encoder=name, epochs=0, device="cpu", key_precision="float32")
     made = ls.Model.from_encoder(name, data, device="cpu")
     other = ls.Model.from_encoder(name, data.renumbered(order), device="cpu")
     assert made.encoder.limit == trained.encoder.limit

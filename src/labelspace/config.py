@@ -156,12 +156,12 @@ class MemorySettings:
 
     Args:
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
-        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and less time where it
-            pays.
+        key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and ``auto`` is that on a
+            CPU that is faster in it, else ``float32``.
     """
 
     objective: str = "P@1,P@3,P@5"
-    key_precision: Literal["float32", "bf16"] = "float32"
+    key_precision: Literal["auto", "float32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +252,8 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
         label_documents: the text of every label is a training document too, with that label alone.
         memory: after training the training documents become keys that vote, as of RAE-XMC, and how keys vote is tuned.
+        companion: ``static`` trains a bag of token vectors by RAE-XMC too, in a few passes, and joins the model with it
+            before it is tuned; for a transformer with a memory.
     """
 
     encoder_loss: Loss = "decoupled_softmax"
@@ -286,6 +288,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     table_dtype: Literal["float32", "bf16"] = "float32"
     label_documents: bool = True
     memory: bool = False
+    companion: Literal["none", "static"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -302,6 +305,8 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
                 )
         if self.classifier_labels == "pool" and self.table_momentum:
             raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
+        if self.companion == "static" and not self.memory:
+            raise ValueError("companion: 'static' shares the memory of the model; give memory too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,22 +344,23 @@ class AutoSettings(UnidecSettings):
 
     Args:
         encoder: as for every recipe; when not given, ``minilm``, or ``static`` where the time allows a transformer less
-            than half a pass over the documents.
+            than a third of a pass over the documents.
         epochs: passes over the training documents; chosen when not given.
         batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
         encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
         pool: as for UniDEC; ``auto`` is ``some`` too where ``static`` has no time for two passes against all labels.
         max_minutes: end within this time, reading and saving included; 60 when not given.
-        key_precision: as for every recipe with a memory; when not given, ``bf16`` on a processor that is faster in it.
         memory: after training the training documents become keys that vote, and how keys vote is tuned.
+        companion: as for UniDEC; when not given, ``static`` beside a transformer where that takes at most a tenth
+            of the time and 500 validation documents tell how much it should count.
     """
 
     encoder: str | None = None  # type: ignore[assignment]
     epochs: Count | None = None  # type: ignore[assignment]
     batch_size: Count | None = None  # type: ignore[assignment]
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # type: ignore[assignment]
-    key_precision: Literal["float32", "bf16"] | None = None  # type: ignore[assignment]
     memory: bool = True
+    companion: Literal["none", "static"] | None = None  # type: ignore[assignment]
 
 
 RECIPES: dict[str, type[RunSettings]] = {

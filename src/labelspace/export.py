@@ -89,7 +89,7 @@ def export(
     if to in ("sentence-transformers", "onnx") and len(model.towers) > 1:
         raise SettingsError(
             f"the model was joined from {len(model.towers)} models, and {to} takes one encoder; export the models that "
-            "it was made of"
+            "it was made of, or train with --companion none"
         )
     if to in ("sentence-transformers", "onnx") and model.encoder.long_documents != "head":
         logger.warning(

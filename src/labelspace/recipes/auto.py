@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
 from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
+from .companion import companion_seconds
 from .preparation import tuned_on, tuning_seconds
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ GPU_FACTOR = 40.0
 """So many cores is a GPU worth."""
 ENCODING = 0.25
 """What encoding a document takes, as a part of learning from it."""
-LEAST_PASSES = 0.5
-"""With fewer passes over the documents a transformer is behind ``static``."""
+LEAST_PASSES = 0.35
+"""With fewer passes over the documents, as they are foreseen, a transformer is behind ``static``."""
+COMPANION_SHARE, COMPANION_VALID = 0.1, 500
+"""``static`` joins a transformer where it takes at most this share of the time, and so many validation documents tell
+how much it should count."""
 PAIRS_PER_SECOND = 14e6
 """Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
 FEW_PASSES = 2.0
@@ -80,28 +84,31 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
             if (settings.table_optimizer, settings.classifier_labels) == ("adamw", "pool"):
                 plain["table_lr"] = 3e-3
             values.update({name: given.get(name, value) for name, value in plain.items()})
+        beside = companion_seconds(data, settings, batch)
+        worth = settings.memory and beside <= COMPANION_SHARE * seconds and len(data.valid) >= COMPANION_VALID
+        values["companion"] = given.get("companion", "static" if worth else "none")
     else:
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
+        values["companion"] = given.get("companion", "none")
         cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
         against_all = max(0.0, seconds) * cores * PAIRS_PER_SECOND / (count * len(data.labels))
         if settings.pool == "auto" and against_all < FEW_PASSES:
             values["pool"] = "some"
             if settings.clusters is None:
                 values["clusters"] = False
-    low = device.type == "cpu" and bf16_pays(device)
-    values["key_precision"] = given.get("key_precision", "bf16" if low else "float32")
     chosen: UnidecSettings | RaexmcSettings
     if transformer or not settings.memory or _asks_for_heads(settings):
         recipe, chosen = "unidec", UnidecSettings(**values)
     else:
         recipe, chosen = "raexmc", _without_heads(settings, values)
+    joined = " joined with static" if values["companion"] == "static" else ""
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
         why = "the encoder was given"
     logger.info(
         "no recipe was named: %s%s with the encoder %s, since %s and %s; at most %d epochs in batches of %d",
-        *(recipe, " with a memory of the documents" if settings.memory else "", chosen.encoder, reach, why),
+        *(recipe, " with a memory of the documents" if settings.memory else "", chosen.encoder + joined, reach, why),
         *(chosen.epochs, chosen.batch_size),
     )
     return recipe, chosen
@@ -109,16 +116,17 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
 
 def _asks_for_heads(settings: AutoSettings) -> bool:
     """Whether a setting was given that only UniDEC has."""
-    known = {field.name for field in fields(RaexmcSettings)}
-    own = [field for field in fields(AutoSettings) if field.name not in known and field.name != "memory"]
-    return any(getattr(settings, field.name) != field.default for field in own)
+    known = {field.name for field in dataclasses.fields(RaexmcSettings)}
+    other = ("memory", "companion")  # which may be given to say that nothing more is wanted
+    own = [field for field in dataclasses.fields(AutoSettings) if field.name not in known and field.name not in other]
+    return settings.companion == "static" or any(getattr(settings, field.name) != field.default for field in own)
 
 
 def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSettings:
     """RAE-XMC with what was given and chosen; its own defaults for the rest."""
-    own = {field.name for field in fields(RaexmcSettings)}
-    defaults = {field.name: field.default for field in fields(AutoSettings)}
-    decided = ("encoder", "epochs", "batch_size", "max_minutes", "key_precision")
+    own = {field.name for field in dataclasses.fields(RaexmcSettings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(AutoSettings)}
+    decided = ("encoder", "epochs", "batch_size", "max_minutes")
     taken = [name for name in own & defaults.keys() if name in decided or getattr(settings, name) != defaults[name]]
     return RaexmcSettings(**{name: chosen[name] for name in taken})
 

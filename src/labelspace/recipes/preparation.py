@@ -44,13 +44,13 @@ from ..types import Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings", bound=RunSettings)
+Settings = TypeVar("Settings", DexmlSettings, UnidecSettings, RaexmcSettings)
 Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
 
 READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
 """How data files are read, as far as the settings file repeats it."""
-TUNING_SECONDS = 20.0
-"""Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 40."""
+TUNING_SECONDS = 30.0
+"""Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
 SAMPLE = 512
 """Documents encoded to foresee how long the memory will take."""
 MIN_VALID = 20
@@ -101,11 +101,15 @@ def fill_in(settings: Settings, encoder: Encoder) -> Settings:
     if precision == "auto":
         precision = "bf16" if bf16_pays(encoder.device) else "float32"
     encoder.precision = precision
+    keys = settings.key_precision
+    if keys == "auto":
+        keys = "bf16" if encoder.device.type == "cpu" and bf16_pays(encoder.device) else "float32"
     static = encoder.row_sparse
     return dataclasses.replace(
         settings,
         device=str(encoder.device),
         precision=precision,
+        key_precision=keys,
         max_tokens=encoder.max_tokens,
         lr=settings.lr or (3e-3 if static else default_rate(encoder)),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
@@ -367,6 +371,7 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Rememb
             "the run was interrupted, so the documents are not made keys; labelspace tune does it, or resume the run"
         )
         return
+    assert settings.key_precision != "auto"  # it was decided
     encoder, begun = model.encoder, time.monotonic()
     encoder.precision = _of_documents(encoder, settings)
     vectors = encoder.encode(documents)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def train(
     started: float,
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
+    ending: Callable[[], float] | None = None,
 ) -> Model:
     """Train an encoder, give it a memory of the training documents, and tune that.
 
@@ -77,6 +79,8 @@ def train(
         started: when the command began, by `time.monotonic`.
         checkpoints: of the run, begun and locked; None keeps none.
         state: of an unfinished run, to go on with.
+        ending: given, the model stays without documents, uncalibrated and unsaved, and a time limit leaves room for so
+            many seconds of what the caller does with it.
 
     Raises:
         DataError: no document has a label.
@@ -147,7 +151,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=lambda: memory_seconds(encoder, documents, settings, len(data.valid)),
+                    ending=ending or (lambda: memory_seconds(encoder, documents, settings, len(data.valid))),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)
@@ -157,6 +161,8 @@ def train(
                 logger.info(
                     "kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics)
                 )
+            if ending is not None:
+                return model
             give_memory(model, given, documents, settings, log)
             calibrate(model, given, settings)
             log.close()

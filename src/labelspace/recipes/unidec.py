@@ -19,7 +19,7 @@ from ..config import UnidecSettings
 from ..data.batches import PickedBatches, usable_rows
 from ..data.tokens import Tokens, log_cut
 from ..encoders import Encoder
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..estimate import training_bytes
 from ..gradcache import encode_cached
 from ..heads import (
@@ -41,6 +41,7 @@ from ..optim import RowAdagrad, RowAdamW, make_optimizers
 from ..pools import PickSome
 from ..trainer import Refresh, fit, readable, stop_signals
 from ..types import Batch, Dataset
+from .companion import companion_seconds, with_companion
 from .preparation import (
     MIN_VALID,
     by_text,
@@ -104,6 +105,7 @@ def train(
 
     Raises:
         DataError: no document has a label.
+        SettingsError: a static companion of a static encoder.
         ResourceError: the run would not fit into memory.
         CheckpointError: a state that does not fit.
     """
@@ -117,6 +119,11 @@ def train(
 
     encoder = make_encoder(data, settings)
     size, device = len(data.labels), encoder.device
+    if settings.companion == "static" and encoder.row_sparse:
+        raise SettingsError(
+            f"companion 'static' goes with a transformer, and the encoder {settings.encoder!r} is itself a bag of "
+            "token vectors; leave it out, or choose another encoder"
+        )
     settings = decided(settings, encoder, size)
     needed = _needed(settings, encoder, size, len(rows))
     if settings.memory:
@@ -188,6 +195,10 @@ def train(
             loss = loss + (1 - settings.encoder_weight) * classified
         return loss
 
+    def remaining() -> float:
+        return memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0
+
+    beside = 0.0 if settings.companion == "none" else companion_seconds(data, settings, settings.batch_size)
     refresh = None
     if renewal.needed:
         refresh = Refresh(
@@ -227,7 +238,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=(lambda: memory_seconds(encoder, texts, settings, len(data.valid))) if settings.memory else None,
+                ending=lambda: remaining() + beside,
             )
             search.forget()
             if heads.classifier_norm == "never":
@@ -244,6 +255,8 @@ def train(
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            if settings.companion != "none" and report.stopped != "interrupted":
+                model = with_companion(model, given, settings, started, remaining)
             if settings.memory:
                 give_memory(model, given, texts, settings, log)
             calibrate(model, given, settings)
