@@ -326,19 +326,24 @@ def test_linear_loss_equals_its_plain_twin(name: str, height: int, width: int, m
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.02])  # of the first exps are kept
 @pytest.mark.parametrize("kept", [0, 3, 100])
-def test_low_precision_products_err_no_more_than_the_plain_ones(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["decoupled_softmax", "softmax", "supcon", "balanced", "bce"])
+def test_low_precision_products_err_no_more_than_the_plain_ones(
+    name: str, kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("labelspace.losses_fused.LOGITS_BLOCK_BYTES", 4 * 64 * 96)  # 6 blocks, the last one narrower
     monkeypatch.setattr("labelspace.losses_fused.KEPT_PRODUCTS", kept * 2 * 64 * 96)
     g = torch.Generator().manual_seed(0)
-    form = losses.closed_form("decoupled_softmax")
+    form = losses.closed_form(name)
     queries = torch.nn.functional.normalize(torch.randn(64, 48, generator=g), dim=1)
     keys = torch.nn.functional.normalize(torch.randn(500, 48, generator=g), dim=1)
     pairs = torch.stack([torch.arange(64), torch.arange(64) * 3])
+    hidden = torch.stack([torch.arange(60), 400 - torch.arange(60)])
 
     def run(function: object, dtype: torch.dtype, low: torch.dtype | None) -> list[torch.Tensor]:
         q, k = queries.to(dtype).requires_grad_(), keys.to(dtype).requires_grad_()
-        value = function(form, q, k, pairs, temperature=0.05, dtype=low)  # type: ignore[operator]
+        value = function(form, q, k, pairs, temperature=temperature, hidden=hidden, dtype=low)  # type: ignore[operator]
         value.backward()
         assert q.grad is not None and k.grad is not None
         return [value.detach(), q.grad, k.grad]

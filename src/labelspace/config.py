@@ -67,7 +67,7 @@ class EncoderSettings:
     max_tokens: Annotated[int, Field(ge=4)] | None = None
     long_documents: Literal["head", "head+tail", "chunks"] = "head"
     max_chunks: Count = 8
-    chunk_size: Count = 16
+    chunk_size: Count = 8
     activations_gb: NotNegative = 4.0
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -253,7 +253,10 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         label_documents: the text of every label is a training document too, with that label alone.
         memory: after training the training documents become keys that vote, as of RAE-XMC, and how keys vote is tuned.
         companion: ``static`` trains a bag of token vectors by RAE-XMC too, in a few passes, and joins the model with it
-            before it is tuned; for a transformer with a memory.
+            before it is tuned; ``static-unidec`` one with a classifier of its own, which takes longer and adds more;
+            for a transformer with a memory.
+        documents_by: whose vectors the training documents vote by: the ``encoder``, which has to encode all of them
+            once more, or its ``companion``, which does that in seconds.
     """
 
     encoder_loss: Loss = "decoupled_softmax"
@@ -288,7 +291,8 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     table_dtype: Literal["float32", "bf16"] = "float32"
     label_documents: bool = True
     memory: bool = False
-    companion: Literal["none", "static"] = "none"
+    companion: Literal["none", "static", "static-unidec"] = "none"
+    documents_by: Literal["encoder", "companion"] = "encoder"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -305,8 +309,12 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
                 )
         if self.classifier_labels == "pool" and self.table_momentum:
             raise ValueError("table_momentum: it is for classifier_labels 'all', which descends along all gradients")
-        if self.companion == "static" and not self.memory:
-            raise ValueError("companion: 'static' shares the memory of the model; give memory too, or leave it out")
+        if self.companion not in ("none", None) and not self.memory:
+            raise ValueError(
+                f"companion: {self.companion!r} shares the memory of the model; give memory too, or leave it out"
+            )
+        if self.documents_by == "companion" and self.companion == "none":
+            raise ValueError("documents_by: there is no companion; give companion 'static' too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,15 +352,18 @@ class AutoSettings(UnidecSettings):
 
     Args:
         encoder: as for every recipe; when not given, ``minilm``, or ``static`` where the time allows a transformer less
-            than a third of a pass over the documents.
+            than a third of a pass over the documents, or than a tenth where ``static`` is joined with it.
         epochs: passes over the training documents; chosen when not given.
         batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
         encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
         pool: as for UniDEC; ``auto`` is ``some`` too where ``static`` has no time for two passes against all labels.
         max_minutes: end within this time, reading and saving included; 60 when not given.
         memory: after training the training documents become keys that vote, and how keys vote is tuned.
-        companion: as for UniDEC; when not given, ``static`` beside a transformer where that takes at most a tenth
-            of the time and 500 validation documents tell how much it should count.
+        companion: as for UniDEC; when not given, ``static-unidec`` beside a transformer where two passes of it take at
+            most a fifth of the time, else ``static`` where it does, and 500 validation documents tell how much it
+            should count.
+        documents_by: as for UniDEC; when not given, the ``companion`` where encoding the documents would take the
+            transformer more than half of the time.
     """
 
     encoder: str | None = None  # type: ignore[assignment]
@@ -360,7 +371,8 @@ class AutoSettings(UnidecSettings):
     batch_size: Count | None = None  # type: ignore[assignment]
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # type: ignore[assignment]
     memory: bool = True
-    companion: Literal["none", "static"] | None = None  # type: ignore[assignment]
+    companion: Literal["none", "static", "static-unidec"] | None = None  # type: ignore[assignment]
+    documents_by: Literal["encoder", "companion"] | None = None  # type: ignore[assignment]
 
 
 RECIPES: dict[str, type[RunSettings]] = {

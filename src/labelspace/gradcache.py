@@ -42,13 +42,12 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens
     def encode(_: Tensor, part: Tokens) -> Tensor:
         return encoder(part)
 
-    parts = []
-    for rows in chunks(tokens.lengths[order], chunk_size * encoder.max_tokens):
-        part = tokens.take(order[rows])
-        kept_tokens -= len(part.ids)
-        parts.append(encoder(part) if kept_tokens >= 0 else checkpoint(encode, anchor, part, use_reentrant=False))
+    parts = [tokens.take(order[rows]) for rows in chunks(tokens.lengths[order], chunk_size * encoder.max_tokens)]
+    kept = int(np.searchsorted(np.cumsum([len(part.ids) for part in parts]), kept_tokens, side="right"))
+    found = encoder.each(parts[:kept])
+    found += [checkpoint(encode, anchor, part, use_reentrant=False) for part in parts[kept:]]
     places = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
-    return torch.cat(parts).index_select(0, places)
+    return torch.cat(found).index_select(0, places)
 
 
 def encode_both(

@@ -85,10 +85,12 @@ class Gradient:
     Args:
         block: logits (b, c) of the rows given -> their gradient, in the same memory; not meant for positives.
         positives: (M,) gradient at the positives.
+        log_scale: (B,) where ``block`` is exp(logit + log_scale) by row; else None.
     """
 
     block: Callable[[Tensor, slice], Tensor]
     positives: Tensor
+    log_scale: Tensor | None = None
 
 
 class Form(Protocol):
@@ -396,8 +398,18 @@ def _sum_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
 def _log_sum_exp(pairs: Pairs) -> Callable[[Tensor, slice], Tensor]:
     """The logsumexp of the rows of a block; of logits known to be small, without looking for the largest."""
     if pairs.bound <= SAFE_EXPONENT:
-        return lambda block, rows: block.exp_().sum(dim=1).log()
+        return small_log_sum_exp
     return lambda block, rows: _exp_rows(block)[2]
+
+
+def small_log_sum_exp(block: Tensor, rows: slice) -> Tensor:
+    """The logsumexp of the rows of a block, whose exp cannot overflow and is left in its memory.
+
+    Args:
+        block: (b, c) logits.
+        rows: those of the block.
+    """
+    return block.exp_().sum(dim=1).log()
 
 
 def _exp_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -464,7 +476,7 @@ def _softmax(
     mass = pairs.row_sums(weights)
     log_scale = torch.where(mass > 0, mass.log() - log_z, -torch.inf)
     at_positives = (in_denominator - here).exp() * mass[pairs.rows] - weights
-    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), at_positives)
+    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), at_positives, log_scale)
 
 
 def decoupled_softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
@@ -482,7 +494,7 @@ def decoupled_softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Te
     pull = pairs.weights * (here - log_all).exp() / (pairs.per_row[pairs.rows] * pairs.divisor)
     push = pairs.row_sums(pull)
     log_scale = torch.where(push > 0, push.log() - log_z, -torch.inf)
-    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), -pull)
+    return value, Gradient(lambda block, rows: _scaled_exp(block, log_scale[rows]), -pull, log_scale)
 
 
 def bce_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .estimate import LOGITS_BLOCK_BYTES
-from .losses import ClosedForm, Gradient, Op, apply, check_pairs, gather
+from .losses import ClosedForm, Gradient, Op, apply, check_pairs, gather, small_log_sum_exp
 
 ROW_BLOCK = 1024
 """Rows of a block of logits; products of fewer are slower."""
-KEPT_PRODUCTS = 192 << 20
+KEPT_PRODUCTS = 224 << 20
 """Bytes of products in bf16 that are kept for the backward pass; those of further blocks are made again."""
+KEPT_EXPONENT = 32.0
+"""Of logits no larger exp is kept instead, and scaled after its products: it is far from the ends of bf16's range."""
 PAIR_BLOCK = 16_384
 """Pairs whose products are found at a time."""
 
@@ -111,8 +113,10 @@ class _Blocks:
         positives: Tensor,
         hidden: Tensor | None,
         low: torch.dtype,
+        bound: float,
     ):
         self.keys, self.low, self.high = keys, low, queries.dtype
+        self.small = low != queries.dtype and bound <= KEPT_EXPONENT
         self.queries = (queries / temperature).to(low)
         self.height = min(ROW_BLOCK, max(1, len(queries)))
         self.width = min(max(1, len(keys)), max(1, LOGITS_BLOCK_BYTES // (queries.element_size() * self.height)))
@@ -125,6 +129,7 @@ class _Blocks:
         self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if self.logits is not None else 0
         self.products = torch.empty(self.kept + (self.kept < count), slot, dtype=low, device=device)
         self.made: set[int] = set()
+        self.exps: set[int] = set()
         self.positives, self.hidden = _Places(positives, self), None if hidden is None else _Places(hidden, self)
 
     def columns(self) -> Iterator[tuple[slice, Tensor]]:
@@ -154,6 +159,7 @@ class _Blocks:
         block, number = self.low_block(rows, columns), self.number(rows, columns)
         if number not in self.made:
             torch.mm(self.queries[rows], keys.T, out=block)
+            self.exps.discard(number)
             if number < self.kept:
                 self.made.add(number)
         if self.logits is not None:
@@ -164,12 +170,23 @@ class _Blocks:
             block.view(-1).index_fill_(0, self.positives.within(number, rows, columns), -torch.inf)
         return block
 
-    def scan(self, find: Callable[[Tensor, slice], Tensor], op: Op, apart: bool) -> Tensor:
-        """What a form asks of all logits."""
+    def exp(self, rows: slice, columns: slice, keys: Tensor) -> Tensor:
+        """exp of the logits of a block (b, c), in the type of the products; of positives it is anything."""
+        if self.number(rows, columns) not in self.exps:
+            return self.low_block(rows, columns).copy_(self.make(rows, columns, keys, True).exp_())
+        return self.low_block(rows, columns)
+
+    def scan(self, find: Callable[[Tensor, slice], Tensor], op: Op, apart: bool, keep: bool) -> Tensor:
+        """What a form asks of all logits; exps that it leaves can be kept for the backward pass."""
         found: list[Tensor | None] = [None] * self.row_blocks
         for columns, keys in self.columns():
             for i, rows in enumerate(self.rows()):
-                part, before = find(self.make(rows, columns, keys, apart), rows), found[i]
+                block, number = self.make(rows, columns, keys, apart), self.number(rows, columns)
+                part, before = find(block, rows), found[i]
+                if keep and self.small and number < self.kept and find is small_log_sum_exp:
+                    self.low_block(rows, columns).copy_(block)
+                    self.made.discard(number)
+                    self.exps.add(number)
                 found[i] = part if before is None else _combine(before, part, op)
         return torch.cat([part for part in found if part is not None])
 
@@ -215,19 +232,20 @@ class _Linear(torch.autograd.Function):
         weights: Tensor | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        blocks = _Blocks(queries, keys, temperature, positives, hidden, dtype or queries.dtype)
         at_positives = _pair_products(queries, keys, positives).div_(temperature)
         if hidden is not None and _overlap(positives, hidden, len(keys)):
             raise ValueError("a positive is hidden; leave masked pairs out of `positives`")
         entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
         size = torch.linalg.vector_norm(queries, dim=1).amax() if len(queries) else entries
         bound = float(size * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up
+        blocks = _Blocks(queries, keys, temperature, positives, hidden, dtype or queries.dtype, bound)
+        wanted = any(ctx.needs_input_grad[:2])
         pairs = gather(positives, at_positives, weights, len(queries), entries, bound)
 
         def scan(find: Callable[[Tensor, slice], Tensor], op: Op) -> Tensor:
-            return blocks.scan(find, op, form.positives_apart)
+            return blocks.scan(find, op, form.positives_apart, wanted)
 
-        value, gradient = form.compute(pairs, scan, any(ctx.needs_input_grad[:2]))
+        value, gradient = form.compute(pairs, scan, wanted)
         ctx.save_for_backward(queries, keys)
         ctx.blocks, ctx.gradient, ctx.positives, ctx.temperature = blocks, gradient, positives, temperature
         return value
@@ -240,8 +258,9 @@ class _Linear(torch.autograd.Function):
         for_queries, for_keys = ctx.needs_input_grad[:2]
         grad_queries = torch.zeros_like(queries) if for_queries else None
         grad_keys = torch.empty_like(keys) if for_keys else None
-        _blocks_backward(ctx.blocks, gradient, grad_queries, grad_keys, float(grad_output), ctx.temperature)
+        _blocks_backward(ctx.blocks, gradient, queries, grad_queries, grad_keys, float(grad_output), ctx.temperature)
         ctx.blocks.made.clear()  # gradients lie in their memory now
+        ctx.blocks.exps.clear()
         scale = gradient.positives * (grad_output / ctx.temperature)
         rows, columns = ctx.positives
         for start in range(0, len(rows), PAIR_BLOCK):
@@ -256,28 +275,42 @@ class _Linear(torch.autograd.Function):
 def _blocks_backward(
     blocks: _Blocks,
     gradient: Gradient,
+    queries: Tensor,
     grad_queries: Tensor | None,
     grad_keys: Tensor | None,
     factor: float,
     temperature: float,
 ) -> None:
-    """Add what all logits but those of positives give to the gradients of queries, and set those of keys."""
+    """Add what all logits but those of positives give to the gradients of queries, and set those of keys.
+
+    Of exps that are scaled by row the scale goes to the queries and to the product with the keys, which are small.
+    """
     some = grad_queries if grad_queries is not None else grad_keys
     assert some is not None
     part_queries = torch.empty(blocks.height, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
     part_keys = torch.empty(blocks.width, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
+    scale, multiplied = None, blocks.queries
+    if blocks.small and gradient.log_scale is not None:
+        scale = gradient.log_scale.exp()[:, None]
+        multiplied = (queries * (scale / temperature)).to(blocks.low)
     for columns, keys in blocks.columns():
         for rows in blocks.rows():
-            block = gradient.block(blocks.make(rows, columns, keys, True), rows)
-            if blocks.logits is not None:
-                block = blocks.low_block(rows, columns).copy_(block)
+            if scale is not None:
+                block = blocks.exp(rows, columns, keys)
+            else:
+                block = gradient.block(blocks.make(rows, columns, keys, True), rows)
+                if blocks.logits is not None:
+                    block = blocks.low_block(rows, columns).copy_(block)
             block.view(-1).index_fill_(0, blocks.positives.within(blocks.number(rows, columns), rows, columns), 0.0)
             if grad_queries is not None:
                 part = torch.mm(block, keys, out=part_queries[: len(block)])
-                grad_queries[rows].add_(part, alpha=factor / temperature)
+                if scale is None:
+                    grad_queries[rows].add_(part, alpha=factor / temperature)
+                else:
+                    grad_queries[rows].addcmul_(part.to(queries.dtype), scale[rows], value=factor / temperature)
             if grad_keys is not None:
-                # the queries of the blocks are divided by the temperature
-                part = torch.mm(block.T, blocks.queries[rows], out=part_keys[: block.shape[1]])
+                # these queries are divided by the temperature
+                part = torch.mm(block.T, multiplied[rows], out=part_keys[: block.shape[1]])
                 if rows.start:
                     grad_keys[columns].add_(part, alpha=factor)
                 else:

@@ -125,6 +125,17 @@ class Encoder(nn.Module, abc.ABC):
         sums = vectors.new_zeros(len(tokens), vectors.shape[1]).index_add(0, owners, weighted)
         return nn.functional.normalize(sums, dim=1) if self.normalize else sums
 
+    def each(self, parts: Sequence[Tokens]) -> list[Tensor]:
+        """Vectors of several lists of texts, each encoded by itself, with one graph.
+
+        Args:
+            parts: lists of n_j texts.
+
+        Returns:
+            (n_j, D) of each.
+        """
+        return [self(part) for part in parts]
+
     def for_inference(self) -> contextlib.AbstractContextManager[None]:
         """Weights in the type of inference while the body runs."""
         return contextlib.nullcontext()

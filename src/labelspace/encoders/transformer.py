@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,7 +149,9 @@ class TransformerEncoder(Encoder):
             # the weights will change, and a fused optimiser leaves no mark on what it changes
             self._fast = self._kept_low = None
         if self._packs(tokens):
-            return self._packed(tokens)
+            if len(tokens) == 0:
+                return torch.zeros(0, self.dim, device=self.device)
+            return self._packed(packed.inputs(tokens, self._first_position))
         device = self.device
         longest = max(1, int(tokens.lengths.max(initial=1)))
         lengths = torch.from_numpy(tokens.lengths)
@@ -164,6 +166,26 @@ class TransformerEncoder(Encoder):
             for stage in self.stages[1:]:
                 features = stage(features)
         return features["sentence_embedding"].float()
+
+    def each(self, parts: Sequence[Tokens]) -> list[Tensor]:
+        """Vectors of several lists of texts, with one gradient of the token table for all of them, where it is trained.
+
+        Such a gradient is as large as the table, however few tokens there are.
+
+        Args:
+            parts: lists of n_j texts.
+
+        Returns:
+            (n_j, D) of each.
+        """
+        if not (parts and torch.is_grad_enabled() and all(len(part) and self._packs(part) for part in parts)):
+            return super().each(parts)
+        self._fast = self._kept_low = None  # as in forward
+        inputs = [packed.inputs(part, self._first_position) for part in parts]
+        ids = torch.cat([given.pop("input_ids")[0] for given in inputs]).to(self.device)
+        sizes = [given["position_ids"].shape[1] for given in inputs]
+        vectors = self.transformer.get_input_embeddings()(ids).split(sizes)
+        return [self._packed({**given, "inputs_embeds": x[None]}) for given, x in zip(inputs, vectors, strict=True)]
 
     @contextlib.contextmanager
     def for_inference(self) -> Iterator[None]:
@@ -222,12 +244,9 @@ class TransformerEncoder(Encoder):
     def _packs(self, tokens: Tokens) -> bool:
         return self._may_pack and bool(tokens.lengths.min(initial=1))
 
-    def _packed(self, tokens: Tokens) -> Tensor:
+    def _packed(self, given: dict[str, Any]) -> Tensor:
         device = self.device
-        if len(tokens) == 0:
-            return torch.zeros(0, self.dim, device=device)
         self._set_attention(packed.NAME)
-        given = packed.inputs(tokens, self._first_position)
         place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
         with self._autocast():
             if self._fast_now and self._fast is not None:

@@ -17,8 +17,9 @@ from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
 from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
-from .companion import companion_seconds
+from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds
 from .preparation import tuned_on, tuning_seconds
+from .unidec import MOST_IN_POOL
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,11 +34,15 @@ GPU_FACTOR = 40.0
 """So many cores is a GPU worth."""
 ENCODING = 0.25
 """What encoding a document takes, as a part of learning from it."""
-LEAST_PASSES = 0.35
-"""With fewer passes over the documents, as they are foreseen, a transformer is behind ``static``."""
-COMPANION_SHARE, COMPANION_VALID = 0.1, 500
-"""``static`` joins a transformer where it takes at most this share of the time, and so many validation documents tell
-how much it should count."""
+LEAST_PASSES, LEAST_BESIDE = 0.35, 0.1
+"""With fewer passes over the documents, as they are foreseen, a transformer is behind ``static``; with fewer of the
+second, one that is joined with ``static``."""
+COMPANION_VALID = 500
+"""``static`` joins a transformer where so many validation documents tell how much it should count."""
+CLASSIFIER_PASSES = 2.0
+"""With time for fewer passes against all labels, what joins it has no classifier."""
+ENCODING_SHARE = 0.5
+"""Where encoding all documents would take a transformer more than this share of the time, they vote by ``static``."""
 PAIRS_PER_SECOND = 14e6
 """Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
 FEW_PASSES = 2.0
@@ -71,11 +76,13 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
     seconds = 60 * minutes - passed - (tuning_seconds(tuned_on(settings, len(data.valid))) if settings.memory else 0)
-    passes = max(0.0, seconds) * _texts_per_second(data, device, settings) / count
-    if settings.memory:  # all documents are encoded once more, without a backward pass
-        passes = max(0.0, passes - ENCODING * len(data.train) / count)
+    rate = _texts_per_second(data, device, settings)
+    limited = dataclasses.replace(settings, max_minutes=minutes)
+    plan = _beside(data, limited, max(0.0, seconds), ENCODING * len(data.train) / rate, batch)
+    passes = max(0.0, seconds - plan.seconds) * rate / count
     if "encoder" not in given:
-        values["encoder"] = "minilm" if passes >= LEAST_PASSES else "static"
+        least = LEAST_PASSES if plan.companion == "none" else LEAST_BESIDE
+        values["encoder"] = "minilm" if passes >= least else "static"
     transformer = not _is_static(values["encoder"])
     if transformer:
         values["encoder_weight"] = given.get("encoder_weight", 0.0)
@@ -84,12 +91,11 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
             if (settings.table_optimizer, settings.classifier_labels) == ("adamw", "pool"):
                 plain["table_lr"] = 3e-3
             values.update({name: given.get(name, value) for name, value in plain.items()})
-        beside = companion_seconds(data, settings, batch)
-        worth = settings.memory and beside <= COMPANION_SHARE * seconds and len(data.valid) >= COMPANION_VALID
-        values["companion"] = given.get("companion", "static" if worth else "none")
+        values["companion"], values["documents_by"] = plan.companion, plan.documents_by
     else:
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
-        values["companion"] = given.get("companion", "none")
+        by = values["documents_by"] = given.get("documents_by", "encoder")
+        values["companion"] = "static" if by == "companion" else given.get("companion", "none")  # is refused there
         cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
         against_all = max(0.0, seconds) * cores * PAIRS_PER_SECOND / (count * len(data.labels))
         if settings.pool == "auto" and against_all < FEW_PASSES:
@@ -101,7 +107,8 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         recipe, chosen = "unidec", UnidecSettings(**values)
     else:
         recipe, chosen = "raexmc", _without_heads(settings, values)
-    joined = " joined with static" if values["companion"] == "static" else ""
+    joined = "" if values["companion"] == "none" else f" joined with {values['companion']}"
+    joined += ", by which documents vote" if values["documents_by"] == "companion" else ""
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
@@ -114,12 +121,56 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     return recipe, chosen
 
 
+@dataclasses.dataclass(frozen=True)
+class _Beside:
+    """What is done beside the training of a transformer.
+
+    Args:
+        companion: as in the settings.
+        documents_by: as in the settings.
+        seconds: that it takes, about.
+    """
+
+    companion: str
+    documents_by: str
+    seconds: float
+
+
+def _beside(data: Dataset, settings: AutoSettings, seconds: float, encoding: float, batch: int) -> _Beside:
+    """Whether ``static`` is trained beside a transformer, and by whose vectors documents vote.
+
+    Args:
+        data: what to learn from.
+        settings: those given.
+        seconds: of the whole run.
+        encoding: seconds that the transformer needs for the vectors of all documents.
+        batch: documents in a step.
+    """
+    if not settings.memory:
+        return _Beside("none", "encoder", 0.0)
+    told, room = len(data.valid) >= COMPANION_VALID, COMPANION_SHARE * seconds
+    documents_by, companion = settings.documents_by, settings.companion
+    if documents_by is None:
+        documents_by = "encoder"
+        if companion != "none" and (told or companion is not None) and encoding > ENCODING_SHARE * seconds:
+            documents_by = "companion"
+    if companion is None:
+        companion = "none"
+        if told and len(data.labels) <= MOST_IN_POOL and CLASSIFIER_PASSES * classifier_pass_seconds(data) <= room:
+            companion = "static-unidec"
+        elif documents_by == "companion" or (told and companion_seconds(data, settings, batch, "static") <= room):
+            companion = "static"
+    spent = companion_seconds(data, settings, batch, companion) + encoding * (documents_by == "encoder")
+    return _Beside(companion, documents_by, spent)
+
+
 def _asks_for_heads(settings: AutoSettings) -> bool:
     """Whether a setting was given that only UniDEC has."""
     known = {field.name for field in dataclasses.fields(RaexmcSettings)}
-    other = ("memory", "companion")  # which may be given to say that nothing more is wanted
+    other = ("memory", "companion", "documents_by")  # which may be given to say that nothing more is wanted
     own = [field for field in dataclasses.fields(AutoSettings) if field.name not in known and field.name not in other]
-    return settings.companion == "static" or any(getattr(settings, field.name) != field.default for field in own)
+    beside = settings.companion not in ("none", None) or settings.documents_by == "companion"
+    return beside or any(getattr(settings, field.name) != field.default for field in own)
 
 
 def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSettings:

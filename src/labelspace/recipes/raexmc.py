@@ -68,6 +68,7 @@ def train(
     started: float,
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
+    *,
     ending: Callable[[], float] | None = None,
 ) -> Model:
     """Train an encoder, give it a memory of the training documents, and tune that.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ from .preparation import (
     optimizers_of,
     save_run,
     shape_of,
+    tuned_on,
+    tuning_seconds,
     validation,
     with_label_documents,
 )
@@ -92,6 +95,8 @@ def train(
     started: float,
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
+    *,
+    ending: Callable[[], float] | None = None,
 ) -> Model:
     """Train a dual encoder and a classifier on a data set.
 
@@ -102,6 +107,8 @@ def train(
         started: when the command began, by `time.monotonic`.
         checkpoints: of the run, begun and locked; None keeps none.
         state: of an unfinished run, to go on with.
+        ending: given, the model stays without documents, uncalibrated and unsaved, and a time limit leaves room for so
+            many seconds of what the caller does with it.
 
     Raises:
         DataError: no document has a label.
@@ -119,10 +126,10 @@ def train(
 
     encoder = make_encoder(data, settings)
     size, device = len(data.labels), encoder.device
-    if settings.companion == "static" and encoder.row_sparse:
+    if settings.companion != "none" and encoder.row_sparse:
         raise SettingsError(
-            f"companion 'static' goes with a transformer, and the encoder {settings.encoder!r} is itself a bag of "
-            "token vectors; leave it out, or choose another encoder"
+            f"companion {settings.companion!r} goes with a transformer, and the encoder {settings.encoder!r} is itself "
+            "a bag of token vectors; leave it out, or choose another encoder"
         )
     settings = decided(settings, encoder, size)
     needed = _needed(settings, encoder, size, len(rows))
@@ -196,9 +203,11 @@ def train(
         return loss
 
     def remaining() -> float:
+        if settings.documents_by == "companion":
+            return tuning_seconds(tuned_on(settings, len(data.valid)))
         return memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0
 
-    beside = 0.0 if settings.companion == "none" else companion_seconds(data, settings, settings.batch_size)
+    beside = companion_seconds(data, settings, settings.batch_size)
     refresh = None
     if renewal.needed:
         refresh = Refresh(
@@ -238,7 +247,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=lambda: remaining() + beside,
+                ending=ending or (lambda: remaining() + beside),
             )
             search.forget()
             if heads.classifier_norm == "never":
@@ -255,9 +264,13 @@ def train(
             info = describe_run("unidec", settings, given, truncated, report)
             info["metrics"] = by_ranking(report.metrics)
             model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
+            if ending is not None:
+                return model
             if settings.companion != "none" and report.stopped != "interrupted":
-                model = with_companion(model, given, settings, started, remaining)
+                model = with_companion(model, given, settings, started, remaining, train)
             if settings.memory:
+                if model.encoder is not encoder:  # the companion's tokens are in the cache
+                    texts = model.encoder.tokenize(data.train.texts, cache)
                 give_memory(model, given, texts, settings, log)
             calibrate(model, given, settings)
             if report.metrics:
