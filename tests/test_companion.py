@@ -127,8 +127,8 @@ def test_without_a_recipe_it_goes_with_a_transformer_where_there_is_time(
     assert chosen(valid).companion == "static-unidec" and chosen(valid).documents_by == "encoder"
     monkeypatch.setattr("labelspace.recipes.auto.classifier_pass_seconds", lambda data: 1e4)
     assert chosen(valid).companion == "static"
-    assert chosen(valid, max_minutes=1.5).companion == "none"  # it would take more than a fifth
-    assert chosen(valid, max_minutes=1.5, documents_by="companion").companion == "static"
+    assert chosen(valid, max_minutes=0.8).companion == "none"  # it would take more than a third
+    assert chosen(valid, max_minutes=0.8, documents_by="companion").companion == "static"
     assert chosen(data).companion == "none"  # too few to tell its share
     assert chosen(valid, memory=False).companion == "none"
     assert (

@@ -360,8 +360,8 @@ class AutoSettings(UnidecSettings):
         max_minutes: end within this time, reading and saving included; 60 when not given.
         memory: after training the training documents become keys that vote, and how keys vote is tuned.
         companion: as for UniDEC; when not given, ``static-unidec`` beside a transformer where two passes of it take at
-            most a fifth of the time, else ``static`` where it does, and 500 validation documents tell how much it
-            should count.
+            most a fifth of the time, else ``static`` where that takes at most a third, and 500 validation documents
+            tell how much it should count.
         documents_by: as for UniDEC; when not given, the ``companion`` where encoding the documents would take the
             transformer more than half of the time.
     """

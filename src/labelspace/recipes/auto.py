@@ -39,6 +39,8 @@ LEAST_PASSES, LEAST_BESIDE = 0.35, 0.1
 second, one that is joined with ``static``."""
 COMPANION_VALID = 500
 """``static`` joins a transformer where so many validation documents tell how much it should count."""
+PLAIN_SHARE = 1 / 3
+"""Without a classifier it does so where it takes at most this share of the time."""
 CLASSIFIER_PASSES = 2.0
 """With time for fewer passes against all labels, what joins it has no classifier."""
 ENCODING_SHARE = 0.5
@@ -148,7 +150,7 @@ def _beside(data: Dataset, settings: AutoSettings, seconds: float, encoding: flo
     """
     if not settings.memory:
         return _Beside("none", "encoder", 0.0)
-    told, room = len(data.valid) >= COMPANION_VALID, COMPANION_SHARE * seconds
+    told = len(data.valid) >= COMPANION_VALID
     documents_by, companion = settings.documents_by, settings.companion
     if documents_by is None:
         documents_by = "encoder"
@@ -156,9 +158,11 @@ def _beside(data: Dataset, settings: AutoSettings, seconds: float, encoding: flo
             documents_by = "companion"
     if companion is None:
         companion = "none"
-        if told and len(data.labels) <= MOST_IN_POOL and CLASSIFIER_PASSES * classifier_pass_seconds(data) <= room:
+        passes = COMPANION_SHARE * seconds / classifier_pass_seconds(data)
+        plain = companion_seconds(data, settings, batch, "static")
+        if told and len(data.labels) <= MOST_IN_POOL and passes >= CLASSIFIER_PASSES:
             companion = "static-unidec"
-        elif documents_by == "companion" or (told and companion_seconds(data, settings, batch, "static") <= room):
+        elif documents_by == "companion" or (told and plain <= PLAIN_SHARE * seconds):
             companion = "static"
     spent = companion_seconds(data, settings, batch, companion) + encoding * (documents_by == "encoder")
     return _Beside(companion, documents_by, spent)

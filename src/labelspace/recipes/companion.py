@@ -62,15 +62,19 @@ def with_companion(
         data: as it was given.
         settings: of the run, every value decided.
         started: when the command began, by `time.monotonic`; the time limit of the settings holds.
-        ending: seconds of work that remain afterwards.
+        ending: seconds of work that remain afterwards, as for a model that is not joined.
         unidec: trains what has a classifier.
     """
     logger.info("beside it, static is trained by %s, and both are joined", _recipe(settings))
+
+    def remaining() -> float:
+        return ending() + sharing_seconds(data, settings)
+
     try:
         if settings.companion == "static-unidec":
-            other = unidec(data, _with_classifier(data, settings), None, started, ending=ending)
+            other = unidec(data, _with_classifier(data, settings), None, started, ending=remaining)
         else:
-            other = raexmc.train(data, _in_contrast(data, settings), None, started, ending=ending)
+            other = raexmc.train(data, _in_contrast(data, settings), None, started, ending=remaining)
     except LabelspaceError as error:  # what was trained so far is worth more
         logger.warning("static cannot be trained here, so the model is not joined with it: %s", error)
         return model
@@ -133,7 +137,17 @@ def companion_seconds(data: Dataset, settings: UnidecSettings, batch_size: int, 
             learning = min(learning, COMPANION_SHARE * 60 * settings.max_minutes)
     else:
         learning = count * len(data.train) / (TEXTS_PER_SECOND * _cores())
-    return SETTING_UP + learning + tuning_seconds(tuned_on(settings, len(data.valid)))  # shares are tuned too
+    return SETTING_UP + learning + sharing_seconds(data, settings)
+
+
+def sharing_seconds(data: Dataset, settings: UnidecSettings) -> float:
+    """How much longer tuning takes for two encoders, whose shares are chosen too: about three times as long in all.
+
+    Args:
+        data: what it is tuned on.
+        settings: of the run.
+    """
+    return 2 * tuning_seconds(tuned_on(settings, len(data.valid)))
 
 
 def classifier_pass_seconds(data: Dataset) -> float:
