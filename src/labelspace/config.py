@@ -363,7 +363,7 @@ class AutoSettings(UnidecSettings):
             most a fifth of the time, else ``static`` where that takes at most a third, and 500 validation documents
             tell how much it should count.
         documents_by: as for UniDEC; when not given, the ``companion`` where encoding the documents would take the
-            transformer more than half of the time.
+            transformer more than three tenths of the time.
     """
 
     encoder: str | None = None  # type: ignore[assignment]

@@ -43,7 +43,7 @@ PLAIN_SHARE = 1 / 3
 """Without a classifier it does so where it takes at most this share of the time."""
 CLASSIFIER_PASSES = 2.0
 """With time for fewer passes against all labels, what joins it has no classifier."""
-ENCODING_SHARE = 0.5
+ENCODING_SHARE = 0.3
 """Where encoding all documents would take a transformer more than this share of the time, they vote by ``static``."""
 PAIRS_PER_SECOND = 14e6
 """Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
