@@ -161,6 +161,8 @@ def test_what_it_does_not_go_with(data: ls.Dataset, tiny_transformer: Path) -> N
         ls.train(data, **options(tiny_transformer, memory=False))
     with pytest.raises(ls.SettingsError, match="documents_by.*there is no companion"):
         ls.train(data, **options(tiny_transformer, companion="none", documents_by="companion"))
+    with pytest.raises(ls.SettingsError, match="documents_by.*in a memory alone"):
+        ls.train(data, device="cpu", memory=False, documents_by="companion")
     with pytest.raises(ls.SettingsError, match="companion 'static' goes with a transformer"):
         ls.train(data, encoder="static", base=str(tiny_transformer), device="cpu", documents_by="companion")
     with pytest.raises(ls.SettingsError, match="companion 'static' goes with a transformer"):

@@ -315,6 +315,8 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
             )
         if self.documents_by == "companion" and self.companion == "none":
             raise ValueError("documents_by: there is no companion; give companion 'static' too, or leave it out")
+        if self.documents_by == "companion" and not self.memory:
+            raise ValueError("documents_by: documents vote in a memory alone; give memory too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
