@@ -62,6 +62,11 @@ def test_what_is_missing_is_named_before_anything_is_measured(monkeypatch: pytes
             bench.bench(quick=True, only=("machine", part))
 
 
+def test_seeds_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("-1", "99999999999999999999"):
+        assert main(["bench", "--only", "machine", "--seed", seed]) == 2 and "--seed" in capsys.readouterr().err
+
+
 def test_steps_of_the_trainer_are_timed() -> None:
     pytest.importorskip("datasets")
     documents, labels = bench.made_up_texts(4, 8, 0), bench.made_up_texts(4, 6, 1)

@@ -52,6 +52,51 @@ def test_the_measured_recall_is_the_share_of_exact_neighbours() -> None:
     assert index.recall == pytest.approx(hits / exact.size)
 
 
+def test_keys_that_int8_would_round_away_are_scanned_as_they_are() -> None:
+    g = torch.Generator().manual_seed(0)
+    keys, queries = vectors(5000, 32, 0), vectors(40, 32, 1)
+    assert ExactIndex(keys, int8=True)._int8_keys() is not None
+    keys[7] *= 1000
+    one, broken = torch.randn(5000, 1, generator=g), vectors(5000, 32, 2)
+    broken[3, 0] = torch.nan
+    for odd, asked in ((keys, queries), (one, torch.randn(20, 1, generator=g)), (broken, queries)):
+        index = ExactIndex(odd, int8=True)
+        values, places = index.search(asked, 10)
+        truth = ExactIndex(odd, int8=False).search(asked, 10)
+        assert index._int8_keys() is None and np.array_equal(places, truth[1])
+        np.testing.assert_array_equal(values, truth[0])
+
+
+def test_searches_that_cannot_be_are_refused_in_words(built: HnswIndex) -> None:
+    exact, mask = ExactIndex(built.keys), np.ones(len(built), dtype=bool)
+    for index in (exact, built):
+        assert index.search(vectors(3, 16, 0)[:0], 5)[1].shape == (0, 5)
+        for queries, k in ((vectors(3, 16, 0), -1), (vectors(3, 8, 0), 5)):
+            with pytest.raises(ValueError, match="are needed, got"):
+                index.search(queries, k)
+        for allowed in (mask, np.array([-1, 3])):
+            with pytest.raises(ValueError, match="key numbers"):
+                index.search(vectors(3, 16, 0), 2, allowed)
+    np.testing.assert_array_equal(exact.search(vectors(3, 16, 0).double(), 5)[1], exact.search(vectors(3, 16, 0), 5)[1])
+
+
+def test_graphs_that_cannot_be_built_are_refused(
+    tmp_path: Path, tiny_transformer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ({"links": 1}, {"links": -1}, {"links": 5000}, {"ef_construction": 0}, {"target": 1.5}, {"depth": 0}):
+        with pytest.raises(SettingsError, match=next(iter(wrong)).replace("target", "recall")):
+            HnswIndex.build(vectors(20, 8, 0), **wrong)  # type: ignore[arg-type]
+    ls.Model.from_encoder(str(tiny_transformer), labels=["a", "b", "c"]).save(tmp_path / "m")
+    for flags, said in ((["--links", "0"], "links"), (["--seed", "-1"], "--seed"), (["--ef-construction", "0"], "ef_")):
+        assert main(["index", str(tmp_path / "m"), "--kind", "hnsw", *flags]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_tied_keys_are_found_whichever_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    keys = vectors(5, 16, 0).repeat_interleave(200, dim=0)
+    assert HnswIndex.build(keys, depth=20).recall == 1 and "would help" not in caplog.text
+
+
 def test_more_keys_wanted_than_there_are(built: HnswIndex) -> None:
     few = HnswIndex.build(vectors(7, 16, 5))
     values, places = few.search(vectors(3, 16, 6), 50)
@@ -76,7 +121,7 @@ def test_saved_and_loaded(built: HnswIndex, tmp_path: Path) -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(SettingsError, match="at least one key"):
         HnswIndex.build(torch.zeros(0, 4))
-    with pytest.raises(SettingsError, match="target"):
+    with pytest.raises(SettingsError, match="recall"):
         HnswIndex.build(vectors(5, 4, 0), target=1.5)
 
 

@@ -382,3 +382,28 @@ def test_without_a_document_there_is_nothing_to_learn(name: str) -> None:
     value.backward()
     assert float(value.detach()) == 0
     assert queries.grad is not None and keys.grad is not None and not keys.grad.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_outside_the_logits_and_other_nonsense_are_refused(name: str) -> None:
+    form = losses.closed_form(name, **({"k": 2} if name == "soft_top_k" else {}))
+    queries, keys = torch.randn(2, 4), torch.randn(3, 4)
+    good = torch.tensor([[0], [1]])
+    for wrong in ([[0], [-1]], [[0], [3]], [[2], [0]], [[-1], [0]]):
+        pairs = torch.tensor(wrong)
+        with pytest.raises(ValueError, match="positives has the pair .* outside logits"):
+            FUNCTIONS[name](queries @ keys.T, pairs)
+        for loss in (linear_loss, linear_loss_plain):
+            with pytest.raises(ValueError, match="positives has the pair"):
+                loss(form, queries, keys, pairs, temperature=0.1)
+        with pytest.raises(ValueError, match="hidden has the pair"):
+            linear_loss(form, queries, keys, good, temperature=0.1, hidden=pairs)
+    for loss in (linear_loss, linear_loss_plain):
+        with pytest.raises(ValueError, match="at least one label"):
+            loss(form, queries, keys[:0], good[:, :0], temperature=0.1)
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="above 0"):
+            linear_loss(form, queries, keys, good, temperature=temperature)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        linear_loss(form, queries.half(), keys.half(), good, temperature=0.1)
+    assert float(FUNCTIONS[name](torch.zeros(0, 3), good[:, :0])) == 0

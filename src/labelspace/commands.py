@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from .config import RECIPES, DexmlSettings, RunSettings, resolve, to_dict, to_toml
+from .config import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
 from .errors import DataError, SettingsError
 from .machine import command_began
 
@@ -504,6 +504,8 @@ def predict(
         chosen = [name for name in read_texts(labels)[1] if name.strip()]
         if not chosen:
             raise DataError("there are no labels to choose from; give one id or name a line", labels)
+    if k is not None:
+        k = min(k, len(opened.labels))  # what lies beyond is not written
     how: dict[str, Any] = {"k": k, "labels": chosen, "threshold": threshold, "probabilities": probabilities, "why": why}
     reading: dict[str, Any] = {"text_column": recorded.text_column, "fields": recorded.fields, "encoding": encoding}
     if out is None:
@@ -632,10 +634,11 @@ def bench(
     seed
         Of the generated texts and vectors.
     """
+    require_seed(seed)
     from .bench import PARTS, render
     from .bench import bench as measure
 
-    report = measure(quick=quick, only=only or PARTS, seed=seed)
+    report = measure(quick=quick, only=tuple(dict.fromkeys(only)) or PARTS, seed=seed)
     if output.json:
         _print_json(report)
     else:

@@ -329,15 +329,17 @@ def apply(
         reduce: combines a (B,) tensor over label shards; None for one shard.
 
     Raises:
-        ValueError: shapes that do not fit together, or a positive whose logit is -inf.
+        ValueError: shapes that do not fit together, pairs outside the logits, or a positive whose logit is -inf.
     """
     check_pairs(logits.shape, positives, weights)
+    if not len(logits):  # nothing to learn from
+        return logits.sum()
     value: Tensor = _Loss.apply(logits, form, positives, weights, reduce)
     return value
 
 
 def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights: Tensor | None) -> None:
-    """Refuse logits, pairs or weights whose shapes do not fit together.
+    """Refuse logits, pairs or weights that do not fit together.
 
     Args:
         shape: shape of the logits, (B, P).
@@ -345,7 +347,7 @@ def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights:
         weights: (M,) or None.
 
     Raises:
-        ValueError: naming the shape that is wrong.
+        ValueError: naming the shape that is wrong, or the pair that is outside the logits.
     """
     if len(shape) != 2:
         raise ValueError(f"logits must be (B, P), got {tuple(shape)}")
@@ -353,6 +355,27 @@ def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights:
         raise ValueError(f"positives must be (2, M) int64, got {tuple(positives.shape)} {positives.dtype}")
     if weights is not None and weights.shape != positives.shape[1:]:
         raise ValueError(f"weights must be ({positives.shape[1]},) like the positives, got {tuple(weights.shape)}")
+    if not shape[1]:
+        raise ValueError("a loss needs at least one label, got logits without columns")
+    check_range(shape, positives, "positives")
+
+
+def check_range(shape: torch.Size | tuple[int, ...], pairs: Tensor, name: str) -> None:
+    """Refuse pairs outside the logits, which indexing would take for others, or for some of the end.
+
+    Args:
+        shape: shape of the logits, (B, P).
+        pairs: (2, M) int64.
+        name: of the pairs.
+
+    Raises:
+        ValueError: naming the first pair that is outside.
+    """
+    most = torch.tensor(shape, device=pairs.device)[:, None]
+    outside = ((pairs < 0) | (pairs >= most)).any(dim=0)
+    if bool(outside.any()):
+        row, column = pairs[:, outside.nonzero()[0, 0]].tolist()
+        raise ValueError(f"{name} has the pair (row {row}, column {column}), which is outside logits {tuple(shape)}")
 
 
 def _identity(x: Tensor, op: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .estimate import LOGITS_BLOCK_BYTES
-from .losses import ClosedForm, Gradient, Op, apply, check_pairs, gather, small_log_sum_exp
+from .losses import ClosedForm, Gradient, Op, apply, check_pairs, check_range, gather, small_log_sum_exp
 
 ROW_BLOCK = 1024
 """Rows of a block of logits; products of fewer are slower."""
@@ -91,11 +91,18 @@ def linear_loss(
         A scalar; gradients flow to queries and keys.
 
     Raises:
-        ValueError: shapes that do not fit together, or a positive that is hidden.
+        ValueError: shapes or a type that do not fit, pairs outside the logits, a temperature that is not above 0, or a
+            positive that is hidden.
     """
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature, which divides the products, must be above 0, got {temperature}")
+    if queries.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"queries must be float32 or float64, got {queries.dtype}; `dtype` is that of the products")
     check_pairs((len(queries), len(keys)), positives, weights)
+    if hidden is not None:
+        check_range((len(queries), len(keys)), hidden, "hidden")
     if not len(queries):  # nothing to learn from, and no block to look at
         return queries.sum() + 0.0 * keys.sum().to(queries.dtype)
     value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .commands import DataOptions, Output, _as_keywords, _load, _print_json, _recorded
+from .config import require_seed
 from .errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -395,6 +396,7 @@ def index(
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
+    require_seed(seed)
     if kind is not None:
         require_changeable(model, ", or change a copy of it")
     opened = Model.load(model, "cpu", graphs=kind is None)

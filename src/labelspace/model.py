@@ -33,6 +33,7 @@ from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
 from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
+from .indexes import require_graph
 from .keys import Keys, Segment, digest
 from .machine import bf16_pays, require_memory
 from .memory import GRAPH_FROM, Memory, Voting
@@ -1201,11 +1202,12 @@ class Model:
 
         Raises:
             MissingExtraError: without the extra ``ann``.
-            SettingsError: an unknown kind, a recall that is no share, or a depth below 1.
+            SettingsError: an unknown kind, a recall that is no share, or links, candidates or a depth out of range.
             ResourceError: the graphs would not fit into memory.
         """
         if kind not in ("hnsw", "exact"):
             raise SettingsError(f"unknown kind {kind!r} of index; choose one of hnsw, exact")
+        require_graph(links, ef_construction, recall, depth)
         if kind == "exact":
             self.memory.drop_graphs()
         else:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .exact import ExactIndex
-from .faiss import HnswIndex
+from .faiss import HnswIndex, require_graph
 
-__all__ = ["ExactIndex", "HnswIndex"]
+__all__ = ["ExactIndex", "HnswIndex", "require_graph"]

@@ -22,6 +22,10 @@ GROUP = 32
 """Neighbouring keys whose largest product is looked at first, in the int8 scan."""
 INT8_FROM = 16_384
 """Keys from which on the int8 scan is worth its copy of the keys."""
+INT8_DIMS = 8
+"""Dimensions from which on keys are scanned in int8; products of a single one are wrong in torch 2.13."""
+SAMPLE, COARSE = 1000, 4.0
+"""Of so many keys the median length a dimension is looked at, in steps of int8; unit vectors have 20 to 40."""
 SETTLED = 4
 """Candidates of the int8 scan are merged whenever so many times more keys have been seen."""
 GATHERED = 1 << 14
@@ -36,16 +40,18 @@ class ExactIndex:
     Keys in float32 are multiplied in float32; keys in bf16 in bf16, and the best are scored again in float32. Of very
     many keys a copy in int8 is scanned instead, where the processor multiplies faster in it: each dimension is scaled
     to the full range of int8, the shortlist is longer than asked for, and its order is that of float32 products of the
-    keys as given. What the scan can miss are keys within its rounding (about 0.001 of a cosine) of the last one.
+    keys as given. What the scan can miss are keys within its rounding (about 0.001 of a cosine) of the last one. Keys
+    that the scaling would round to little or nothing, a few being far longer than the others, are not copied.
 
     Args:
         keys: (K, D) float32 or bf16.
-        int8: scan a copy in int8, on a CPU; None where it pays.
+        int8: scan a copy in int8, on a CPU, where it is exact enough; None where it pays as well.
     """
 
     def __init__(self, keys: Tensor, int8: bool | None = None):
         self.keys = keys
         self.int8 = len(keys) >= INT8_FROM and int8_pays(keys.device) if int8 is None else int8
+        self.int8 = self.int8 and keys.shape[1] >= INT8_DIMS
         self._scanned: tuple[Tensor, Tensor, int] | None = None
 
     def __len__(self) -> int:
@@ -65,9 +71,19 @@ class ExactIndex:
             allowed: key numbers to search among; None for all.
 
         Returns:
-            similarities (n, k) float32 in falling order, ties by key number, and key numbers (n, k) int64. k shrinks to
-            the number of keys searched.
+            similarities (n, k) float32 in falling order, ties by key number, and key numbers (n, k) int64. Which of
+            several keys tied with the last are given is left open. k shrinks to the number of keys searched.
+
+        Raises:
+            ValueError: queries of another width, a negative k, or key numbers that are none.
         """
+        if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1] or k < 0:
+            raise ValueError(
+                f"queries (n, {self.keys.shape[1]}) and k of at least 0 are needed, got {tuple(queries.shape)} and {k}"
+            )
+        if allowed is not None and (allowed.dtype == bool or (len(allowed) and allowed.min() < 0)):
+            raise ValueError("allowed takes key numbers from 0 on, not a mask or numbers from the end")
+        queries = queries.float()
         keys = self.keys if allowed is None else self.keys[torch.from_numpy(allowed).to(self.keys.device)]
         k = min(k, len(keys))
         values = np.empty((len(queries), k), dtype=np.float32)
@@ -75,11 +91,12 @@ class ExactIndex:
         if k == 0:
             return values, places
         shortlist = _longer(k)
-        scan = self.int8 and allowed is None and 4 * shortlist < len(keys)
+        scan = self.int8 and allowed is None and 4 * shortlist < len(keys) and self._int8_keys() is not None
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
             if scan:
-                low, scales, step = self._int8_keys()
+                assert self._scanned is not None
+                low, scales, step = self._scanned
                 best, rows = _scan_int8(queries[block], low, scales, shortlist)
                 found = best, rows * step % len(keys)
             else:
@@ -89,26 +106,32 @@ class ExactIndex:
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
-    def _int8_keys(self) -> tuple[Tensor, Tensor, int]:
+    def _int8_keys(self) -> tuple[Tensor, Tensor, int] | None:
         """Mixed keys in int8, (K, D), the scale of each dimension, and the step; made at the first search."""
-        if self._scanned is None:
+        if self._scanned is None and self.int8:
             self._scanned = quantize(self.keys)
+            self.int8 = self._scanned is not None
         return self._scanned
 
 
-def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int]:
+def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int] | None:
     """Keys in int8, each dimension scaled to the full range, mixed so that the first rows are a fair sample.
 
     Args:
         keys: (K, D).
 
     Returns:
-        (K, D) int8, (D,) float32 scales, and a step: row i x scales is nearly key i x step modulo K.
+        (K, D) int8, (D,) float32 scales, and a step: row i x scales is nearly key i x step modulo K. None where half of
+        the keys are shorter than COARSE roundings a dimension, or a key is not finite.
     """
     largest = torch.zeros(keys.shape[1], device=keys.device)
     for part in keys.split(KEY_BLOCK):
         largest = torch.maximum(largest, part.abs().amax(dim=0).float())
     scales = largest.clamp(min=1e-30) / 127
+    sample = keys[:: max(1, len(keys) // SAMPLE)].float() / scales
+    lengths = sample.square().mean(dim=1).sqrt()
+    if not bool(largest.isfinite().all()) or float(lengths.median()) < COARSE:
+        return None
     count = len(keys)
     step = max(1, round(count * 0.6180339887498949))
     while math.gcd(step, count) != 1:

@@ -31,6 +31,11 @@ DEEP = 64
 """Candidate lists longer than a list of 1,024 and than one in so many keys cost more than looking at every key."""
 
 
+MIN_LINKS, MOST_LINKS = 2, 1024
+TIED = 1e-6
+"""Similarities that differ by so small a part of the largest are rounding."""
+
+
 class HnswIndex:
     """Inner products with the keys that a graph leads to; the best are scored again in float32.
 
@@ -76,14 +81,11 @@ class HnswIndex:
 
         Raises:
             MissingExtraError: without the extra ``ann``.
-            SettingsError: no keys, or a target that is no share.
+            SettingsError: no keys, or what `require_graph` refuses.
         """
         if not len(keys):
             raise SettingsError("an index needs at least one key")
-        if not 0 < target <= 1:
-            raise SettingsError(f"target, a recall, lies above 0 and is at most 1, got {target}")
-        if depth < 1:
-            raise SettingsError(f"depth, the neighbours that recall is measured on, must be at least 1, got {depth}")
+        require_graph(links, ef_construction, target, depth)
         faiss = load_faiss()
         graph = faiss.IndexHNSWSQ(keys.shape[1], faiss.ScalarQuantizer.QT_bf16, links, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = ef_construction
@@ -100,10 +102,11 @@ class HnswIndex:
             queries = drawn + 0.1 * length * torch.nn.functional.normalize(noise, dim=1)
         depth = min(depth, len(keys))
         index = cls(keys, graph, EF_SEARCH[0], 0.0, depth)
-        _, truth = ExactIndex(keys).search(queries, depth)
+        truth, _ = ExactIndex(keys).search(queries, depth)
+        least = truth[:, -1:] - TIED * np.abs(truth).max()
         for index.ef_search in EF_SEARCH:
-            _, found = index.search(queries, depth)
-            index.recall = float(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
+            found, _ = index.search(queries, depth)
+            index.recall = float((found >= least).mean())  # a key as near as the last one is as good
             if index.recall >= target:
                 break
         logger.info(
@@ -140,8 +143,10 @@ class HnswIndex:
             beyond the depth that the recall was measured for.
         """
         k = min(k, len(self.keys))
+        if k < 0 or queries.shape[1] != self.keys.shape[1]:  # said there
+            return self.exact.search(queries, k, allowed)
         length = max(self.ef_search, k, math.ceil(k * self.ef_search / self.depth))
-        if allowed is not None or k == 0 or 4 * k > len(self.keys):
+        if allowed is not None or k == 0 or not len(queries) or 4 * k > len(self.keys):
             return self.exact.search(queries, k, allowed)
         if length > max(EF_SEARCH[-1], len(self.keys) // DEEP):
             return self.exact.search(queries, k)
@@ -206,6 +211,28 @@ class HnswIndex:
                 f"but there are {len(keys)} of {keys.shape[1]}; build it again"
             )
         return index
+
+
+def require_graph(links: int, ef_construction: int, recall: float, depth: int | None) -> None:
+    """Refuse settings that no graph can be built with, on which the library would end the process.
+
+    Args:
+        links: neighbours of a key in the graph.
+        ef_construction: candidates looked at for a new key.
+        recall: to reach.
+        depth: neighbours that it is measured on; None where that is decided later.
+
+    Raises:
+        SettingsError: naming the setting.
+    """
+    if not MIN_LINKS <= links <= MOST_LINKS:
+        raise SettingsError(f"links, neighbours of a key, must be from {MIN_LINKS} to {MOST_LINKS}, got {links}")
+    if ef_construction < 1:
+        raise SettingsError(f"ef_construction, the candidates for a new key, must be at least 1, got {ef_construction}")
+    if not 0 < recall <= 1:
+        raise SettingsError(f"recall is a share above 0 and at most 1, got {recall}")
+    if depth is not None and depth < 1:
+        raise SettingsError(f"depth, the neighbours that recall is measured on, must be at least 1, got {depth}")
 
 
 def load_faiss() -> Any:
