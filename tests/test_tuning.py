@@ -18,7 +18,7 @@ from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
 from labelspace.metrics import propensity_weights
 from labelspace.strings import Strings
-from labelspace.tuning import METRICS, Grid, _near, _values, render, tune
+from labelspace.tuning import METRICS, Grid, _beaten, _near, _values, render, tune
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -306,3 +306,11 @@ def test_fixed_settings_hold_without_validation_documents(
         main(["tune", str(tmp_path / "m"), str(tmp_path / "names.csv"), "--depth", "5", "--search", "two-sided"]) == 2
     )
     assert "depth 5 goes with a joint search alone" in capsys.readouterr().err
+
+
+def test_votes_that_nearly_tie_are_ranked_where_they_count_alone() -> None:
+    a, q, weights = np.array([[1e-16, -1e-16, 0.2]]), np.array([[-0.3, 0.3, -0.1]]), np.array([0.0, 0.5, 1.0])
+    wanted = [
+        [int((w * row_a + (1 - w) * row_q > 0).sum()) for w in weights] for row_a, row_q in zip(a, q, strict=True)
+    ]
+    assert _beaten(a, q, weights).tolist() == wanted == [[1, 2, 2]]

@@ -554,7 +554,9 @@ def _beaten(a: FloatArray, q: FloatArray, weights: FloatArray) -> IntArray:
     size = m * (w + 1)
     change = (np.bincount(begin, minlength=size) - np.bincount(end, minlength=size)).reshape(m, w + 1)
     change[:, 0] += (always | falling).sum(axis=1)
-    return np.cumsum(change, axis=1)[:, :w]
+    found = np.cumsum(change, axis=1)[:, :w]
+    found[:, weights == 1] = (a > 0).sum(axis=1)[:, None]  # nearly equal votes cross at a weight that rounds to 1
+    return found
 
 
 def _rank_in_row(rows: IntArray) -> IntArray:

@@ -34,6 +34,8 @@ GPU_FACTOR = 40.0
 """So many cores is a GPU worth."""
 ENCODING = 0.25
 """What encoding a document takes, as a part of learning from it."""
+LABEL_ENCODINGS = 3
+"""A transformer encodes all label texts before the first step, and for two evaluations at least."""
 LEAST_PASSES, LEAST_BESIDE = 0.35, 0.1
 """With fewer passes over the documents, as they are foreseen, a transformer is behind ``static``; with fewer of the
 second, one that is joined with ``static``."""
@@ -81,7 +83,8 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     rate = _texts_per_second(data, device, settings)
     limited = dataclasses.replace(settings, max_minutes=minutes)
     plan = _beside(data, limited, max(0.0, seconds), ENCODING * len(data.train) / rate, batch)
-    passes = max(0.0, seconds - plan.seconds) * rate / count
+    labels = LABEL_ENCODINGS * ENCODING * len(data.labels) / rate
+    passes = max(0.0, seconds - plan.seconds - labels) * rate / count
     if "encoder" not in given:
         least = LEAST_PASSES if plan.companion == "none" else LEAST_BESIDE
         values["encoder"] = "minilm" if passes >= least else "static"
