@@ -71,7 +71,7 @@ def test_static_with_a_memory_is_raexmc_unless_heads_are_asked_for(caplog: pytes
     assert {name: getattr(chosen, name) for name in given} == given
     own = RaexmcSettings()
     assert (chosen.range_max, chosen.mine_every, chosen.num_negatives) == (own.range_max, own.mine_every, 0)
-    assert chosen.label_documents == own.label_documents and chosen.epochs == 7 and chosen.batch_size == 32
+    assert chosen.label_documents == own.label_documents and chosen.epochs == 30 and chosen.batch_size == 32
     assert choose(data, AutoSettings(**given, num_negatives=1))[1].num_negatives == 1
     for asked in ({"pool": "all"}, {"memory": False}, {"encoder_weight": 0.5}, {"table_lr": 1e-3}):
         assert choose(data, AutoSettings(**given, **asked))[0] == "unidec"  # type: ignore[arg-type]

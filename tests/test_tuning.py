@@ -309,7 +309,7 @@ def test_fixed_settings_hold_without_validation_documents(
 
 
 def test_votes_that_nearly_tie_are_ranked_where_they_count_alone() -> None:
-    a, q, weights = np.array([[1e-16, -1e-16, 0.2]]), np.array([[-0.3, 0.3, -0.1]]), np.array([0.0, 0.5, 1.0])
+    a, q, weights = np.array([[1e-17, -1e-17, 0.2]]), np.array([[-0.3, 0.3, -0.1]]), np.array([0.0, 0.5, 1.0])
     wanted = [
         [int((w * row_a + (1 - w) * row_q > 0).sum()) for w in weights] for row_a, row_q in zip(a, q, strict=True)
     ]

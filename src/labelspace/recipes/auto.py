@@ -53,6 +53,8 @@ FEW_PASSES = 2.0
 """With fewer passes against all labels, more of them on picked pools teach ``static`` more."""
 PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
 """Passes where there are many documents; more of them where they would make fewer steps than that."""
+STATIC_STEPS = 1000
+"""Steps of 512 documents that RAE-XMC with ``static`` makes at least; of smaller batches more, by the root."""
 STEPS_A_PASS = 60
 """Batches are as large as leaves so many steps in a pass, from 32 to 512."""
 CHARACTERS = 4
@@ -111,6 +113,11 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     if transformer or not settings.memory or _asks_for_heads(settings):
         recipe, chosen = "unidec", UnidecSettings(**values)
     else:
+        if "batch_size" not in given:  # label texts are no documents here
+            values["batch_size"] = batch = _batch_size(documents)
+        if "epochs" not in given:
+            wanted = math.ceil(STATIC_STEPS * math.sqrt(512 / batch) * batch / max(1, documents))
+            values["epochs"] = min(MOST_EPOCHS, max(PASSES, wanted))
         recipe, chosen = "raexmc", _without_heads(settings, values)
     joined = "" if values["companion"] == "none" else f" joined with {values['companion']}"
     joined += ", by which documents vote" if values["documents_by"] == "companion" else ""
