@@ -51,7 +51,6 @@ class ExactIndex:
     def __init__(self, keys: Tensor, int8: bool | None = None):
         self.keys = keys
         self.int8 = len(keys) >= INT8_FROM and int8_pays(keys.device) if int8 is None else int8
-        self.int8 = self.int8 and keys.shape[1] >= INT8_DIMS
         self._scanned: tuple[Tensor, Tensor, int] | None = None
 
     def __len__(self) -> int:
@@ -91,23 +90,22 @@ class ExactIndex:
         if k == 0:
             return values, places
         shortlist = _longer(k)
-        scan = self.int8 and allowed is None and 4 * shortlist < len(keys) and self._int8_keys() is not None
+        scanned = self._int8_keys() if allowed is None and 4 * shortlist < len(keys) else None
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            if scan:
-                assert self._scanned is not None
-                low, scales, step = self._scanned
+            if scanned is not None:
+                low, scales, step = scanned
                 best, rows = _scan_int8(queries[block], low, scales, shortlist)
                 found = best, rows * step % len(keys)
             else:
                 found = _scan(queries[block], keys, k)
-            exact = scan or keys.dtype != torch.float32
+            exact = scanned is not None or keys.dtype != torch.float32
             best, where = in_order(queries[block], keys, *found, k, exact)
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
     def _int8_keys(self) -> tuple[Tensor, Tensor, int] | None:
-        """Mixed keys in int8, (K, D), the scale of each dimension, and the step; made at the first search."""
+        """What `quantize` gives, made at the first search; None where keys are not scanned in int8."""
         if self._scanned is None and self.int8:
             self._scanned = quantize(self.keys)
             self.int8 = self._scanned is not None
@@ -122,8 +120,10 @@ def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int] | None:
 
     Returns:
         (K, D) int8, (D,) float32 scales, and a step: row i x scales is nearly key i x step modulo K. None where half of
-        the keys are shorter than COARSE roundings a dimension, or a key is not finite.
+        the keys are shorter than COARSE roundings a dimension, a key is not finite, or dimensions are below INT8_DIMS.
     """
+    if keys.shape[1] < INT8_DIMS:
+        return None
     largest = torch.zeros(keys.shape[1], device=keys.device)
     for part in keys.split(KEY_BLOCK):
         largest = torch.maximum(largest, part.abs().amax(dim=0).float())

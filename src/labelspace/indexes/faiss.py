@@ -29,9 +29,8 @@ FEW = 4
 """Up to so many queries the best are scored again by NumPy, whose calls cost less than those of torch."""
 DEEP = 64
 """Candidate lists longer than a list of 1,024 and than one in so many keys cost more than looking at every key."""
-
-
 MIN_LINKS, MOST_LINKS = 2, 1024
+"""Neighbours of a key between which a graph can be built: with fewer the library ends the process."""
 TIED = 1e-6
 """Similarities that differ by so small a part of the largest are rounding."""
 
@@ -143,10 +142,9 @@ class HnswIndex:
             beyond the depth that the recall was measured for.
         """
         k = min(k, len(self.keys))
-        if k < 0 or queries.shape[1] != self.keys.shape[1]:  # said there
-            return self.exact.search(queries, k, allowed)
         length = max(self.ef_search, k, math.ceil(k * self.ef_search / self.depth))
-        if allowed is not None or k == 0 or not len(queries) or 4 * k > len(self.keys):
+        fits = len(queries) and k > 0 and queries.shape[1] == self.keys.shape[1]  # what does not is refused there
+        if allowed is not None or not fits or 4 * k > len(self.keys):
             return self.exact.search(queries, k, allowed)
         if length > max(EF_SEARCH[-1], len(self.keys) // DEEP):
             return self.exact.search(queries, k)
@@ -230,7 +228,7 @@ def require_graph(links: int, ef_construction: int, recall: float, depth: int | 
     if ef_construction < 1:
         raise SettingsError(f"ef_construction, the candidates for a new key, must be at least 1, got {ef_construction}")
     if not 0 < recall <= 1:
-        raise SettingsError(f"recall is a share above 0 and at most 1, got {recall}")
+        raise SettingsError(f"recall, the target of a graph, is above 0 and at most 1, got {recall}")
     if depth is not None and depth < 1:
         raise SettingsError(f"depth, the neighbours that recall is measured on, must be at least 1, got {depth}")
 

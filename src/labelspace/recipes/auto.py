@@ -52,7 +52,7 @@ PAIRS_PER_SECOND = 14e6
 FEW_PASSES = 2.0
 """With fewer passes against all labels, more of them on picked pools teach ``static`` more."""
 PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
-"""Passes where there are many documents; more of them where they would make fewer steps than that."""
+"""Passes where there are many documents; more of them where they would make fewer steps than UniDEC's least."""
 STATIC_STEPS = 1000
 """Steps of 512 documents that RAE-XMC with ``static`` makes at least; of smaller batches more, by the root."""
 STEPS_A_PASS = 60
@@ -77,9 +77,6 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     given = {name: value for name, value in values.items() if value is not None}
     values["max_minutes"] = minutes = given.get("max_minutes", MINUTES)
     values["batch_size"] = batch = given.get("batch_size", _batch_size(count))
-    if "epochs" not in given:
-        wanted = max(PASSES, math.ceil(LEAST_STEPS * batch / count))
-        values["epochs"] = min(MOST_EPOCHS, wanted)
     device = device_of(settings.device)
     seconds = 60 * minutes - passed - (tuning_seconds(tuned_on(settings, len(data.valid))) if settings.memory else 0)
     rate = _texts_per_second(data, device, settings)
@@ -111,13 +108,12 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
                 values["clusters"] = False
     chosen: UnidecSettings | RaexmcSettings
     if transformer or not settings.memory or _asks_for_heads(settings):
+        values["epochs"] = given.get("epochs", _epochs(LEAST_STEPS, batch, count))
         recipe, chosen = "unidec", UnidecSettings(**values)
-    else:
-        if "batch_size" not in given:  # label texts are no documents here
-            values["batch_size"] = batch = _batch_size(documents)
-        if "epochs" not in given:
-            wanted = math.ceil(STATIC_STEPS * math.sqrt(512 / batch) * batch / max(1, documents))
-            values["epochs"] = min(MOST_EPOCHS, max(PASSES, wanted))
+    else:  # label texts are no documents here
+        values["batch_size"] = batch = given.get("batch_size", _batch_size(documents))
+        steps = STATIC_STEPS * math.sqrt(512 / batch)
+        values["epochs"] = given.get("epochs", _epochs(steps, batch, max(1, documents)))
         recipe, chosen = "raexmc", _without_heads(settings, values)
     joined = "" if values["companion"] == "none" else f" joined with {values['companion']}"
     joined += ", by which documents vote" if values["documents_by"] == "companion" else ""
@@ -199,6 +195,11 @@ def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSett
 def _batch_size(count: int) -> int:
     """A power of two from 32 to 512 that leaves STEPS_A_PASS steps in a pass, if one does."""
     return int(min(512, max(32, 2 ** int(math.log2(max(1, count / STEPS_A_PASS))))))
+
+
+def _epochs(steps: float, batch: int, count: int) -> int:
+    """Passes over count texts that make so many steps at least, from PASSES to MOST_EPOCHS."""
+    return min(MOST_EPOCHS, max(PASSES, math.ceil(steps * batch / count)))
 
 
 def _texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
