@@ -64,7 +64,7 @@ def test_the_encoder_follows_from_the_time(caplog: pytest.LogCaptureFixture) -> 
 
 def test_static_with_a_memory_is_raexmc_unless_heads_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "labelspace")
-    data = corpus(2000, 5)
+    data = corpus(2000, 5, labels=1000)
     given: dict[str, Any] = {"device": "cpu", "encoder": "static", "max_minutes": 3.0, "temperature": 0.03, "seed": 4}
     recipe, chosen = choose(data, AutoSettings(**given))
     assert recipe == "raexmc" and isinstance(chosen, RaexmcSettings) and "raexmc with a memory" in caplog.text
@@ -75,6 +75,17 @@ def test_static_with_a_memory_is_raexmc_unless_heads_are_asked_for(caplog: pytes
     assert choose(data, AutoSettings(**given, num_negatives=1))[1].num_negatives == 1
     for asked in ({"pool": "all"}, {"memory": False}, {"encoder_weight": 0.5}, {"table_lr": 1e-3}):
         assert choose(data, AutoSettings(**given, **asked))[0] == "unidec"  # type: ignore[arg-type]
+
+
+def test_static_learns_rows_where_labels_have_documents_and_there_is_time() -> None:
+    def chosen(data: ls.Dataset, **more: Any) -> tuple[str, Any]:
+        return choose(data, AutoSettings(**{"device": "cpu", "encoder": "static", "max_minutes": 3.0, **more}))
+
+    recipe, settings = chosen(corpus(2000, 5, labels=600))
+    assert (recipe, settings.memory, settings.classifier_norm) == ("unidec", True, "tuned")
+    assert chosen(corpus(2000, 5, labels=600), classifier_norm="both")[1].classifier_norm == "both"
+    assert chosen(corpus(2000, 5, labels=700))[0] == "raexmc"
+    assert chosen(corpus(40_000, 5, labels=10_000), max_minutes=0.05)[0] == "raexmc"
 
 
 def test_batches_and_passes_follow_from_the_texts() -> None:

@@ -140,6 +140,9 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(
         (["train", ".", "--config", "none.toml"], 2, "none.toml"),
         (["predict", "nowhere", "-"], 1, "no such folder"),
         (["predict", "nowhere", "-", "--k", "0"], 2, "--k must be at least 1"),
+        (["predict", "nowhere", "-", "--k", "2.5"], 2, "--k is a whole number, got 2.5"),
+        (["train", "--recipe", "dexml", ".", "--seed", "1.5", "--out", "x"], 2, "--seed is a whole number, got 1.5"),
+        (["train", ".", "--max-words", "inf", "--out", "x"], 2, "--max-words is a whole number, got inf"),
         (["predict", "nowhere", "-", "--out", "x.doc"], 2, "must end in"),
         (["evaluate", "nowhere", "nowhere"], 1, "no such folder"),
         (["juggle"], 2, "juggle"),
@@ -228,7 +231,9 @@ def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, 
     for line in process.stderr:
         if line.startswith("step 0"):
             break
-    time.sleep(1.0)
+    log, latest = tmp_path / "m.checkpoint" / "log.jsonl", time.monotonic() + 120
+    while '"event": "step"' not in log.read_text() and time.monotonic() < latest:
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     process.stderr.close()

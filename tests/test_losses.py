@@ -396,14 +396,18 @@ def test_pairs_outside_the_logits_and_other_nonsense_are_refused(name: str) -> N
         for loss in (linear_loss, linear_loss_plain):
             with pytest.raises(ValueError, match="positives has the pair"):
                 loss(form, queries, keys, pairs, temperature=0.1)
-        with pytest.raises(ValueError, match="hidden has the pair"):
-            linear_loss(form, queries, keys, good, temperature=0.1, hidden=pairs)
+            with pytest.raises(ValueError, match="hidden has the pair"):
+                loss(form, queries, keys, good, temperature=0.1, hidden=pairs)
     for loss in (linear_loss, linear_loss_plain):
         with pytest.raises(ValueError, match="at least one label"):
             loss(form, queries, keys[:0], good[:, :0], temperature=0.1)
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="above 0"):
-            linear_loss(form, queries, keys, good, temperature=temperature)
-    with pytest.raises(ValueError, match="float32 or float64"):
-        linear_loss(form, queries.half(), keys.half(), good, temperature=0.1)
+        for loss in (linear_loss, linear_loss_plain):
+            with pytest.raises(ValueError, match="above 0"):
+                loss(form, queries, keys, good, temperature=temperature)
+    for loss in (linear_loss, linear_loss_plain):
+        with pytest.raises(ValueError, match="float32 or float64"):
+            loss(form, queries.half(), keys.half(), good, temperature=0.1)
+        with pytest.raises(ValueError, match="a positive is hidden"):
+            loss(form, queries, keys, good, temperature=0.1, hidden=good)
     assert float(FUNCTIONS[name](torch.zeros(0, 3), good[:, :0])) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import zlib
 from pathlib import Path
 
@@ -90,10 +91,10 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
     ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
     found = memory.search(queries, 15, 60)
     given = memory, found, ways, np.array(GRID.weights, dtype=float), truth, weights, columns
-    every = _values(*given)
-    assert (every >= 0).all()
+    every, seen = _values(*given)
+    assert (every >= 0).all() and seen == len(queries)
     for margin in (0.5, 3.0, 10.0):
-        few = _values(*given, margin=margin)
+        few, _ = _values(*given, margin=margin)
         left = np.flatnonzero(few[:, 0, 0] >= 0)
         assert 0 < len(left) < len(ways) and (np.delete(few, left, axis=0) == -1).all()
         np.testing.assert_allclose(few[left], every[left], rtol=1e-12)
@@ -115,6 +116,16 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
         assert _near(every, columns, margin).tolist() == expected
     best, raced = (tune(memory, queries, truth, weights, grid=GRID, tolerance=0, margin=m) for m in (np.inf, 3.0))
     assert best.value - 3.0 <= raced.value <= best.value and raced.tried == best.tried
+
+
+def test_with_no_time_left_one_block_of_documents_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelspace.tuning.BLOCK", 10)
+    memory, queries, truth, weights = made()
+    late = tune(memory, queries, truth, weights, grid=GRID, tolerance=0, until=time.monotonic() - 1)
+    first = tune(memory, queries[:10], sp.csr_array(truth[:10]), weights, grid=GRID, tolerance=0)
+    assert (late.documents, late.voting, late.value) == (10, first.voting, first.value)
+    early = tune(memory, queries, truth, weights, grid=GRID, tolerance=0, until=time.monotonic() + 600)
+    assert early.documents == len(queries)
 
 
 def test_a_fixed_setting_is_kept() -> None:

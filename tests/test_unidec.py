@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -17,6 +18,7 @@ from labelspace.cli import main
 from labelspace.config import UnidecSettings, resolve
 from labelspace.errors import SettingsError
 from labelspace.heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
+from labelspace.recipes.preparation import validation
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
 
 
@@ -107,6 +109,7 @@ def test_three_rankings_come_of_one_encoding(
         {"pool": "all", "clusters": True},
         {"classifier_norm": "both"},
         {"classifier_norm": "never"},
+        {"classifier_norm": "tuned"},
         {"encoder_dim": 32, "classifier_dim": 32, "head_dropout": 0.1, "table_dropout": 0.1},
         {"encoder_dim": 16, "classifier_dim": 24, "identity": False, "table_init": "random"},
         {"table_optimizer": "adagrad", "table_lr": 0.05},
@@ -196,6 +199,60 @@ def test_scores_are_what_classifier_norm_says(norm: Any) -> None:
         heads.queries(e) @ weighted.T, 0.4 * expected["encoder"] + 1.6 * expected["classifier"], atol=1e-5
     )
     assert torch.equal(heads.queries(e), queries) and torch.equal(heads.documents(e), queries)
+
+
+def test_rows_keep_a_power_of_their_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    e, label_e, rows = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7, 5) * torch.arange(1, 8)[:, None]
+    heads = {norm: TwoHeads(5, classifier_norm=norm) for norm in ("search", "never", "tuned")}
+    tuned, lengths = heads["tuned"], rows.norm(dim=1)
+    tuned.row_length = float(lengths.mean())
+    classifier = {}
+    for name, power in (("search", 0.0), ("root", 0.5), ("never", 1.0)):
+        tuned.row_power = power
+        classifier[name] = tuned.keys(label_e, rows)[:, 5:]
+        torch.testing.assert_close(classifier[name].norm(dim=1), (lengths / lengths.mean()) ** power)
+    torch.testing.assert_close(classifier["search"], heads["search"].keys(label_e, rows)[:, 5:])
+    torch.testing.assert_close(classifier["never"] * lengths.mean(), heads["never"].keys(label_e, rows)[:, 5:])
+    torch.testing.assert_close(tuned.keys(label_e, None)[:, 5:].norm(dim=1), torch.ones(7))
+    again = TwoHeads.load(tmp_path / "h", tuned.save(tmp_path / "h"))
+    assert torch.equal(again.keys(label_e, rows), tuned.keys(label_e, rows))
+    assert torch.equal(again.queries(e), tuned.queries(e))
+
+
+class Rows:
+    """Label keys of one head alone."""
+
+    def __init__(self, heads: TwoHeads, rows: torch.Tensor):
+        self.heads, self.rows = heads, rows
+
+    def now(self) -> torch.Tensor:
+        return self.heads.keys(torch.ones_like(self.rows), self.rows)
+
+    def forget(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("truth_by", "expected"), [("product", 1.0), ("direction", 0.0)])
+def test_the_power_of_the_lengths_is_what_ranks_validation_documents_best(
+    data: ls.Dataset, tiny_transformer: Path, tmp_path: Path, truth_by: str, expected: float
+) -> None:
+    encoder = ls.train(data, recipe="unidec", encoder="static", base=str(tiny_transformer), epochs=1).encoder
+    heads = TwoHeads(encoder.dim, classifier_norm="tuned")
+    rows = torch.randn(len(data.labels), encoder.dim, generator=torch.Generator().manual_seed(0))
+    rows *= torch.linspace(0.3, 3, len(rows))[:, None]
+    heads.row_length = float(rows.norm(dim=1).mean())
+    queries = torch.from_numpy(encoder.encode(encoder.tokenize(data.train.texts, tmp_path)))
+    products = queries @ (rows if truth_by == "product" else torch.nn.functional.normalize(rows, dim=1)).T
+    truth = np.zeros(products.shape, dtype=np.float32)
+    np.put_along_axis(truth, products.argsort(dim=1, descending=True)[:, :3].numpy(), 1.0, axis=1)
+    corpus = dataclasses.replace(data.train, targets=sp.csr_array(truth))
+    own = dataclasses.replace(data, train=corpus, valid=corpus)
+    settings = resolve("unidec", {})
+    measure = validation(own, encoder, Rows(heads, rows), settings, tmp_path, heads, choose_power=True)
+    assert measure is not None
+    metrics = measure()
+    assert heads.row_power == expected and metrics["classifier P@3"] == 100
 
 
 def test_the_best_share_of_the_dual_encoder_is_that_of_a_plain_search() -> None:

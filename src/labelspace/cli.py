@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict, Env
@@ -49,6 +49,23 @@ def _no_empty_paths(app: App, commands: tuple[str, ...], arguments: Any) -> None
         file = argument.name.lstrip("-").lower() in ("file", "texts") or "Path" in str(argument.hint)
         if file and any(token.value == "" for token in argument.tokens):
             raise SettingsError(f"{argument.name} is empty; name a file or folder")
+
+
+def _whole_numbers(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Refuse fractions where a whole number is asked for, which would be rounded without a word."""
+    for argument in arguments:
+        kinds = _kinds(argument.hint)
+        if int in kinds and float not in kinds:
+            for token in argument.tokens:
+                with contextlib.suppress(ValueError):  # no number at all is told of later
+                    if not float(token.value).is_integer():
+                        raise SettingsError(f"{argument.name} is a whole number, got {token.value}")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(hint)
+    return set().union(*map(_kinds, parts)) if parts else {hint} if isinstance(hint, type) else set()
 
 
 def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
@@ -109,6 +126,7 @@ def _app(recipe: str) -> App:
             Env("LABELSPACE_", command=False, show=False),
             functools.partial(_config_file, recipe),
             _no_empty_paths,
+            _whole_numbers,
         ],
         default_parameter=Parameter(negative_none=()),
         help_format="plaintext",

@@ -255,7 +255,9 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         head_dropout: of the heads' vectors of texts; 0 for ``static`` and 0.1 for a transformer when not given.
         table_dropout: of the rows of the label table; as for head_dropout.
         classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
-            search and training, or ``never``; when not given, ``never`` after one-vs-all or ``bce``, else ``search``.
+            search and training, or ``never``; ``tuned`` as in search, but rows keep as much of their length as ranks
+            validation documents best, which counts where few labels are very frequent; when not given, ``never`` after
+            one-vs-all or ``bce``, else ``search``.
         search_weight: share of the dual encoder in the score of both heads; chosen on the validation documents when not
             given.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
@@ -296,7 +298,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     table_init: Literal["labels", "random"] | None = None
     head_dropout: Probability | None = None
     table_dropout: Probability | None = None
-    classifier_norm: Literal["search", "both", "never"] | None = None
+    classifier_norm: Literal["search", "both", "never", "tuned"] | None = None
     search_weight: Annotated[float, Field(ge=0.05, le=0.95, allow_inf_nan=False)] | None = None
     head_lr: Positive | None = None
     table_lr: Positive | None = None

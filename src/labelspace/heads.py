@@ -24,7 +24,7 @@ from .indexes import ExactIndex
 from .metrics import binary_truth, membership
 from .optim import keep_types, round_stochastically
 
-ClassifierNorm = Literal["search", "both", "never"]
+ClassifierNorm = Literal["search", "both", "never", "tuned"]
 Ranking = Literal["combined", "encoder", "classifier"]
 RANKINGS: tuple[Ranking, ...] = ("combined", "encoder", "classifier")
 
@@ -283,16 +283,19 @@ class TwoHeads(nn.Module):
         identity: linear layers begin as the identity (as rows of an orthogonal matrix where they change the
             dimensions), so that training starts from the encoder's own geometry; otherwise Xavier-uniform.
         classifier_norm: g_C and W are scaled to unit length in ``search`` only, in ``both`` search and training, or
-            ``never``.
+            ``never``; ``tuned`` as in search, but that rows keep their length to the power ``row_power``.
         unit: the encoder's vectors have unit length already.
 
     Attributes:
         search_weight: s, the share of the dual encoder in the score of both: 2 (1 - s) g_C W + 2 s g_D(x) g_D(l).
-        row_length: of the rows W of labels that have none of their own, where they are ``never`` scaled.
+        row_length: of the rows W of labels that have none of their own, where they are ``never`` scaled; their mean.
+        row_power: p of ``tuned``: in search rows are (|W| / row_length)^p long, so that 0 ranks as ``search`` does, by
+            direction alone, and 1 by the products that were trained, in which frequent labels may have longer rows.
     """
 
     search_weight: float = 0.5
     row_length: float = 1.0
+    row_power: float = 0.0
 
     def __init__(
         self,
@@ -391,7 +394,7 @@ class TwoHeads(nn.Module):
 
     @torch.no_grad()
     def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
-        """What labels answer with: [2 s g_D; 2 (1 - s) W], W unit length unless it is ``never`` scaled.
+        """What labels answer with: [2 s g_D; 2 (1 - s) W], W as long as `classifier_norm` says.
 
         Args:
             vectors: (n, D) of the encoder, from the label texts.
@@ -405,7 +408,11 @@ class TwoHeads(nn.Module):
         dual = self.dual(vectors)
         rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
         self.train(training)
-        rows = rows if self.classifier_norm == "never" else normalize(rows, dim=1)
+        if self.classifier_norm == "tuned" and self.row_power:
+            lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).div_(self.row_length)
+            rows = normalize(rows, dim=1) * lengths.pow_(self.row_power)
+        elif self.classifier_norm != "never":
+            rows = normalize(rows, dim=1)
         if self.search_weight != 0.5:
             dual, rows = 2 * self.search_weight * dual, 2 * (1 - self.search_weight) * rows
         return torch.cat([dual, rows], dim=1)
@@ -444,6 +451,7 @@ class TwoHeads(nn.Module):
             "unit": self.unit,
             "search_weight": self.search_weight,
             "row_length": self.row_length,
+            "row_power": self.row_power,
         }
 
     @classmethod
@@ -470,6 +478,7 @@ class TwoHeads(nn.Module):
             )
             heads.search_weight = float(settings.get("search_weight", 0.5))
             heads.row_length = float(settings.get("row_length", 1.0))
+            heads.row_power = float(settings.get("row_power", 0.0))
             heads.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:300]}") from error

@@ -53,7 +53,11 @@ def linear_loss_plain(
 
     Returns:
         A scalar; gradients flow to queries and keys.
+
+    Raises:
+        ValueError: as for `linear_loss`.
     """
+    _check(queries, keys, positives, temperature, hidden, weights)
     low = dtype or queries.dtype
     logits = (queries.to(low) @ keys.to(low).T).to(queries.dtype) / temperature
     if hidden is not None:
@@ -94,19 +98,33 @@ def linear_loss(
         ValueError: shapes or a type that do not fit, pairs outside the logits, a temperature that is not above 0, or a
             positive that is hidden.
     """
+    _check(queries, keys, positives, temperature, hidden, weights)
+    if not len(queries):  # nothing to learn from, and no block to look at
+        return queries.sum() + 0.0 * keys.sum().to(queries.dtype)
+    value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
+    return value
+
+
+def _check(
+    queries: Tensor,
+    keys: Tensor,
+    positives: Tensor,
+    temperature: float,
+    hidden: Tensor | None,
+    weights: Tensor | None,
+) -> None:
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature, which divides the products, must be above 0, got {temperature}")
     if queries.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"queries must be float32 or float64, got {queries.dtype}; `dtype` is that of the products")
-    check_pairs((len(queries), len(keys)), positives, weights)
+    shape = (len(queries), len(keys))
+    check_pairs(shape, positives, weights)
     if hidden is not None:
-        check_range((len(queries), len(keys)), hidden, "hidden")
-    if not len(queries):  # nothing to learn from, and no block to look at
-        return queries.sum() + 0.0 * keys.sum().to(queries.dtype)
-    value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
-    return value
+        check_range(shape, hidden, "hidden")
+        if _overlap(positives, hidden, len(keys)):
+            raise ValueError("a positive is hidden; leave masked pairs out of `positives`")
 
 
 class _Blocks:
@@ -240,8 +258,6 @@ class _Linear(torch.autograd.Function):
         dtype: torch.dtype | None,
     ) -> Tensor:
         at_positives = _pair_products(queries, keys, positives).div_(temperature)
-        if hidden is not None and _overlap(positives, hidden, len(keys)):
-            raise ValueError("a positive is hidden; leave masked pairs out of `positives`")
         entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
         size = torch.linalg.vector_norm(queries, dim=1).amax() if len(queries) else entries
         bound = float(size * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up

@@ -830,6 +830,7 @@ class Model:
         vectors: npt.NDArray[np.float32] | None = None,
         calibrated: bool = True,
         documents: int = DOCUMENTS,
+        until: float | None = None,
     ) -> Tuned | None:
         """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
 
@@ -850,6 +851,7 @@ class Model:
             vectors: (N, D) keys of the training documents, if they are known; None encodes them.
             calibrated: calibrate on the same validation documents, if there are at least 100.
             documents: validation documents to choose by, at most; of more, some are drawn.
+            until: when, by `time.monotonic`, no more of them are looked at, though some hundreds are in any case.
 
         Returns:
             What was tried and chosen; None where there are too few validation documents to choose by.
@@ -901,6 +903,7 @@ class Model:
             objective=objective,
             grid=grid,
             tolerance=tolerance,
+            until=until,
         )
         self.memory.voting = found.voting
         self.info["tuning"] = found.as_dict()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -225,6 +226,7 @@ def tune(
     grid: Grid | None = None,
     tolerance: float = TOLERANCE,
     margin: float = MARGIN,
+    until: float | None = None,
 ) -> Tuned:
     """Find the setting with the best mean of some metrics; of equals the one of the smallest weight.
 
@@ -243,6 +245,7 @@ def tune(
         tolerance: points of the mean that may be given up for a higher R@100; 0 for none.
         margin: points by which a setting may be behind after the first block of documents and be tried on the next;
             infinite to try every setting on all documents.
+        until: when, by `time.monotonic`, no further BLOCK of documents is looked at; one is in any case.
 
     Raises:
         SettingsError: an unknown metric.
@@ -257,7 +260,7 @@ def tune(
     found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
     columns = [METRICS.index(name) for name in names]
-    values = _values(memory, found, ways, weights, truth, label_weights, columns, margin)
+    values, seen = _values(memory, found, ways, weights, truth, label_weights, columns, margin, until)
     sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
     plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
     if plain.any() and not sides.all():
@@ -290,7 +293,7 @@ def tune(
         front.append({"settings": _relevant(setting), **own, **_deep(memory, found, setting, truth)})
     metrics.update(_deep(memory, found, voting, truth))
     tried = values[:, 0].size - (int(sides.sum()) * int((~plain).sum()) if plain.any() and not sides.all() else 0)
-    return Tuned(voting, ",".join(names), float(aim[place, weight]), len(found), tried, front, metrics)
+    return Tuned(voting, ",".join(names), float(aim[place, weight]), seen, tried, front, metrics)
 
 
 def _values(
@@ -302,8 +305,9 @@ def _values(
     label_weights: FloatArray,
     columns: Sequence[int],
     margin: float = np.inf,
-) -> FloatArray:
-    """Every metric of every setting, in percent, (ways, METRICS, weights); -1 of those that fell behind.
+    until: float | None = None,
+) -> tuple[FloatArray, int]:
+    """Every metric of every setting, and of how many documents.
 
     Args:
         memory: whose keys were found.
@@ -314,6 +318,10 @@ def _values(
         label_weights: (L,) inverse propensities.
         columns: metrics of the objective, as places in METRICS.
         margin: as for `tune`.
+        until: as for `tune`.
+
+    Returns:
+        (ways, METRICS, weights) percent, -1 of ways that fell behind, and the documents looked at.
     """
     sums = np.zeros((len(ways), len(METRICS), len(weights)))
     best = np.zeros(len(METRICS))
@@ -327,11 +335,12 @@ def _values(
             gains = threads.map(lambda way, block=block: block.gains(ways[way], weights), kept)
             sums[kept] += np.stack(list(gains))
             so_far = 100 * sums[kept] / np.where(best > 0, best, 1.0)[:, None]
-            if start + BLOCK >= len(found):
+            if start + BLOCK >= len(found) or (until is not None and time.monotonic() >= until):
                 values[kept] = so_far
-            elif np.isfinite(margin):
+                return values, min(start + BLOCK, len(found))
+            if np.isfinite(margin):
                 kept = kept[_near(so_far, columns, margin / np.sqrt(number))]
-    return values
+    return values, 0  # there is nothing to look at
 
 
 def _near(values: FloatArray, columns: Sequence[int], margin: float) -> BoolArray:
@@ -398,7 +407,7 @@ def best_shares(
             scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
             labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
             both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
-            values = _values(memory, both, ways, weights, truth, label_weights, columns)
+            values, _ = _values(memory, both, ways, weights, truth, label_weights, columns)
             best = round(float(values[:, columns].mean(axis=1).max()), 9)
             tried.append((best, -abs(share - 1 / (number + 1)), new))  # of equals the one nearest to an equal share
         chosen = max(tried)[2]

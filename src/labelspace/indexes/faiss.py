@@ -151,12 +151,9 @@ class HnswIndex:
         search = load_faiss().SearchParametersHNSW(efSearch=length)
         values, numbers = self.graph.search(queries.float().cpu().numpy(), k, params=search)
         astray = numbers.min(axis=1, initial=0) < 0  # the graph led to fewer than k
-        if self.keys.dtype == torch.bfloat16:  # the graph has the same numbers and multiplies them in float32
-            order = np.lexsort((numbers, -values), axis=1)
-            values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
-        elif len(queries) <= FEW and self.keys.device.type == "cpu":
-            keys, asked = self.keys.detach().numpy(), queries.numpy()
-            values = np.stack([keys[np.maximum(near, 0)] @ query for near, query in zip(numbers, asked, strict=True)])
+        if len(queries) <= FEW and self.keys.device.type == "cpu":  # a graph rounds keys, and on some processors queries
+            near = [self._keys_at(np.maximum(row, 0)) for row in numbers]
+            values = np.stack([keys @ query for keys, query in zip(near, queries.numpy(), strict=True)])
             order = np.lexsort((numbers, -values), axis=1)
             values, numbers = np.take_along_axis(values, order, 1), np.take_along_axis(numbers, order, 1)
         else:
@@ -167,6 +164,12 @@ class HnswIndex:
             rows = torch.from_numpy(np.flatnonzero(astray)).to(queries.device)
             values[astray], numbers[astray] = self.exact.search(queries[rows], k)
         return values, numbers
+
+    def _keys_at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Keys in float32, on a CPU."""
+        if self.keys.dtype == torch.float32:
+            return np.asarray(self.keys.detach().numpy()[places])
+        return self.keys[torch.from_numpy(places)].float().numpy()
 
     def save(self, file: Path) -> dict[str, Any]:
         """Write the graph, and return the settings that `load` needs.

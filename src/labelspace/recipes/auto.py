@@ -51,6 +51,9 @@ PAIRS_PER_SECOND = 14e6
 """Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
 FEW_PASSES = 2.0
 """With fewer passes against all labels, more of them on picked pools teach ``static`` more."""
+ROWS_FROM, ROWS_PASSES = 3, 1.5
+"""With so many documents a label, and time for so many passes against all labels, learned rows of labels and a memory
+are worth more to ``static`` than what RAE-XMC makes of the time."""
 PASSES, LEAST_STEPS, MOST_EPOCHS = 4, 400, 30
 """Passes where there are many documents; more of them where they would make fewer steps than UniDEC's least."""
 STATIC_STEPS = 1000
@@ -102,12 +105,16 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         values["companion"] = "static" if by == "companion" else given.get("companion", "none")  # is refused there
         cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
         against_all = max(0.0, seconds) * cores * PAIRS_PER_SECOND / (count * len(data.labels))
+        rows_pay = documents >= ROWS_FROM * len(data.labels) and against_all >= ROWS_PASSES
+        rows_pay &= len(data.labels) <= MOST_IN_POOL
         if settings.pool == "auto" and against_all < FEW_PASSES:
             values["pool"] = "some"
             if settings.clusters is None:
                 values["clusters"] = False
+        if settings.classifier_labels == "pool" and settings.classifier_loss != "bce":
+            values["classifier_norm"] = given.get("classifier_norm", "tuned")
     chosen: UnidecSettings | RaexmcSettings
-    if transformer or not settings.memory or _asks_for_heads(settings):
+    if transformer or rows_pay or not settings.memory or _asks_for_heads(settings):
         values["epochs"] = given.get("epochs", _epochs(LEAST_STEPS, batch, count))
         recipe, chosen = "unidec", UnidecSettings(**values)
     else:  # label texts are no documents here

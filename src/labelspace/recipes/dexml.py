@@ -207,7 +207,7 @@ def train(
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
             if settings.memory:
-                give_memory(model, given, texts, settings, log)
+                give_memory(model, given, texts, settings, log, started)
             calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)

@@ -51,8 +51,12 @@ READING = ("fields", "label_fields", "text_column", "label_column", "separator",
 """How data files are read, as far as the settings file repeats it."""
 TUNING_SECONDS = 30.0
 """Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
+AFTER_GRID = 0.4
+"""Part of it that comes after the grid: depths, the front, and saving."""
 SAMPLE = 512
 """Documents encoded to foresee how long the memory will take."""
+ROW_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Powers of the length of a classifier's rows that are tried."""
 MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
@@ -234,6 +238,7 @@ def validation(
     cache: Path,
     heads: TwoHeads | None = None,
     choose_weight: bool = False,
+    choose_power: bool = False,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that evaluates the present weights on validation documents; None where there are none.
 
@@ -245,6 +250,7 @@ def validation(
         cache: folder of token arrays.
         heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
         choose_weight: choose the heads' ``search_weight`` each time; the label keys must then be made anew.
+        choose_power: choose their ``row_power`` each time, likewise.
     """
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
@@ -257,10 +263,17 @@ def validation(
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
         if heads is None:
             return measured(queries, label_keys.now())
+        queries, found = heads.queries(queries), {}
+        if choose_power:
+            heads.row_power = 1.0
+            label_keys.forget()
+            part = heads.columns("classifier")
+            heads.row_power = best_row_power(queries[:, part], label_keys.now()[:, part])
+            label_keys.forget()
         if choose_weight:
             heads.search_weight = 0.5
             label_keys.forget()
-        keys, queries, found = label_keys.now(), heads.queries(queries), {}
+        keys = label_keys.now()
         if choose_weight:
             heads.search_weight = best_search_weight(
                 queries, keys, heads.widths[0], corpus.targets, corpus.filter_pairs
@@ -273,6 +286,15 @@ def validation(
             metrics = measured(queries[:, part], keys[:, part])
             found.update(metrics if ranking == "combined" else {f"{ranking} {k}": v for k, v in metrics.items()})
         return found
+
+    def best_row_power(queries: Tensor, rows: Tensor) -> float:
+        lengths, values = torch.linalg.vector_norm(rows.float(), dim=1, keepdim=True).clamp_(min=1e-12), []
+        for power in ROW_POWERS:
+            keys = (rows * lengths ** (power - 1)).to(rows.dtype)
+            predictions = Predictions(*Memory.of_labels(keys).predict(queries, min(5 + longest, len(keys))))
+            found = evaluate(predictions, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
+            values.append(found["nDCG@5"])
+        return ROW_POWERS[int(np.argmax(values))]
 
     def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
         predictions = Predictions(*Memory.of_labels(keys).predict(queries, depth))
@@ -356,8 +378,12 @@ def tuning_seconds(valid: int) -> float:
     return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
 
 
-def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Remembering, log: Log) -> None:
+def give_memory(
+    model: Model, data: Dataset, documents: Tokens, settings: Remembering, log: Log, started: float
+) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
+
+    Where tuning takes longer than was foreseen, a time limit ends it with fewer validation documents looked at.
 
     Args:
         model: what was trained.
@@ -365,6 +391,7 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Rememb
         documents: texts of all training documents, in the data's order.
         settings: of the memory.
         log: of the run.
+        started: when the command began, by `time.monotonic`.
     """
     if model.info["fit"]["stopped"] == "interrupted":
         logger.warning(
@@ -381,13 +408,17 @@ def give_memory(model: Model, data: Dataset, documents: Tokens, settings: Rememb
         vectors = model.heads.documents(placed).cpu().numpy()
     encoded = time.monotonic()
     log.write(event="encoded", documents=len(documents), took=encoded - begun)
+    count, until = tuned_on(settings, len(data.valid)), None
+    if settings.max_minutes is not None:
+        until = started + 60 * settings.max_minutes - AFTER_GRID * tuning_seconds(count)
     tuned = model.tune(
         data,
         objective=settings.objective,
         precision=settings.key_precision,
         vectors=vectors,
         calibrated=False,
-        documents=tuned_on(settings, len(data.valid)),
+        documents=count,
+        until=until,
     )
     if tuned is not None:
         model.info["metrics"]["validation"] = tuned.metrics

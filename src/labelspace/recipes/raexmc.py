@@ -164,7 +164,7 @@ def train(
                 )
             if ending is not None:
                 return model
-            give_memory(model, given, documents, settings, log)
+            give_memory(model, given, documents, settings, log, started)
             calibrate(model, given, settings)
             log.close()
             save_run(model, out, checkpoints, settings)

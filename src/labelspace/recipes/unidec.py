@@ -231,7 +231,8 @@ def train(
                     estimated_gb=needed / 1e9,
                 )
             choosing = settings.search_weight is None and len(data.valid) >= MIN_VALID
-            evaluate = validation(data, encoder, search, settings, cache, heads, choosing)
+            tuning = settings.classifier_norm == "tuned" and len(data.valid) >= MIN_VALID
+            evaluate = validation(data, encoder, search, settings, cache, heads, choosing, tuning)
             report = fit(
                 step,
                 plan.epoch,
@@ -250,14 +251,13 @@ def train(
                 ending=ending or (lambda: remaining() + beside),
             )
             search.forget()
-            if heads.classifier_norm == "never":
-                heads.row_length = float(
-                    torch.cat([r.float().norm(dim=1) for r in table.weight.detach().split(65_536)]).mean()
-                )
-            if choosing and evaluate is not None:
+            if (choosing or tuning) and evaluate is not None:
                 report = dataclasses.replace(report, metrics=evaluate())
+            if choosing and evaluate is not None:
                 share = 100 * heads.search_weight
                 logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
+            if tuning and evaluate is not None:
+                logger.info("rows keep their length to the power %g, by validation nDCG@5", heads.row_power)
             encoder.precision = "float32"
             search.forget()
             back = torch.from_numpy(np.argsort(order))
@@ -271,7 +271,7 @@ def train(
             if settings.memory:
                 if model.encoder is not encoder:  # the companion's tokens are in the cache
                     texts = model.encoder.tokenize(data.train.texts, cache)
-                give_memory(model, given, texts, settings, log)
+                give_memory(model, given, texts, settings, log, started)
             calibrate(model, given, settings)
             if report.metrics:
                 logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
@@ -372,6 +372,16 @@ def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labe
             rows[start : start + DOCUMENT_BLOCK] = nn.functional.normalize(heads.document(vectors), dim=1)
     heads.train()
     return rows
+
+
+@torch.no_grad()
+def mean_length(table: Tensor) -> float:
+    """Mean length of the rows of a table.
+
+    Args:
+        table: (L, d_C).
+    """
+    return float(torch.cat([rows.float().norm(dim=1) for rows in table.split(65_536)]).mean())
 
 
 def true_pairs(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> Tensor:
@@ -480,6 +490,7 @@ class SearchKeys:
         """(L, d_D + d_C) without a graph; bf16 where training multiplies in it."""
         if self._keys is None:
             encoder, heads, table = self.module.encoder, self.module.heads, self.module.table.weight
+            heads.row_length = mean_length(table)
             kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
             keys = torch.empty(len(self.tokens), sum(heads.widths), dtype=kind, device=encoder.device)
             for start in range(0, len(keys), DOCUMENT_BLOCK):
