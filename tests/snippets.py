@@ -88,7 +88,7 @@ def blocks(page: Path) -> list[Block]:
 def same(printed: str, shown: str) -> bool:
     """Whether what is shown is the end of what was printed, but for ``...`` and small differences of numbers.
 
-    Decimals may differ by 0.15 or 15%: similarities and metrics vary a little between machines.
+    Decimals may differ by 0.15 or a tenth: similarities and metrics vary a little between machines.
 
     Args:
         printed: by the block.
@@ -137,7 +137,7 @@ def _equal(printed: str, shown: str) -> bool:
             a, b = float(printed.rstrip("%")), float(shown.rstrip("%"))
         except ValueError:
             return False
-        return abs(a - b) <= max(0.15, 0.15 * abs(b))
+        return abs(a - b) <= max(0.15, 0.1 * abs(b))
     return printed == shown
 
 

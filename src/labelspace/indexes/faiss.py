@@ -151,7 +151,8 @@ class HnswIndex:
         search = load_faiss().SearchParametersHNSW(efSearch=length)
         values, numbers = self.graph.search(queries.float().cpu().numpy(), k, params=search)
         astray = numbers.min(axis=1, initial=0) < 0  # the graph led to fewer than k
-        if len(queries) <= FEW and self.keys.device.type == "cpu":  # a graph rounds keys, and on some processors queries
+        # a graph rounds keys, and on some processors queries
+        if len(queries) <= FEW and self.keys.device.type == "cpu":
             near = [self._keys_at(np.maximum(row, 0)) for row in numbers]
             values = np.stack([keys @ query for keys, query in zip(near, queries.numpy(), strict=True)])
             order = np.lexsort((numbers, -values), axis=1)

@@ -263,17 +263,15 @@ def validation(
         queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
         if heads is None:
             return measured(queries, label_keys.now())
-        queries, found = heads.queries(queries), {}
-        if choose_power:
-            heads.row_power = 1.0
-            label_keys.forget()
-            part = heads.columns("classifier")
-            heads.row_power = best_row_power(queries[:, part], label_keys.now()[:, part])
-            label_keys.forget()
         if choose_weight:
             heads.search_weight = 0.5
+        if choose_power:
+            heads.row_power = 1.0
+        if choose_weight or choose_power:
             label_keys.forget()
-        keys = label_keys.now()
+        keys, queries, found = label_keys.now(), heads.queries(queries), {}
+        if choose_power:
+            scale_rows(queries, keys, heads)
         if choose_weight:
             heads.search_weight = best_search_weight(
                 queries, keys, heads.widths[0], corpus.targets, corpus.filter_pairs
@@ -287,14 +285,18 @@ def validation(
             found.update(metrics if ranking == "combined" else {f"{ranking} {k}": v for k, v in metrics.items()})
         return found
 
-    def best_row_power(queries: Tensor, rows: Tensor) -> float:
-        lengths, values = torch.linalg.vector_norm(rows.float(), dim=1, keepdim=True).clamp_(min=1e-12), []
+    def scale_rows(queries: Tensor, keys: Tensor, heads: TwoHeads) -> None:
+        part = heads.columns("classifier")
+        rows, values = keys[:, part], []
+        lengths = torch.linalg.vector_norm(rows.float(), dim=1, keepdim=True) / heads.weight("classifier")
+        lengths.clamp_(min=1e-12)
         for power in ROW_POWERS:
-            keys = (rows * lengths ** (power - 1)).to(rows.dtype)
-            predictions = Predictions(*Memory.of_labels(keys).predict(queries, min(5 + longest, len(keys))))
+            scaled = (rows * lengths ** (power - 1)).to(rows.dtype)
+            predictions = Predictions(*Memory.of_labels(scaled).predict(queries[:, part], min(5 + longest, len(keys))))
             found = evaluate(predictions, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
             values.append(found["nDCG@5"])
-        return ROW_POWERS[int(np.argmax(values))]
+        heads.row_power = ROW_POWERS[int(np.argmax(values))]
+        rows.mul_(lengths ** (heads.row_power - 1))  # as they would be made now, without encoding the label texts again
 
     def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
         predictions = Predictions(*Memory.of_labels(keys).predict(queries, depth))
