@@ -71,6 +71,7 @@ docs/methods/dexml
 docs/methods/unidec
 docs/methods/raexmc
 docs/methods/joining
+docs/methods/linear
 ```
 
 ```{toctree}

@@ -29,7 +29,7 @@ ROWS = [
     },
     {"data.formats.lf", "data.formats.xc", "encoders.packed", "indexes", "evaluation"},
     {"data.formats.labels", "keys", "encoders.inference"},
-    {"data.formats.table", "encoders.transformer"},
+    {"data.formats.table", "encoders.transformer", "linear"},
     {"data.formats.beir", "data.formats.features", "data.formats.vocabulary", "encoders.vectors"},
     {"data.formats.annif", "encoders.static"},
     {"data.formats"},

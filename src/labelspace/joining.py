@@ -54,7 +54,8 @@ def join(models: Sequence[Model]) -> Model:
     kept = [segment.shared() for segment in first.memory.compacted().document_keys.segments]
     documents = Keys(kept, towers[0].document_dim)
     removed = {kind: dict(gone) for kind, gone in first.memory.removed.items()}
-    memory = Memory(labels, documents, first.memory.voting, removed=removed)
+    linear = next((model.memory.linear for model in models if model.memory.linear is not None), None)
+    memory = Memory(labels, documents, first.memory.voting, removed=removed, linear=linear)
     info = {
         "recipe": "joined",
         "config": {"models": [model.info.get("config", {}) for model in models]},

@@ -17,6 +17,7 @@ import functools
 import logging
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from .keys import (
     strings_from_tensors,
     warn_of_lost_graphs,
 )
+from .linear import LinearClassifier
 from .strings import Strings
 from .types import Labels, Reason
 
@@ -59,8 +61,12 @@ TOGETHER = 4
 """Up to so many queries label keys and document keys are searched at the same time, where both have graphs."""
 FEW, SORTED = 1000, 16
 """Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
+JUDGED = 100
+"""Labels of a query whose votes a linear classifier changes, the best ones; with a larger k as many as that."""
 GRAPH_FROM = 10_000
 """Keys of a segment from which on a graph is worth building; of fewer a scan is as fast, and exact."""
+LINEAR = ("linear_strength", "linear_prior", "linear_base")
+"""What `Voting` says of a linear classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,10 @@ class Voting:
         weight: of the votes of documents, 0 to 1; the label keys have the rest. A kind whose votes weigh nothing is not
             searched: 0 ranks like the dual encoder, 1 like nearest neighbours.
         votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
+        linear_strength: by how much the evidence of a linear classifier beside the keys changes the votes, see
+            `labelspace.linear`; 0 leaves them as they are.
+        linear_prior: documents with which a label's evidence counts half as much.
+        linear_base: by how much it counts how often a label was true where neighbours had it.
 
     Raises:
         ValueError: a value out of bounds.
@@ -96,6 +106,9 @@ class Voting:
     votes: Votes = "raw"
     softmax: Softmax = "together"
     label_temperature: float | None = None
+    linear_strength: float = 0.0
+    linear_prior: float = 50.0
+    linear_base: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {"scoring": Scoring, "search": Search, "votes": Votes, "softmax": Softmax}
@@ -111,6 +124,9 @@ class Voting:
             raise ValueError(f"label_temperature must be a number above 0, got {self.label_temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {self.weight}")
+        for name in LINEAR:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
 
     def depths(self) -> tuple[int, int]:
         """Label keys and document keys to look for."""
@@ -193,6 +209,7 @@ class Memory:
         voting: how keys vote.
         slots: label slots given so far.
         removed: ids that are gone, by kind, each with the `digest` of its text.
+        linear: a linear classifier that judges the labels voted for by the words of a text.
     """
 
     def __init__(
@@ -202,12 +219,16 @@ class Memory:
         voting: Voting = SIMILARITY,
         slots: int | None = None,
         removed: dict[str, dict[str, bytes]] | None = None,
+        linear: LinearClassifier | None = None,
     ):
         self.label_keys = labels
         self.document_keys = Keys([], labels.dim) if documents is None else documents
         self.voting = voting
         self.slots = len(labels) if slots is None else slots
         self.removed = removed if removed is not None else {"labels": {}, "documents": {}}
+        self.linear = linear
+        self.linear_file: str | None = None
+        self._rows: IntArray | None = None
         self.named = True
         self.renumber()
 
@@ -250,6 +271,7 @@ class Memory:
         self.number_of[self.slot_of] = np.arange(len(self.slot_of))
         self._number_of_place = np.full(int(self.label_keys.starts[-1]) + 1, -1, dtype=np.int64)  # the last for -1
         self._number_of_place[places] = self.number_of[slots]
+        self._rows = None
 
     @property
     def n_labels(self) -> int:
@@ -294,7 +316,48 @@ class Memory:
     @property
     def settings(self) -> dict[str, Any]:
         """How labels are scored, by name. A calibration holds for these settings alone."""
-        return dataclasses.asdict(self.voting)
+        values = dataclasses.asdict(self.voting)
+        if not self.judges:
+            values = {name: value for name, value in values.items() if name not in LINEAR}
+        return values
+
+    @property
+    def judges(self) -> bool:
+        """Whether a linear classifier changes the votes."""
+        changes = self.voting.linear_strength > 0 or self.voting.linear_base > 0
+        return self.linear is not None and changes and self.voting.scoring == "votes"
+
+    def set_linear(self, linear: LinearClassifier | None) -> None:
+        """Put another linear classifier beside the keys, or none; it changes no votes before it is weighed.
+
+        Args:
+            linear: the classifier.
+        """
+        self.linear, self.linear_file, self._rows = linear, None, None
+        self.voting = dataclasses.replace(self.voting, linear_strength=0.0, linear_base=0.0)
+
+    def features(self, texts: Sequence[str]) -> sp.csr_array | None:
+        """What a linear classifier looks at in texts; None where none changes the votes.
+
+        Args:
+            texts: n texts.
+        """
+        return self.linear.features(texts) if self.linear is not None and self.judges else None
+
+    def linear_rows(self, numbers: IntArray) -> IntArray:
+        """Rows of the linear classifier for labels.
+
+        Args:
+            numbers: label numbers of any shape, -1 for none.
+
+        Returns:
+            Rows of the same shape, -1 for labels without one.
+        """
+        if self._rows is None:
+            row = {} if self.linear is None else {name: i for i, name in enumerate(self.linear.ids)}
+            own = np.array([row.get(name, -1) for name in self.labels.ids], dtype=np.int64)
+            self._rows = np.concatenate([own, [-1]])  # the last for no label
+        return self._rows[numbers]
 
     # Answering
 
@@ -348,6 +411,7 @@ class Memory:
         k: int,
         labels: IntArray | None = None,
         left_out: BoolArray | None = None,
+        features: sp.csr_array | None = None,
     ) -> tuple[IntArray, npt.NDArray[np.float32]]:
         """The best labels of each query.
 
@@ -356,6 +420,7 @@ class Memory:
             k: labels a query.
             labels: label numbers to choose from, as though there were no others; None for all.
             left_out: (places,) mask of document keys that do not vote.
+            features: of the texts, as `features` gives them; without them a linear classifier does not judge.
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
@@ -365,7 +430,8 @@ class Memory:
         if self.voting.scoring == "similarity":
             found = self.search(queries, k, 0, labels)
             return _padded(found.labels, found.label_similarities, k)
-        return self.rank(self.search(queries, *self.voting.depths(), labels, left_out), self.voting, k, labels)
+        found = self.search(queries, *self.voting.depths(), labels, left_out)
+        return self._judged(self.rank(found, self.voting, self._depth(k, features), labels), k, features)
 
     def rank(
         self, found: Found, voting: Voting, k: int, labels: IntArray | None = None
@@ -386,8 +452,37 @@ class Memory:
             numbers[part], scores[part] = _best(*self._sums(found.rows(part), voting, chosen), k)
         return numbers, scores
 
+    def _depth(self, k: int, features: sp.csr_array | None) -> int:
+        """How many labels are ranked by votes where k are wanted."""
+        return k if features is None or not self.judges else max(k, min(JUDGED, self.n_labels))
+
+    def _judged(
+        self, ranked: tuple[IntArray, npt.NDArray[np.float32]], k: int, features: sp.csr_array | None
+    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        """The k best labels after the linear classifier has judged those that were ranked."""
+        if features is None or not self.judges:
+            return ranked
+        numbers, scores = ranked
+        return _padded(numbers, scores * self.factors(features, numbers), k)
+
+    def factors(self, features: sp.csr_array, numbers: IntArray) -> npt.NDArray[np.float32]:
+        """What a linear classifier multiplies the votes of labels by.
+
+        Args:
+            features: (n, F) of the texts.
+            numbers: (n, k) label numbers, -1 for none.
+        """
+        assert self.linear is not None
+        rows, how = self.linear_rows(numbers), [getattr(self.voting, name) for name in LINEAR]
+        return np.exp(self.linear.exponents(self.linear.evidence(features, rows), rows, *how))
+
     def predict_among(
-        self, queries: Tensor, k: int, labels: IntArray, left_out: BoolArray | None = None
+        self,
+        queries: Tensor,
+        k: int,
+        labels: IntArray,
+        left_out: BoolArray | None = None,
+        features: sp.csr_array | None = None,
     ) -> tuple[IntArray, npt.NDArray[np.float32]]:
         """The best of some labels with the scores that they have among all, unlike `predict`.
 
@@ -396,6 +491,7 @@ class Memory:
             k: labels a query.
             labels: label numbers to choose from.
             left_out: (places,) mask of document keys that do not vote.
+            features: as for `predict`.
 
         Returns:
             As `predict`; labels that no key votes for are not among them.
@@ -403,8 +499,9 @@ class Memory:
         if self.voting.scoring == "similarity":
             return self.predict(queries, k, labels, left_out)
         found = self.search(queries, *self.voting.depths(), None, left_out)
-        numbers = np.full((len(found), k), -1, dtype=np.int64)
-        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
+        depth = self._depth(k, features)
+        numbers = np.full((len(found), depth), -1, dtype=np.int64)
+        scores = np.full((len(found), depth), -np.inf, dtype=np.float32)
         chosen = self._chosen(labels)
         assert chosen is not None
         for start in range(0, len(found), VOTE_BLOCK):
@@ -412,8 +509,8 @@ class Memory:
             indptr, columns, values = self._sums(found.rows(part), self.voting)
             kept = chosen[columns]
             indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
-            numbers[part], scores[part] = _best(indptr, columns[kept], values[kept], k)
-        return numbers, scores
+            numbers[part], scores[part] = _best(indptr, columns[kept], values[kept], depth)
+        return self._judged((numbers, scores), k, features)
 
     def _sums(
         self, found: Found, voting: Voting, chosen: BoolArray | None = None
@@ -513,6 +610,7 @@ class Memory:
         numbers: IntArray,
         labels: IntArray | None = None,
         left_out: BoolArray | None = None,
+        features: sp.csr_array | None = None,
     ) -> list[list[list[Reason]]]:
         """Which keys voted for predicted labels, and what each vote was worth.
 
@@ -521,6 +619,8 @@ class Memory:
             numbers: (n, k) predicted label numbers, -1 for none.
             labels: as for `predict`.
             left_out: as for `predict`.
+            features: as for `predict`; what a linear classifier changed is a reason of its own then, whose share is
+                below 0 where it lowered the score.
 
         Returns:
             For each query and each of its labels the reasons, largest share first; shares sum to the score.
@@ -547,13 +647,31 @@ class Memory:
             mine = [i for i, (own, _) in enumerate(places) if own == kind]
             which = np.array([places[i][1] for i in mine], dtype=np.int64)
             names.update(zip(mine, zip(keys.ids(which), keys.texts(which), strict=True), strict=True))
-        return [
+        told = [
             [
                 [Reason(places[i][0], *names[i], similarity, share) for i, similarity, share in reasons]
                 for reasons in row
             ]
             for row in entries
         ]
+        if features is not None and self.judges:
+            self._tell_words(told, numbers, features)
+        return told
+
+    def _tell_words(self, told: list[list[list[Reason]]], numbers: IntArray, features: sp.csr_array) -> None:
+        """Add to reasons what the linear classifier made of the votes."""
+        assert self.linear is not None
+        factors, rows = self.factors(features, numbers), self.linear_rows(numbers)
+        evidence = self.linear.evidence(features, rows)
+        for query, labels in enumerate(told):
+            own = sp.csr_array(features[[query]])
+            for reasons, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
+                row, votes = int(rows[query, place]), sum(reason.share for reason in reasons)
+                if row >= 0:
+                    words = ", ".join(self.linear.telling(own, row)) or "none of its words"
+                    change = votes * (float(factors[query, place]) - 1)
+                    reasons.append(Reason("words", "", words, float(evidence[query, place]), change))
+                    reasons.sort(key=lambda reason: -reason.share)
 
     def _shares(
         self,
@@ -691,7 +809,9 @@ class Memory:
             ]
             segments[0].take_graph(joined)
         documents = Keys(segments, self.document_keys.dim)
-        return Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed)
+        made = Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed, self.linear)
+        made.linear_file = self.linear_file
+        return made
 
     def write(self, folder: Path, fresh: int) -> dict[str, Any]:
         """Write what has no file yet, under new names, and say what the memory consists of.
@@ -706,6 +826,11 @@ class Memory:
         entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None, "graphs": {}}
         if self.document_keys.dim != self.label_keys.dim:
             entry["document_dim"] = self.document_keys.dim
+        if self.linear is not None:
+            if self.linear_file is None:
+                self.linear_file = f"linear-{fresh}.safetensors"
+                self.linear.write(folder / self.linear_file)
+            entry["linear"] = self.linear_file
         extra: dict[str, Tensor] = {}
         for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
             entry["segments"][kind] = []
@@ -744,6 +869,7 @@ class Memory:
         """
         names = [*entry["segments"]["labels"], *entry["segments"]["documents"]]
         names += [graph["file"] for graph in entry.get("graphs", {}).values()]
+        names += [entry["linear"]] if entry.get("linear") else []
         return names + ([entry["changes"]] if entry["changes"] else [])
 
     @classmethod
@@ -803,10 +929,16 @@ class Memory:
                         digests = extra[f"removed.{kind}.digests"].numpy().tobytes()
                         names = strings_from_tensors(f"removed.{kind}", extra)
                         ids.update((name, digests[16 * i : 16 * i + 16]) for i, name in enumerate(names))
+            linear = None
+            if entry.get("linear"):
+                file = folder / entry["linear"]
+                linear = LinearClassifier.open(file)
             file = folder
             dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
             documents = Keys(kinds["documents"], int(entry.get("document_dim", dim)))
-            return cls(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed)
+            made = cls(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed, linear)
+            made.linear_file = entry.get("linear")
+            return made
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ModelError(f"{file} is missing or damaged: {error}") from error
 

@@ -41,6 +41,7 @@ def tune(
     weight: float | None = None,
     votes: Literal["raw", "normalized"] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
+    linear: bool | None = None,
     device: str = "auto",
     options: DataOptions = DataOptions(),
     output: Output = Output(),
@@ -82,6 +83,9 @@ def tune(
     precision
         Of document keys where the model has none yet, and of encoding them; bf16 takes half the space, and less time
         where the processor or GPU is faster in it.
+    linear
+        Learn a linear classifier on words beside the keys, which judges what they found, or drop the one that is there;
+        one that is there is weighed anew when not given.
     device
         auto, cpu, cuda or mps.
     """
@@ -100,8 +104,9 @@ def tune(
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
     found = opened.tune(
-        _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision
-    )
+        _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
+        linear=linear,
+    )  # fmt: skip
     opened.save(out)
     if output.json:
         made = opened.calibration

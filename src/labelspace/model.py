@@ -25,7 +25,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from . import __version__, calibrate, metrics
+from . import __version__, calibrate, linear, metrics
 from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
@@ -35,14 +35,27 @@ from .files import atomic_file, atomic_folder, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .indexes import require_graph
 from .keys import Keys, Segment, digest
+from .linear import LinearClassifier
 from .machine import bf16_pays, require_memory
-from .memory import GRAPH_FROM, Memory, Voting
+from .memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .towers import Tower
 from .towers import names as tower_files
 from .trainer import device_of
-from .tuning import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned, best_shares, described, parse_objective, tune
+from .tuning import (
+    DEFAULT_OBJECTIVE,
+    DOCUMENTS,
+    LEAST_GAIN,
+    TOLERANCE,
+    Grid,
+    Tuned,
+    best_shares,
+    described,
+    parse_objective,
+    tune,
+    tune_linear,
+)
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -54,6 +67,8 @@ MIN_TUNING = 20
 """With fewer validation documents than this nothing is tuned."""
 PATIENCE = 5.0
 """Seconds in which opening a folder is tried again while another process changes it."""
+LATE = 30.0
+"""Seconds after the end of tuning by which a linear classifier may begin."""
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
 QUERY_BLOCK = 4096
@@ -276,7 +291,7 @@ class Model:
                 others[name].append((indices, scores / np.float32(heads.weight(name))))
             return vectors
 
-        found = {"combined": self._predict(len(checked), encode, k, probabilities=probabilities, left_out=left_out)}
+        found = {"combined": self._predict(checked, encode, k, probabilities=probabilities, left_out=left_out)}
         none = np.zeros((0, min(k, len(self.labels))))
         for name, blocks in others.items():
             blocks = blocks or [(none.astype(np.int64), none.astype(np.float32))]
@@ -348,13 +363,13 @@ class Model:
         """
         checked = _checked_texts(texts, "text")
         return self._predict(
-            len(checked), lambda part: self.encode(checked[part], batch_size), k, labels,
+            checked, lambda part: self.encode(checked[part], batch_size), k, labels,
             threshold=threshold, probabilities=probabilities, why=why, left_out=left_out,
         )  # fmt: skip
 
     def _predict(
         self,
-        count: int,
+        texts: Sequence[str],
         encode: Callable[[slice], npt.NDArray[np.float32]],
         k: int | None,
         labels: Iterable[str | int] | None = None,
@@ -364,13 +379,13 @@ class Model:
         why: bool = False,
         left_out: npt.NDArray[np.bool_] | None = None,
     ) -> Predictions:
-        """`predict` for so many texts, a slice of which is encoded at a time, each once."""
+        """`predict` for checked texts, a slice of which is encoded at a time, each once."""
         left_out = self._checked_mask(left_out)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
         if threshold is not None or probabilities:
-            return self._predict_probable(count, encode, k, labels, threshold, why, left_out)
-        k = 5 if k is None else int(k)
+            return self._predict_probable(texts, encode, k, labels, threshold, why, left_out)
+        k, count = 5 if k is None else int(k), len(texts)
         _require_room(count, k)
         chosen = None if labels is None else self.label_numbers(labels)
         indices = np.full((count, k), -1, dtype=np.int64)
@@ -380,9 +395,10 @@ class Model:
         for start in range(0, count, QUERY_BLOCK):
             part = slice(start, min(start + QUERY_BLOCK, count))
             queries = torch.from_numpy(encode(part)).to(self.memory.device)
-            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen, left_out)
+            words = self.memory.features(texts[part])
+            indices[part, :depth], scores[part, :depth] = self.memory.predict(queries, depth, chosen, left_out, words)
             if reasons is not None:
-                reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out)
+                reasons += self.memory.explain(queries, indices[part, :depth], chosen, left_out, words)
         return Predictions(indices, scores, self.labels.ids, self.labels.texts, reasons=reasons)
 
     def _checked_mask(self, left_out: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
@@ -421,7 +437,7 @@ class Model:
 
     def _predict_probable(
         self,
-        count: int,
+        texts: Sequence[str],
         encode: Callable[[slice], npt.NDArray[np.float32]],
         k: int | None,
         labels: Iterable[str | int] | None,
@@ -441,15 +457,17 @@ class Model:
         if k is None and threshold is None:
             k = 5
         chosen = None if labels is None else self.label_numbers(labels)
-        parts, asked = [], []
+        parts, asked, count = [], [], len(texts)
         for start in range(0, count, QUERY_BLOCK):
-            queries = torch.from_numpy(encode(slice(start, min(start + QUERY_BLOCK, count)))).to(self.memory.device)
-            asked.append(queries)
+            part = slice(start, min(start + QUERY_BLOCK, count))
+            queries = torch.from_numpy(encode(part)).to(self.memory.device)
+            words = self.memory.features(texts[part])
+            asked.append((queries, words))
             depth = calibrate.DEPTH if k is None else int(k)
             while True:
                 _require_room(count, depth)
                 found, scores, probable = self._probable(
-                    queries, min(depth, len(self.labels)), chosen, calibration, left_out
+                    queries, min(depth, len(self.labels)), chosen, calibration, left_out, words
                 )
                 passed = (found >= 0) & (probable >= (threshold or 0))
                 if k is not None or depth >= len(self.labels) or not passed[:, -1].any():
@@ -468,9 +486,9 @@ class Model:
                 into[rows, : array.shape[1]] = array[:, : shape[1]]
         reasons: list[list[list[Reason]]] | None = [] if why else None
         if reasons is not None:
-            for number, queries in enumerate(asked):
+            for number, (queries, words) in enumerate(asked):
                 numbers = indices[QUERY_BLOCK * number : QUERY_BLOCK * number + len(queries)]
-                reasons += self.memory.explain(queries, numbers, None, left_out)  # all labels took part
+                reasons += self.memory.explain(queries, numbers, None, left_out, words)  # all labels took part
         ids, names = self.labels.ids, self.labels.texts
         return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
 
@@ -481,15 +499,18 @@ class Model:
         chosen: npt.NDArray[np.int64] | None,
         calibration: Calibration,
         left_out: npt.NDArray[np.bool_] | None,
+        words: sp.csr_array | None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The best labels of queries, their scores and probabilities, (n, depth) each."""
         around = min(calibrate.DEPTH, len(self.labels))
         if chosen is None:
-            found, scores = self.memory.predict(queries, max(depth, around), None, left_out)
+            found, scores = self.memory.predict(queries, max(depth, around), None, left_out, words)
             ranking = scores
         else:  # what the document is like is judged by all labels, as when the calibration was fitted
-            found, scores = self.memory.predict_among(queries, depth, chosen, left_out)
-            ranking = self.memory.predict(queries, around, None, left_out)[1] if calibration.looks_around else scores
+            found, scores = self.memory.predict_among(queries, depth, chosen, left_out, words)
+            ranking = scores
+            if calibration.looks_around:
+                ranking = self.memory.predict(queries, around, None, left_out, words)[1]
         found, scores = found[:, :depth], scores[:, :depth]
         probable = np.zeros(scores.shape, dtype=np.float32)
         for rows in metrics.row_blocks(*scores.shape):
@@ -831,6 +852,8 @@ class Model:
         calibrated: bool = True,
         documents: int = DOCUMENTS,
         until: float | None = None,
+        linear: bool | None = None,
+        first: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None = None,
     ) -> Tuned | None:
         """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
 
@@ -852,6 +875,11 @@ class Model:
             calibrated: calibrate on the same validation documents, if there are at least 100.
             documents: validation documents to choose by, at most; of more, some are drawn.
             until: when, by `time.monotonic`, no more of them are looked at, though some hundreds are in any case.
+            linear: learn a linear classifier beside the keys, which judges what they found by the words of a text, see
+                `labelspace.linear`; kept where it adds to the objective. None keeps one that is there and weighs it
+                anew, False drops it.
+            first: from rows of the training documents to their queries (n, D) of the first tower, if they are known;
+                None encodes them for a linear classifier.
 
         Returns:
             What was tried and chosen; None where there are too few validation documents to choose by.
@@ -906,13 +934,105 @@ class Model:
             until=until,
         )
         self.memory.voting = found.voting
+        if linear and until is not None and time.monotonic() > until + LATE:
+            logger.warning("no time is left for a linear classifier; labelspace tune --linear learns one later")
+            linear = False
+        if linear is not None:
+            made = self._learned_linear(data, place, left_out, batch_size, first) if linear else None
+            self.memory.set_linear(made)
+        if self.memory.linear is not None:
+            found = self._weighed_linear(found, queries, texts, truth, weights, left_out, objective)
         self.info["tuning"] = found.as_dict()
         self._note("tune", [])
         if calibrated:
             depth = min(calibrate.DEPTH, len(self.labels))
-            best = Predictions(*self.memory.predict(queries, depth, left_out=left_out))
+            words = self.memory.features(texts)
+            best = Predictions(*self.memory.predict(queries, depth, left_out=left_out, features=words))
             self.calibrate_if_possible(dataclasses.replace(data, valid=valid.rows(rows)), best)
         return found
+
+    def _weighed_linear(
+        self,
+        found: Tuned,
+        queries: torch.Tensor,
+        texts: Sequence[str],
+        truth: sp.csr_array,
+        weights: npt.NDArray[np.float64],
+        left_out: npt.NDArray[np.bool_],
+        objective: str,
+    ) -> Tuned:
+        """Choose by how much the linear classifier counts, or drop it; what was tuned, with the metrics of that."""
+        voting, metrics, gain = tune_linear(
+            self.memory, queries, texts, truth, weights, left_out=left_out, objective=objective
+        )
+        if gain < LEAST_GAIN:
+            logger.info("the linear classifier adds %.2f points of %s, and is left out", gain, objective)
+            self.memory.set_linear(None)
+            return found
+        self.memory.voting = voting
+        logger.info(
+            "the linear classifier adds %.2f points of %s: %s",
+            gain,
+            objective,
+            ", ".join(f"{name} {getattr(voting, name):g}" for name in LINEAR),
+        )
+        return dataclasses.replace(found, voting=voting, value=found.value + gain, metrics=metrics)
+
+    def _learned_linear(
+        self,
+        data: Dataset,
+        place: npt.NDArray[np.int64],
+        left_out: npt.NDArray[np.bool_],
+        batch_size: int,
+        first: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None,
+    ) -> LinearClassifier | None:
+        """A linear classifier of the training documents, those held out for validation aside."""
+        targets = _targets_in(data.train.targets, place, len(self.labels))
+        rows = data.fit_rows[np.diff(targets.indptr)[data.fit_rows] > 0]
+        texts = [data.train.texts[row] for row in rows.tolist()]
+        confused = self._confused(data, rows, texts, left_out, batch_size, first)
+        logger.info("a linear classifier is learned from %d documents", len(rows))
+        return linear.fit(
+            texts, sp.csr_array(targets[rows]), confused, self.labels.ids, threads=torch.get_num_threads()
+        )
+
+    def _confused(
+        self,
+        data: Dataset,
+        rows: npt.NDArray[np.int64],
+        texts: Sequence[str],
+        left_out: npt.NDArray[np.bool_],
+        batch_size: int,
+        first: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None,
+    ) -> npt.NDArray[np.int64]:
+        """The labels that the neighbours of training documents vote for, themselves aside; -1 for none."""
+        keys = self.memory.document_keys
+        out = np.full((len(rows), linear.NEGATIVES), -1, dtype=np.int64)
+        some = np.arange(len(rows))
+        if len(some) > linear.MOST_SEARCHED:
+            some = np.sort(np.random.default_rng(0).choice(len(some), linear.MOST_SEARCHED, replace=False))
+        names = _distinct(data.train.ids)
+        starts = {id(segment): int(start) for segment, start in zip(keys.segments, keys.starts, strict=False)}
+        voting = Voting(weight=1.0, document_depth=linear.NEIGHBOURS, temperature=0.1)
+        for start in range(0, len(some), QUERY_BLOCK):
+            part = some[start : start + QUERY_BLOCK]
+            if first is None:
+                made = self.towers[0].queries([texts[i] for i in part.tolist()], batch_size)
+            else:
+                made = first(rows[part])
+            own = np.full(len(part), -1, dtype=np.int64)
+            for i, row in enumerate(rows[part].tolist()):
+                at = keys.find(names[row])
+                if at is not None:
+                    own[i] = starts[id(at[0])] + at[1]
+            queries = torch.from_numpy(np.ascontiguousarray(made[:, : keys.dim])).to(self.memory.device)
+            similarities, places = keys.search(queries, linear.NEIGHBOURS, left_out)
+            itself = places == own[:, None]
+            places, similarities = np.where(itself, -1, places), np.where(itself, -np.inf, similarities)
+            none = np.empty((len(part), 0))
+            found = Found(none.astype(np.float32), none.astype(np.int64), similarities, places)
+            out[part] = self.memory.rank(found, voting, linear.NEGATIVES)[0]
+        return out
 
     def _share(self, shares: Sequence[float]) -> None:
         """Let towers count in the label keys by other shares."""
@@ -1254,6 +1374,7 @@ class Model:
         memory = self.memory.compacted()
         for segment in (*memory.label_keys.segments, *memory.document_keys.segments):
             segment.file = segment.graph_file = None
+        memory.linear_file = None
         with atomic_folder(path) as folder:
             first, *more = [tower.save(folder, number) for number, tower in enumerate(self.towers, 1)]
             joined = {"joined": more} if more else {}
@@ -1303,6 +1424,7 @@ class Model:
             self.memory.renumber()
             segments = (*self.memory.label_keys.segments, *self.memory.document_keys.segments)
             before = [(segment, segment.file, segment.graph_file) for segment in segments]
+            linear_before = self.memory.linear_file
             old = manifest["files"]
             try:
                 with writing(self.folder):
@@ -1323,6 +1445,7 @@ class Model:
             except BaseException:
                 for segment, *names in before:
                     segment.file, segment.graph_file = names
+                self.memory.linear_file = linear_before
                 with contextlib.suppress(ModelError):
                     if read_manifest(self.folder)["revision"] == self._revision:
                         _remove_others(place, old)

@@ -389,9 +389,10 @@ def _example(one: dict[str, Any]) -> str:
         value = label["score"] if label["probability"] is None else label["probability"]
         why = "".join(
             f'<li><span class="number">{reason["share"]:.3f}</span> '
-            f"<span>{'label' if reason['kind'] == 'label' else 'document'} "
+            f"<span>{reason['kind']} "
             f"<bdi>{escape(reason['text']) or escape(reason['id'])}</bdi> "
-            f'<span class="soft">similarity {reason["similarity"]:.2f}</span></span></li>'
+            f'<span class="soft">{"evidence" if reason["kind"] == "words" else "similarity"} '
+            f"{reason['similarity']:.2f}</span></span></li>"
             for reason in label["why"]
         )
         more = label["keys"] - len(label["why"])

@@ -23,7 +23,7 @@ from torch import Tensor
 from .errors import SettingsError
 from .evaluation import evaluate
 from .keys import BoolArray, IntArray
-from .memory import FloatArray, Found, Memory, Voting, weigh
+from .memory import JUDGED, LINEAR, FloatArray, Found, Memory, Voting, weigh
 from .types import Predictions
 
 KS = (1, 3, 5)
@@ -50,6 +50,10 @@ FIELDS = {
     "softmax": "softmax", "label_temperature": "label_temperatures",
 }  # fmt: skip
 """Settings of `Voting`, and the fields of `Grid` that hold their values."""
+STRENGTHS, PRIORS, BASES = (0.2, 0.4, 0.8, 1.4, 2.2), (1.0, 10.0, 100.0, 1000.0), (0.0, 0.2, 0.4)
+"""Of a linear classifier; every combination is tried."""
+LEAST_GAIN = 0.1
+"""Points of the objective that a linear classifier must add to be kept."""
 TILT = 1e-12
 """Share by which votes count less from label to label, so that of equal scores the first label wins."""
 
@@ -414,6 +418,55 @@ def best_shares(
     return chosen
 
 
+def tune_linear(
+    memory: Memory,
+    queries: Tensor,
+    texts: Sequence[str],
+    truth: sp.csr_array,
+    label_weights: FloatArray,
+    *,
+    left_out: BoolArray | None = None,
+    objective: str = DEFAULT_OBJECTIVE,
+) -> tuple[Voting, dict[str, float], float]:
+    """By how much a linear classifier should change the votes.
+
+    Args:
+        memory: with a linear classifier; how its keys vote stays.
+        queries: (v, D) vectors of the validation documents.
+        texts: v validation documents.
+        truth: (v, L) their labels, in the memory's numbers.
+        label_weights: (L,) inverse propensities.
+        left_out: (places,) document keys that must not vote.
+        objective: metrics apart by commas, see METRICS.
+
+    Returns:
+        How keys vote with the classifier, the metrics of that, and the points of the objective that it adds.
+    """
+    names, linear = parse_objective(objective), memory.linear
+    assert linear is not None
+    plain = dataclasses.replace(memory.voting, linear_strength=0.0, linear_base=0.0)
+    found = memory.search(queries, *plain.depths(), left_out=left_out)
+    numbers, votes = memory.rank(found, plain, min(JUDGED, memory.n_labels))
+    rows = memory.linear_rows(numbers)
+    evidence = linear.evidence(linear.features(texts), rows)
+
+    def measured(scores: npt.NDArray[np.float32]) -> dict[str, float]:
+        return evaluate(Predictions(numbers, scores), truth, None, KS, propensity=label_weights)
+
+    def aim(metrics: dict[str, float]) -> float:
+        return float(np.mean([metrics[name] for name in names]))
+
+    before = measured(votes)
+    best, chosen = before, plain
+    for strength, prior, base in itertools.product(STRENGTHS, PRIORS, BASES):
+        own = measured(votes * np.exp(linear.exponents(evidence, rows, strength, prior, base)))
+        if aim(own) > aim(best):
+            best = own
+            chosen = dataclasses.replace(plain, linear_strength=strength, linear_prior=prior, linear_base=base)
+    kept = (*METRICS, "R@10", "R@100")
+    return chosen, {name: round(best[name], 4) for name in kept if name in best}, aim(best) - aim(before)
+
+
 def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> dict[str, float]:
     numbers, scores = memory.rank(found, voting, min(100, memory.n_labels))
     deep = evaluate(Predictions(numbers, scores), truth, None, ks=(10, 100))
@@ -423,8 +476,10 @@ def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> 
 def _relevant(voting: Voting) -> dict[str, Any]:
     """The settings that say something, given how is searched."""
     unused = ("label_depth", "document_depth") if voting.search == "joint" else ("depth",)
-    values = dataclasses.asdict(voting)
-    return {name: value for name, value in values.items() if name not in (*unused, "scoring") and value is not None}
+    unused = (*unused, *LINEAR, "scoring")
+    return {
+        name: value for name, value in dataclasses.asdict(voting).items() if name not in unused and value is not None
+    }
 
 
 def _flags(settings: dict[str, Any]) -> str:

@@ -203,17 +203,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reason:
-    """A key that voted for a predicted label.
+    """A key that voted for a predicted label, or the words by which a linear classifier changed the votes.
 
     Args:
-        kind: ``label`` for the label's own key, ``document`` for a document that has the label.
-        id: id of the label or document.
-        text: its text.
-        similarity: inner product of query and key.
-        share: what the vote adds to the score; the shares of a label sum to its score.
+        kind: ``label`` for the label's own key, ``document`` for a document that has the label, ``words`` for a linear
+            classifier.
+        id: id of the label or document; of words empty.
+        text: its text, or the words that said most.
+        similarity: inner product of query and key; of words the logarithm of how much likelier they make the label.
+        share: what the vote adds to the score, below 0 where words lower it; the shares of a label sum to its score.
     """
 
-    kind: Literal["label", "document"]
+    kind: Literal["label", "document", "words"]
     id: str
     text: str
     similarity: float

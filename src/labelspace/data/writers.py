@@ -45,6 +45,8 @@ def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
     for reason in reasons[:SHOWN_REASONS]:
         text = textwrap.shorten(reason.text, SHOWN_WIDTH, placeholder="...")
         where = f"{reason.kind} {_one_line(reason.id)}, similarity {reason.similarity:.3f}"
+        if reason.kind == "words":
+            where = f"words, evidence {reason.similarity:.3f}"
         _write(stream, f"            {reason.share:8.4f}  {text}  ({where})\n")
     if len(reasons) > SHOWN_REASONS:
         rest = reasons[SHOWN_REASONS:]

@@ -18,7 +18,7 @@ from ..machine import bf16_pays, minilm_folder
 from ..trainer import device_of
 from ..types import Dataset
 from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds
-from .preparation import tuned_on, tuning_seconds
+from .preparation import linear_seconds, tuned_on, tuning_seconds
 from .unidec import MOST_IN_POOL
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ LEAST_PASSES, LEAST_BESIDE = 0.35, 0.1
 """With fewer passes over the documents, as they are foreseen, a transformer is behind ``static``; with fewer of the
 second, one that is joined with ``static``."""
 COMPANION_VALID = 500
-"""``static`` joins a transformer where so many validation documents tell how much it should count."""
+"""``static`` joins a transformer, and a linear classifier the keys, where so many validation documents tell how much
+they should count."""
 PLAIN_SHARE = 1 / 3
 """Without a classifier it does so where it takes at most this share of the time."""
 CLASSIFIER_PASSES = 2.0
@@ -49,6 +50,8 @@ ENCODING_SHARE = 0.3
 """Where encoding all documents would take a transformer more than this share of the time, they vote by ``static``."""
 PAIRS_PER_SECOND = 14e6
 """Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
+LINEAR_SHARE = 1 / 5
+"""A linear classifier on words is learned where it takes at most this share of the time."""
 FEW_PASSES = 2.0
 """With fewer passes against all labels, more of them on picked pools teach ``static`` more."""
 ROWS_FROM, ROWS_PASSES = 3, 1.5
@@ -82,6 +85,10 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     values["batch_size"] = batch = given.get("batch_size", _batch_size(count))
     device = device_of(settings.device)
     seconds = 60 * minutes - passed - (tuning_seconds(tuned_on(settings, len(data.valid))) if settings.memory else 0)
+    words = linear_seconds(data)
+    told = settings.memory and len(data.valid) >= COMPANION_VALID
+    values["linear"] = given.get("linear", told and words <= LINEAR_SHARE * seconds)
+    seconds -= words if values["linear"] else 0.0
     rate = _texts_per_second(data, device, settings)
     limited = dataclasses.replace(settings, max_minutes=minutes)
     plan = _beside(data, limited, max(0.0, seconds), ENCODING * len(data.train) / rate, batch)
@@ -125,12 +132,14 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     joined = "" if values["companion"] == "none" else f" joined with {values['companion']}"
     joined += ", by which documents vote" if values["documents_by"] == "companion" else ""
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
+    remembered = " with a memory of the documents" if settings.memory else ""
+    remembered += " and a linear classifier on words" if values["linear"] else ""
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
         why = "the encoder was given"
     logger.info(
         "no recipe was named: %s%s with the encoder %s, since %s and %s; at most %d epochs in batches of %d",
-        *(recipe, " with a memory of the documents" if settings.memory else "", chosen.encoder + joined, reach, why),
+        *(recipe, remembered, chosen.encoder + joined, reach, why),
         *(chosen.epochs, chosen.batch_size),
     )
     return recipe, chosen
@@ -194,7 +203,7 @@ def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSett
     """RAE-XMC with what was given and chosen; its own defaults for the rest."""
     own = {field.name for field in dataclasses.fields(RaexmcSettings)}
     defaults = {field.name: field.default for field in dataclasses.fields(AutoSettings)}
-    decided = ("encoder", "epochs", "batch_size", "max_minutes")
+    decided = ("encoder", "epochs", "batch_size", "max_minutes", "linear")
     taken = [name for name in own & defaults.keys() if name in decided or getattr(settings, name) != defaults[name]]
     return RaexmcSettings(**{name: chosen[name] for name in taken})
 

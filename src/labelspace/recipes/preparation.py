@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from .. import encoders, tuning
+from .. import encoders, linear, tuning
 from ..checkpoint import Checkpoints, State
 from ..config import (
     DexmlSettings,
@@ -54,7 +54,9 @@ TUNING_SECONDS = 30.0
 AFTER_GRID = 0.4
 """Part of it that comes after the grid: depths, the front, and saving."""
 SAMPLE = 512
-"""Documents encoded to foresee how long the memory will take."""
+"""Documents encoded, or read, to foresee how long the memory will take."""
+LINEAR_DIM = 384
+"""Dimensions of document keys where it is foreseen how long a linear classifier takes."""
 ROW_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Powers of the length of a classifier's rows that are tried."""
 MIN_VALID = 20
@@ -371,6 +373,20 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, v
     return 1.15 * seconds * share + tuning_seconds(tuned_on(settings, valid))
 
 
+def linear_seconds(data: Dataset, settings: Remembering | None = None) -> float:
+    """How long a linear classifier beside the keys takes, about; 0 where the settings have none.
+
+    Args:
+        data: what it learns from.
+        settings: of the run; None where one is thought of.
+    """
+    if settings is not None and not settings.linear or not len(data.train):
+        return 0.0
+    rows = np.unique(np.linspace(0, len(data.train) - 1, SAMPLE).astype(np.int64))
+    characters = float(np.mean([len(data.train.texts[row]) for row in rows.tolist()]))
+    return linear.seconds(characters, len(data.train), LINEAR_DIM, torch.get_num_threads())
+
+
 def tuning_seconds(valid: int) -> float:
     """How long tuning takes, about.
 
@@ -403,16 +419,24 @@ def give_memory(
     assert settings.key_precision != "auto"  # it was decided
     encoder, begun = model.encoder, time.monotonic()
     encoder.precision = _of_documents(encoder, settings)
-    vectors = encoder.encode(documents)
+    encoded = encoder.encode(documents)
     encoder.precision = "float32"
+
+    def asked(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if model.heads is None:
+            return encoded[rows]
+        return model.heads.queries(torch.from_numpy(encoded[rows]).to(encoder.device)).cpu().numpy()
+
+    vectors = encoded
     if model.heads is not None:
-        placed = torch.from_numpy(vectors).to(encoder.device)
+        placed = torch.from_numpy(encoded).to(encoder.device)
         vectors = model.heads.documents(placed).cpu().numpy()
-    encoded = time.monotonic()
-    log.write(event="encoded", documents=len(documents), took=encoded - begun)
+    tuning_from = time.monotonic()
+    log.write(event="encoded", documents=len(documents), took=tuning_from - begun)
     count, until = tuned_on(settings, len(data.valid)), None
     if settings.max_minutes is not None:
         until = started + 60 * settings.max_minutes - AFTER_GRID * tuning_seconds(count)
+        until -= linear_seconds(data, settings)
     tuned = model.tune(
         data,
         objective=settings.objective,
@@ -421,10 +445,12 @@ def give_memory(
         calibrated=False,
         documents=count,
         until=until,
+        linear=settings.linear,
+        first=asked,
     )
     if tuned is not None:
         model.info["metrics"]["validation"] = tuned.metrics
-        log.write(event="tuned", took=time.monotonic() - encoded, **tuned.metrics)
+        log.write(event="tuned", took=time.monotonic() - tuning_from, **tuned.metrics)
 
 
 def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:

@@ -45,6 +45,7 @@ from .preparation import (
     fill_in,
     give_memory,
     hard_negatives,
+    linear_seconds,
     make_encoder,
     memory_seconds,
     open_log,
@@ -152,7 +153,13 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=ending or (lambda: memory_seconds(encoder, documents, settings, len(data.valid))),
+                    ending=ending
+                    or (
+                        lambda: (
+                            memory_seconds(encoder, documents, settings, len(data.valid))
+                            + linear_seconds(data, settings)
+                        )
+                    ),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)

@@ -51,6 +51,7 @@ from .preparation import (
     fill_in,
     give_memory,
     hard_negatives,
+    linear_seconds,
     make_encoder,
     memory_seconds,
     open_log,
@@ -204,8 +205,10 @@ def train(
 
     def remaining() -> float:
         if settings.documents_by == "companion":
-            return tuning_seconds(tuned_on(settings, len(data.valid)))
-        return memory_seconds(encoder, texts, settings, len(data.valid)) if settings.memory else 0.0
+            return tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
+        if not settings.memory:
+            return 0.0
+        return memory_seconds(encoder, texts, settings, len(data.valid)) + linear_seconds(data, settings)
 
     beside = companion_seconds(data, settings, settings.batch_size)
     refresh = None

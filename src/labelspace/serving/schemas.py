@@ -51,12 +51,16 @@ class PredictRequest(_Request):
 
 
 class Reason(BaseModel):
-    """A key that voted for a label."""
+    """A key that voted for a label, or the words by which a linear classifier changed the votes."""
 
-    kind: Literal["label", "document"] = Field(description="The label's own key, or a document that has the label.")
-    id: str
+    kind: Literal["label", "document", "words"] = Field(
+        description="The label's own key, a document that has the label, or what a linear classifier made of the words."
+    )
+    id: str = Field(description="Of the label or document; of words empty.")
     text: str = Field(description="Its text; of a long one the first 500 characters.")
-    similarity: float = Field(description="Inner product of query and key.")
+    similarity: float = Field(
+        description="Inner product of query and key; of words the logarithm of how much likelier they make the label."
+    )
     share: float = Field(description="What its vote added to the score.")
 
 

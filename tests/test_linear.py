@@ -1,0 +1,331 @@
+"""A linear classifier beside the keys, against scikit-learn, against arithmetic in a loop, and as part of a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import labelspace as ls
+from labelspace import linear
+from labelspace.cli import main
+from labelspace.errors import ModelError
+from labelspace.joining import join
+from labelspace.linear import LinearClassifier
+from labelspace.recipes.preparation import linear_seconds
+
+
+def corpus(n: int = 240, seed: int = 0) -> tuple[list[str], sp.csr_array]:
+    """Texts of letters as words; label i goes with the word of the same number, mostly."""
+    rng = np.random.default_rng(seed)
+    words = [f"{a}{b}{a}" for a in "abcdef" for b in "xyz"]
+    texts, targets = [], np.zeros((n, 8), dtype=np.float32)
+    for row in range(n):
+        said = rng.choice(len(words), 6, replace=False)
+        texts.append(" ".join(words[i] for i in said))
+        for word in said[said < 6]:
+            targets[row, word] = rng.random() < 0.85
+        targets[row, rng.integers(6)] = 1
+    targets[0, 6] = 1  # too few documents for a row; and label 7 has none
+    return texts, sp.csr_array(targets)
+
+
+@pytest.fixture(scope="module")
+def made() -> LinearClassifier:
+    texts, targets = corpus()
+    confused = np.random.default_rng(1).integers(-1, 8, (len(texts), 5))
+    found = linear.fit(texts, targets, confused, [f"L{i}" for i in range(8)])
+    assert found is not None
+    return found
+
+
+def test_rows_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    monkeypatch.setattr(linear, "ITERATIONS", 3000)
+    texts, targets = corpus()
+    features = sp.csr_array(TfidfVectorizer(**linear.TERMS).fit_transform(texts))
+    documents = np.concatenate([np.arange(len(texts))] * 2)
+    rows = np.repeat([0, 1], len(texts))
+    own = np.concatenate([targets[:, [0]].toarray(), targets[:, [1]].toarray()]).ravel() > 0
+    places, weights, bias = linear.solved(features, documents, rows, own, 2)
+    assert (np.diff(places) > 0).all()
+    dense = np.zeros((2, features.shape[1]))
+    dense.ravel()[places] = weights
+    for row in range(2):
+        truth = targets[:, [row]].toarray().ravel() > 0
+        seen = np.flatnonzero(features[truth].sum(axis=0))
+        twin = LogisticRegression(C=linear.COST, tol=1e-9, max_iter=5000).fit(features[:, seen], truth)
+        np.testing.assert_allclose(dense[row, seen], twin.coef_[0], atol=5e-3)
+        np.testing.assert_allclose(bias[row], twin.intercept_[0], atol=5e-3)
+        unseen = np.setdiff1d(np.arange(features.shape[1]), seen)
+        assert not dense[row, unseen].any()
+
+
+def test_parts_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "ITERATIONS", 2000)
+    texts, targets = corpus()
+    confused = np.random.default_rng(1).integers(-1, 8, (len(texts), 5))
+    names = [f"L{i}" for i in range(8)]
+    whole = linear.fit(texts, targets, confused, names)
+    monkeypatch.setattr(linear, "ENTRIES", 500)
+    parts = linear.fit(texts, targets, confused, names, threads=2)
+    assert whole is not None and parts is not None
+    assert np.array_equal(whole.places, parts.places)
+    np.testing.assert_allclose(whole.weights, parts.weights, atol=0.05)  # up to 12 long; both end a little early
+    np.testing.assert_allclose(whole.bias, parts.bias, atol=0.05)
+
+
+def test_who_gets_a_row(made: LinearClassifier) -> None:
+    assert list(made.ids) == [f"L{i}" for i in range(6)]
+    _, targets = corpus()
+    assert made.counts.tolist() == targets.sum(axis=0)[:6].tolist()
+    assert (made.base < 0).all() and np.isfinite(made.base).all()
+    texts = ["", "  ", "!!"] * 3
+    assert linear.fit(texts, targets[:9], np.full((9, 2), -1), list("abcdefgh")) is None  # no term
+    rare = sp.csr_array(np.eye(9, 8, dtype=np.float32))
+    assert linear.fit(corpus()[0][:9], rare, np.full((9, 2), -1), list("abcdefgh")) is None  # no label
+
+
+def test_few_pairs_are_kept_of_a_label_that_most_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MOST_PAIRS", 40)
+    texts, targets = corpus()
+    row_of = np.array([0, 1, 2, 3, 4, 5, -1, -1])
+    counts = targets.sum(axis=0).astype(np.int64)
+    rows, documents, own = linear._pairs(targets, np.full((len(texts), 1), -1), row_of, counts, 0)
+    sizes = np.bincount(rows)
+    assert sizes.max() < 60 and sizes.min() > 20
+    dense = targets.toarray()
+    assert np.array_equal(own, dense[documents, rows] > 0)
+    assert linear.fit(texts, targets, np.full((len(texts), 1), -1), list("abcdefgh")) is not None
+
+
+def test_evidence_is_that_of_a_loop(made: LinearClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*corpus(30, seed=5)[0], "", "unknown words alone"]
+    features = made.features(texts)
+    dense = np.zeros((len(made), len(made.terms)))
+    dense.ravel()[made.places] = made.weights
+    rows = np.random.default_rng(2).integers(-1, len(made), (len(texts), 4))
+    expected = np.zeros(rows.shape)
+    for i, j in np.ndindex(rows.shape):
+        if rows[i, j] >= 0:
+            z = features[[i]].toarray()[0] @ dense[rows[i, j]] + made.bias[rows[i, j]]
+            expected[i, j] = max(-np.log1p(np.exp(-z)) - made.base[rows[i, j]], linear.FLOOR)
+    found = made.evidence(features, rows)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for block in (1, 7):
+        monkeypatch.setattr(linear, "BLOCK", block)
+        assert np.array_equal(made.evidence(features, rows), found)
+    counts = np.where(rows >= 0, made.counts[rows], 0)
+    exponents = 0.8 * counts / (counts + 30) * expected + 0.3 * (made.base[rows] - made.overall[0])
+    np.testing.assert_allclose(made.exponents(found, rows, 0.8, 30, 0.3), np.where(rows >= 0, exponents, 0), atol=1e-5)
+
+
+def test_words_tell_what_decided(made: LinearClassifier) -> None:
+    features = made.features(["axa bzb axa fzf"])
+    told = made.telling(features, 0)
+    assert told[0] == "axa"  # the word of that number
+    assert made.telling(made.features(["nothing known"]), 0) == []
+
+
+def test_a_file_gives_the_same_back(made: LinearClassifier, tmp_path: Path) -> None:
+    made.write(tmp_path / "linear.safetensors")
+    again = LinearClassifier.open(tmp_path / "linear.safetensors")
+    features = again.features(corpus(9, seed=3)[0])
+    assert (features != made.features(corpus(9, seed=3)[0])).nnz == 0
+    rows = np.tile(np.arange(6), (9, 1))
+    assert np.array_equal(again.evidence(features, rows), made.evidence(features, rows))
+
+
+# --- in a model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(toy_folder: Path) -> ls.Dataset:
+    return ls.load(toy_folder)
+
+
+@pytest.fixture(scope="module")
+def plain(data: ls.Dataset, tiny_transformer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, so words tell much that vectors do not."""
+    place = tmp_path_factory.mktemp("plain") / "model"
+    ls.Model.from_encoder(str(tiny_transformer), data, device="cpu").save(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(plain: Path, data: ls.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = ls.Model.load(plain, "cpu")
+    model.tune(data, linear=True)
+    assert model.memory.linear is not None
+    place = tmp_path_factory.mktemp("linear") / "model"
+    model.save(place)
+    return place
+
+
+def precision(model: ls.Model, data: ls.Dataset) -> float:
+    assert data.test is not None
+    return ls.evaluate(model.predict(data.test.texts), data.test.targets)["P@1"]
+
+
+def test_it_ranks_better_and_votes_are_multiplied(folder: Path, plain: Path, data: ls.Dataset) -> None:
+    before, model = ls.Model.load(plain, "cpu"), ls.Model.load(folder, "cpu")
+    assert precision(model, data) > precision(before, data) + 10
+    assert model.memory.linear is not None
+    texts = [*data.valid.texts[:7], ""]
+    found = model.predict(texts, 25)
+    votes = dict(model.memory.voting.__dict__, linear_strength=0.0, linear_base=0.0)
+    judge = model.memory.voting
+    model.memory.voting = type(judge)(**votes)
+    unjudged = model.predict(texts, 25)
+    model.memory.voting = judge
+    factors = model.memory.factors(model.memory.linear.features(texts), unjudged.indices)
+    for row in range(len(texts)):
+        expected = dict(zip(unjudged.indices[row], unjudged.scores[row] * factors[row], strict=True))
+        expected.pop(-1, None)
+        own = dict(zip(found.indices[row], found.scores[row], strict=True))
+        own.pop(-1, None)
+        assert own.keys() == expected.keys()
+        for label, score in own.items():
+            assert score == pytest.approx(expected[label], rel=1e-5)
+    assert (np.diff(found.scores[np.isfinite(found.scores).all(axis=1)], axis=1) <= 0).all()
+    few = model.predict(texts, 3)
+    assert np.array_equal(few.indices, found.indices[:, :3])  # what is judged does not depend on k
+
+
+def test_probabilities_and_chosen_labels_follow_the_words(folder: Path, data: ls.Dataset) -> None:
+    model = ls.Model.load(folder, "cpu")
+    model.calibrate(data, split="train")  # of validation documents there are too few
+    texts = data.valid.texts[:9]
+    found = model.predict(texts, 5, probabilities=True, why=True)
+    alone = model.predict(texts, 5)
+    assert np.array_equal(found.indices, alone.indices) and np.array_equal(found.scores, alone.scores)
+    some = {0, 3, 5, 9}
+    for among in (
+        model.predict(texts, 4, labels=sorted(some)),
+        model.predict(texts, threshold=0.0, labels=sorted(some)),
+    ):
+        assert set(among.indices[among.indices >= 0].tolist()) <= some
+    everything = model.predict(texts, 25)
+    scores = [dict(zip(*row, strict=True)) for row in zip(everything.indices, everything.scores, strict=True)]
+    for row, label in zip(*(among.indices >= 0).nonzero(), strict=True):  # scores are those among all labels
+        number = int(among.indices[row, label])
+        assert among.scores[row, label] == pytest.approx(scores[row][number], rel=1e-5)
+
+
+def test_reasons_sum_to_the_score(folder: Path, data: ls.Dataset) -> None:
+    model = ls.Model.load(folder, "cpu")
+    found = model.predict(data.valid.texts[:6], 4, why=True)
+    assert found.reasons is not None
+    kinds = set()
+    for row, reasons in enumerate(found.reasons):
+        for rank, own in enumerate(reasons):
+            assert sum(reason.share for reason in own) == pytest.approx(float(found.scores[row, rank]), rel=1e-4)
+            kinds |= {reason.kind for reason in own}
+            assert [reason.share for reason in own] == sorted((reason.share for reason in own), reverse=True)
+    assert kinds == {"label", "document", "words"}
+
+
+def test_it_is_saved_and_lives_with_the_labels(folder: Path, data: ls.Dataset, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    model = ls.Model.load(tmp_path / "model", "cpu")
+    texts = data.valid.texts[:8]
+    before = model.predict(texts, 5)
+    gone = data.labels.ids[0]
+    model.remove_labels([gone])
+    model.add_labels(["purple wheat"], ["new"])
+    model.rename_labels({data.labels.ids[1]: "quite another name"})
+    model.save()
+    again = ls.Model.load(tmp_path / "model", "cpu")
+    assert again.memory.judges
+    for one in (model, again):
+        found = one.predict(texts, 5)
+        numbers = [one.labels.ids.index(name) if name in one.labels.ids else -1 for name in ("new", data.labels.ids[5])]
+        rows = one.memory.linear_rows(np.array(numbers))
+        assert rows[0] == -1 and rows[1] >= 0
+        assert gone not in {found.label_ids[i] for i in found.indices[found.indices >= 0]}
+    again.compact()
+    again.save()
+    compacted = ls.Model.load(tmp_path / "model", "cpu")
+    np.testing.assert_allclose(compacted.predict(texts, 5).scores, again.predict(texts, 5).scores, rtol=1e-5)
+    files = sorted(f.name for f in (tmp_path / "model" / "memory").iterdir())
+    assert sum(name.startswith("linear-") for name in files) == 1
+    assert before.indices.shape == (8, 5)
+
+
+def test_it_is_weighed_anew_and_dropped(folder: Path, data: ls.Dataset, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    model = ls.Model.load(tmp_path / "model", "cpu")
+    voting = model.memory.voting
+    model.tune(data)
+    assert model.memory.voting == voting
+    joined = join([model, model])
+    joined.tune(data)
+    assert joined.memory.judges
+    joined.save(tmp_path / "joined")
+    texts = data.valid.texts[:5]
+    assert np.array_equal(
+        ls.Model.load(tmp_path / "joined", "cpu").predict(texts).indices, joined.predict(texts).indices
+    )
+    model.tune(data, linear=False)
+    assert model.memory.linear is None and "linear_strength" not in model.memory.settings
+    model.save()
+    assert not list((tmp_path / "model" / "memory").glob("linear-*"))
+
+
+def test_what_adds_nothing_is_left_out(
+    plain: Path, data: ls.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("labelspace.model.LEAST_GAIN", 100.0)
+    model = ls.Model.load(plain, "cpu")
+    with caplog.at_level("INFO"):
+        found = model.tune(data, linear=True)
+    assert model.memory.linear is None and "is left out" in caplog.text
+    assert found is not None and found.voting == model.memory.voting
+
+
+def test_a_damaged_file_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (file,) = (tmp_path / "model" / "memory").glob("linear-*")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=file.name):
+        ls.Model.load(tmp_path / "model", "cpu")
+    file.unlink()
+    with pytest.raises(ModelError, match=file.name):
+        ls.Model.load(tmp_path / "model", "cpu")
+
+
+def test_the_commands(
+    plain: Path, toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(plain, tmp_path / "model")
+    assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--linear", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["voting"]["linear_strength"] > 0
+    (tmp_path / "texts.txt").write_text("red oak\n")
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "texts.txt"), "--why"]) == 0
+    assert "words, evidence" in capsys.readouterr().out
+    assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--no-linear", "--json"]) == 0
+    assert "linear_strength" not in json.loads(capsys.readouterr().out)["voting"]
+    options = ["--recipe", "raexmc", "--encoder", str(tiny_transformer), "--epochs", "0", "--device", "cpu"]
+    assert main(["train", str(toy_folder), *options, "--linear", "--out", str(tmp_path / "run")]) == 0
+    assert ls.Model.load(tmp_path / "run", "cpu").memory.judges
+    options[1] = "dexml"
+    options[5] = "1"
+    assert main(["train", str(toy_folder), *options, "--linear", "--out", str(tmp_path / "other")]) == 2
+    assert "give memory too" in capsys.readouterr().err
+    options[1] = "unidec"
+    assert main(["train", str(toy_folder), *options, "--memory", "--linear", "--out", str(tmp_path / "other")]) == 0
+    assert ls.Model.load(tmp_path / "other", "cpu").memory.linear is not None
+
+
+def test_time_is_foreseen(data: ls.Dataset) -> None:
+    short = linear_seconds(data)
+    assert 0 < short < 60
+    assert linear.seconds(400, 100_000, 384, 2) > linear.seconds(100, 100_000, 384, 2)
+    assert linear.seconds(100, 100_000, 384, 2) > linear.seconds(100, 10_000, 384, 2)
