@@ -289,6 +289,17 @@ def test_what_adds_nothing_is_left_out(
     assert found is not None and found.voting == model.memory.voting
 
 
+def test_exports_tell_that_they_go_without(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from labelspace.export import card, export
+
+    model = ls.Model.load(folder, "cpu")
+    export(model, "keys", tmp_path / "keys")
+    assert "is not exported" in caplog.text
+    assert "24 labels, by a linear classifier" in card(model)
+    model.memory.set_linear(None)
+    assert "linear classifier" not in card(model)
+
+
 def test_a_damaged_file_is_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
     (file,) = (tmp_path / "model" / "memory").glob("linear-*")

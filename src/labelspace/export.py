@@ -96,6 +96,10 @@ def export(
             "the model reads long texts by %r, which %s cannot do: texts beyond %d tokens will be cut at their head",
             *(model.encoder.long_documents, to, model.encoder.max_tokens),
         )
+    if model.memory.judges:
+        logger.warning(
+            "the model's linear classifier on words is not exported, so what is built on %s ranks without it", to
+        )
     tried = list(texts) if texts is not None else _own_texts(model)
     if not tried:
         raise SettingsError("there are no texts to try the export on")
@@ -130,6 +134,11 @@ def _require_free(out: Path, to: Kind, overwrite: bool) -> None:
 
 
 # Parity
+
+
+def _rows(model: Model) -> int:
+    """Labels that a linear classifier judges."""
+    return len(model.memory.linear) if model.memory.linear is not None and model.memory.judges else 0
 
 
 def _own_texts(model: Model) -> list[str]:
@@ -410,6 +419,7 @@ def card(model: Model, kind: str = "model") -> str:
         ("longest text", f"{model.encoder.max_tokens} tokens, {model.encoder.long_documents} of a longer one"),
         ("labels", f"{len(model.labels):,}"),
         ("documents that vote", f"{model.memory.n_documents:,}" if model.memory.n_documents else None),
+        ("judged by words", f"{_rows(model):,} labels, by a linear classifier" if _rows(model) else None),
         ("training documents", f"{data['documents']:,}" if "documents" in data else None),
         ("data", name if data.get("name") else None),
         ("data fingerprint", data.get("fingerprint")),
