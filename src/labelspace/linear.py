@@ -32,7 +32,7 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
-from .keys import strings_as_tensors, strings_from_tensors
+from .keys import spread, strings_as_tensors, strings_from_tensors
 from .machine import require_memory
 from .strings import Strings
 
@@ -408,8 +408,5 @@ def solved(
 
 def _entries(features: sp.csr_array, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
     """The entries of some rows end to end: which of the rows, column, value."""
-    starts = features.indptr[rows].astype(np.int64)
-    counts = features.indptr[rows + 1].astype(np.int64) - starts
-    ends = np.cumsum(counts)
-    at = np.repeat(starts - (ends - counts), counts) + np.arange(int(ends[-1]) if len(ends) else 0)
+    counts, at = spread(features.indptr.astype(np.int64), rows)
     return np.repeat(np.arange(len(rows)), counts), features.indices[at].astype(np.int64), features.data[at]

@@ -473,8 +473,12 @@ class Memory:
             numbers: (n, k) label numbers, -1 for none.
         """
         assert self.linear is not None
-        rows, how = self.linear_rows(numbers), [getattr(self.voting, name) for name in LINEAR]
-        return np.exp(self.linear.exponents(self.linear.evidence(features, rows), rows, *how))
+        rows = self.linear_rows(numbers)
+        return self._factors(self.linear.evidence(features, rows), rows)
+
+    def _factors(self, evidence: npt.NDArray[np.float32], rows: IntArray) -> npt.NDArray[np.float32]:
+        assert self.linear is not None
+        return np.exp(self.linear.exponents(evidence, rows, *(getattr(self.voting, name) for name in LINEAR)))
 
     def predict_among(
         self,
@@ -661,8 +665,9 @@ class Memory:
     def _tell_words(self, told: list[list[list[Reason]]], numbers: IntArray, features: sp.csr_array) -> None:
         """Add to reasons what the linear classifier made of the votes."""
         assert self.linear is not None
-        factors, rows = self.factors(features, numbers), self.linear_rows(numbers)
+        rows = self.linear_rows(numbers)
         evidence = self.linear.evidence(features, rows)
+        factors = self._factors(evidence, rows)
         for query, labels in enumerate(told):
             own = sp.csr_array(features[[query]])
             for reasons, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):

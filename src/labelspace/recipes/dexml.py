@@ -39,7 +39,6 @@ from .preparation import (
     fill_in,
     give_memory,
     hard_negatives,
-    linear_seconds,
     make_encoder,
     memory_seconds,
     open_log,
@@ -199,11 +198,7 @@ def train(
                 refresh=refresh,
                 checkpoints=checkpoints,
                 state=state,
-                ending=(
-                    lambda: memory_seconds(encoder, texts, settings, len(data.valid)) + linear_seconds(data, settings)
-                )
-                if settings.memory
-                else None,
+                ending=(lambda: memory_seconds(encoder, texts, settings, data)) if settings.memory else None,
             )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(device)

@@ -349,14 +349,14 @@ def tuned_on(settings: RunSettings, valid: int) -> int:
     return min(valid, settings.valid_documents, tuning.DOCUMENTS)
 
 
-def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, valid: int) -> float:
-    """How long the keys of all documents and the tuning will take, from a sample of documents; 0 without a clock.
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, data: Dataset) -> float:
+    """How long document keys, tuning and a linear classifier will take, from a sample of documents; 0 without a clock.
 
     Args:
         encoder: as far as it is trained.
         documents: texts of all training documents.
         settings: of the run and its memory.
-        valid: validation documents.
+        data: its validation documents are tuned on.
     """
     if settings.max_minutes is None:
         return 0.0
@@ -370,7 +370,8 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, v
     finally:
         encoder.precision = precision
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    return 1.15 * seconds * share + tuning_seconds(tuned_on(settings, valid))
+    keys = 1.15 * seconds * share
+    return keys + tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
 
 
 def linear_seconds(data: Dataset, settings: Remembering | None = None) -> float:

@@ -45,7 +45,6 @@ from .preparation import (
     fill_in,
     give_memory,
     hard_negatives,
-    linear_seconds,
     make_encoder,
     memory_seconds,
     open_log,
@@ -153,13 +152,7 @@ def train(
                     refresh=run.refresh(),
                     checkpoints=checkpoints,
                     state=state,
-                    ending=ending
-                    or (
-                        lambda: (
-                            memory_seconds(encoder, documents, settings, len(data.valid))
-                            + linear_seconds(data, settings)
-                        )
-                    ),
+                    ending=ending or (lambda: memory_seconds(encoder, documents, settings, data)),
                 )
             encoder.precision = "float32"
             keys = torch.from_numpy(encoder.encode(labels.tokens)[np.argsort(order)]).to(encoder.device)

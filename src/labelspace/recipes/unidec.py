@@ -206,9 +206,7 @@ def train(
     def remaining() -> float:
         if settings.documents_by == "companion":
             return tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
-        if not settings.memory:
-            return 0.0
-        return memory_seconds(encoder, texts, settings, len(data.valid)) + linear_seconds(data, settings)
+        return memory_seconds(encoder, texts, settings, data) if settings.memory else 0.0
 
     beside = companion_seconds(data, settings, settings.batch_size)
     refresh = None
