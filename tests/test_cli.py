@@ -177,6 +177,20 @@ def test_predict_does_not_overwrite_its_input(
     assert (tmp_path / "t.txt").read_text() == "red oak\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train"], "train needs DATA, which is missing; see"),
+        (["train", "--resume", "there"], "train needs DATA, which is missing; see"),
+        (["labels", "remove", "there"], "labels remove needs FILE, which is missing; see"),
+        (["train", "there", "--epochs"], "--epochs requires an argument; see"),
+    ],
+)
+def test_missing_arguments_are_named(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *words)
+    assert code == 2 and expected in err
+
+
 def test_unknown_environment_variables_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelspace as ls
 from labelspace import linear
 from labelspace.cli import main
+from labelspace.data.writers import write_table
 from labelspace.errors import ModelError
 from labelspace.joining import join
 from labelspace.linear import LinearClassifier
 from labelspace.recipes.preparation import linear_seconds
+from labelspace.types import told_first
 
 
 def corpus(n: int = 240, seed: int = 0) -> tuple[list[str], sp.csr_array]:
@@ -44,7 +49,6 @@ def made() -> LinearClassifier:
 
 
 def test_rows_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     monkeypatch.setattr(linear, "ITERATIONS", 3000)
@@ -90,6 +94,22 @@ def test_who_gets_a_row(made: LinearClassifier) -> None:
     assert linear.fit(texts, targets[:9], np.full((9, 2), -1), list("abcdefgh")) is None  # no term
     rare = sp.csr_array(np.eye(9, 8, dtype=np.float32))
     assert linear.fit(corpus()[0][:9], rare, np.full((9, 2), -1), list("abcdefgh")) is None  # no label
+
+
+def test_scripts_without_blanks_have_words_too() -> None:
+    texts, targets = corpus()
+    chinese = ["".join(chr(0x4E00 + ord(c)) for c in text if c != " ") + "。ab3" for text in texts]
+    found = linear.fit(chinese, targets, np.full((len(texts), 1), -1), list("abcdefgh"))
+    assert found is not None
+    assert {"ab3", chr(0x4E00 + ord("a")), chr(0x4E00 + ord("a")) + " " + chr(0x4E00 + ord("x"))} <= set(found.terms)
+    analyze = found._vectorizer.build_analyzer()
+    plain = TfidfVectorizer().build_analyzer()
+    for text in ("Größe äöå x_1 a b2 1912", "железная дорога", "기차역 서울", "it's a-b"):
+        assert [term for term in analyze(text) if " " not in term] == plain(text)
+    assert analyze("東京へ行く ไทย") == [
+        *"東京へ行くไทย",
+        *(f"{a} {b}" for a, b in itertools.pairwise("東京へ行くไทย")),
+    ]
 
 
 def test_few_pairs_are_kept_of_a_label_that_most_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +298,39 @@ def test_it_is_weighed_anew_and_dropped(folder: Path, data: ls.Dataset, tmp_path
     assert not list((tmp_path / "model" / "memory").glob("linear-*"))
 
 
+def test_where_nothing_can_be_tuned(
+    folder: Path, data: ls.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("labelspace.model.MIN_TUNING", 10_000)
+    model = ls.Model.load(folder, "cpu")
+    assert model.tune(data, linear=True) is None
+    assert "no linear classifier is learned" in caplog.text and model.memory.linear is not None
+    assert model.tune(data, linear=False) is None
+    assert model.memory.linear is None and "linear_strength" not in model.memory.settings
+
+
+def test_words_are_always_among_the_reasons(folder: Path, data: ls.Dataset) -> None:
+    model = ls.Model.load(folder, "cpu")
+    found = model.predict(data.valid.texts[:30], 10, why=True)
+    assert found.reasons is not None
+    lowered = 0
+    for row in found.reasons:
+        for reasons in row:
+            shown, left = told_first(reasons, 1)
+            words = [reason for reason in reasons if reason.kind == "words"]
+            assert all(word in shown for word in words) and len(shown) + len(left) == len(reasons)
+            for word in words:  # what votes are multiplied by
+                votes = sum(reason.share for reason in reasons) - word.share
+                assert word.share == pytest.approx(votes * np.expm1(word.similarity), rel=1e-4, abs=1e-9)
+                lowered += word.similarity < 0
+    assert lowered
+    stream = io.StringIO()
+    write_table(found, [str(i) for i in range(30)], stream)
+    assert stream.getvalue().count("(words, times") == sum(
+        reason.kind == "words" for row in found.reasons for reasons in row for reason in reasons
+    )
+
+
 def test_what_adds_nothing_is_left_out(
     plain: Path, data: ls.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -318,10 +371,16 @@ def test_the_commands(
     assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--linear", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["voting"]["linear_strength"] > 0
+    assert main(["tune", str(tmp_path / "model"), str(toy_folder)]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert header.endswith("is shown with the linear classifier, all others without")
+    assert [row.startswith("*") for row in rows if row.endswith(" --linear")] == [True]
     (tmp_path / "texts.txt").write_text("red oak\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "texts.txt"), "--why"]) == 0
-    assert "words, evidence" in capsys.readouterr().out
-    assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--no-linear", "--json"]) == 0
+    assert "words, times" in capsys.readouterr().out
+    assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--no-linear"]) == 0
+    assert "linear" not in capsys.readouterr().out
+    assert main(["tune", str(tmp_path / "model"), str(toy_folder), "--json"]) == 0
     assert "linear_strength" not in json.loads(capsys.readouterr().out)["voting"]
     options = ["--recipe", "raexmc", "--encoder", str(tiny_transformer), "--epochs", "0", "--device", "cpu"]
     assert main(["train", str(toy_folder), *options, "--linear", "--out", str(tmp_path / "run")]) == 0

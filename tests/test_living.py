@@ -86,6 +86,8 @@ def test_ids_stay_and_never_come_back_as_others(model: ls.Model, tmp_path: Path)
             again.add_documents(["something new"], [["L0"]], ["added-2"])
         with pytest.raises(ls.DataError, match="'L1' was the id of a label with another text"):
             again.add_labels(["something"], ["L1"])
+        with pytest.raises(ls.DataError, match="'L1' is not in the model$"):
+            again.remove_labels(["L1"])
         again.add_documents(["ferns, tall"], [["L0"]], ["added-2"])
         again.add_labels(["tall fern"], ["L1"])
         assert list(again.labels.ids) == ["L0", "L2", "L3", "L1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,21 @@ def test_loaded_models_predict_bit_equally(model: ls.Model, saved: Path, tmp_pat
         assert np.array_equal(pred.scores, expected.scores)
         assert list(pred.label_texts or []) == NAMES
         assert other.info == model.info
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are of another kind")
+def test_who_may_read_the_folder_may_read_its_files(model: ls.Model, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        model.save(tmp_path / "a")
+        again = ls.Model.load(tmp_path / "a")
+        again.add_labels(["tall ferns"])
+        again.save()
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "a").rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert {file.stat().st_mode & 0o777 for file in files if file.name != ".lock"} == {0o640}
 
 
 def _resaved(model: ls.Model, path: Path) -> ls.Model:

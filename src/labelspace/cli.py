@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict, Env
 
 from . import __version__
@@ -41,6 +41,16 @@ def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: An
             _refuse_unknown(values, path, recipe)
             source = Dict({k: v for k, v in values.items() if v is not None}, use_commands_as_keys=False, source=path)
             source(app, commands, arguments)
+
+
+def _missing(error: CycloptsError) -> str:
+    """Which argument without a flag is missing, as --help calls it; empty where it is something else."""
+    argument = error.argument
+    if not isinstance(error, MissingArgumentError) or argument is None or argument.tokens or error.keyword:
+        return ""
+    if not argument.field_info.is_positional:
+        return ""
+    return f"{' '.join(error.command_chain or ())} needs {argument.name.lstrip('-').upper()}, which is missing"
 
 
 def _no_empty_paths(app: App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -212,7 +222,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except CycloptsError as error:
-        message = " ".join(str(error).split())
+        message = _missing(error) or " ".join(str(error).split()).removesuffix(".")
         if type(error.__cause__).__name__ == "ValidationError":  # pydantic's, not loaded for every command
             from .config import in_one_sentence
 

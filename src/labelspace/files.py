@@ -39,6 +39,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def finish(path: Path) -> None:
+    """Let those read a new file who may read its folder, and flush it to disk; some writers keep files to their owner.
+
+    Args:
+        path: the file, in a folder of ours.
+    """
+    os.chmod(path, path.stat().st_mode | path.parent.stat().st_mode & 0o044)
+    sync(path)
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Say in one sentence which file or folder could not be written when the body fails at that.
@@ -135,7 +145,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             yield temporary
             for folder, _, files in os.walk(temporary):
                 for name in files:
-                    sync(Path(folder, name))
+                    finish(Path(folder, name))
                 sync(Path(folder))
             if path.exists():
                 os.replace(path, old)

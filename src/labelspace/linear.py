@@ -44,7 +44,17 @@ logger = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
-TERMS: dict[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True, "dtype": np.float32}
+UNSPACED = (
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
+    r"\u3005\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # Japanese, Chinese
+)
+"""Scripts that put no blanks between words; each of their characters counts as a word."""
+TERMS: dict[str, Any] = {
+    "token_pattern": f"[{UNSPACED}]|[^\\W{UNSPACED}]{{2,}}",
+    "ngram_range": (1, 2),
+    "sublinear_tf": True,
+    "dtype": np.float32,
+}
 """Words and pairs of neighbours, logarithmic counts, rows of unit length."""
 LEAST_DOCUMENTS, MOST_TERMS = 2, 500_000
 """Documents that have a term, at least; of more terms the most frequent are kept."""
@@ -282,8 +292,8 @@ def fit(
     vectorizer = TfidfVectorizer(**TERMS, min_df=LEAST_DOCUMENTS, max_features=MOST_TERMS)
     try:
         features = sp.csr_array(vectorizer.fit_transform(texts))
-    except ValueError as error:  # no term is left
-        logger.info("no linear classifier is learned: %s", str(error).split(";")[0].rstrip("."))
+    except ValueError:  # no term is left
+        logger.info("no linear classifier is learned: no word is in %d documents", LEAST_DOCUMENTS)
         return None
     counts = np.bincount(true.indices, minlength=n_labels)
     labels = np.flatnonzero(counts >= LEAST_POSITIVES)

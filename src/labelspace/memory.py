@@ -472,13 +472,12 @@ class Memory:
             features: (n, F) of the texts.
             numbers: (n, k) label numbers, -1 for none.
         """
-        assert self.linear is not None
-        rows = self.linear_rows(numbers)
-        return self._factors(self.linear.evidence(features, rows), rows)
+        return np.exp(self._exponents(features, self.linear_rows(numbers)))
 
-    def _factors(self, evidence: npt.NDArray[np.float32], rows: IntArray) -> npt.NDArray[np.float32]:
+    def _exponents(self, features: sp.csr_array, rows: IntArray) -> npt.NDArray[np.float32]:
         assert self.linear is not None
-        return np.exp(self.linear.exponents(evidence, rows, *(getattr(self.voting, name) for name in LINEAR)))
+        evidence = self.linear.evidence(features, rows)
+        return self.linear.exponents(evidence, rows, *(getattr(self.voting, name) for name in LINEAR))
 
     def predict_among(
         self,
@@ -666,16 +665,15 @@ class Memory:
         """Add to reasons what the linear classifier made of the votes."""
         assert self.linear is not None
         rows = self.linear_rows(numbers)
-        evidence = self.linear.evidence(features, rows)
-        factors = self._factors(evidence, rows)
+        exponents = self._exponents(features, rows)
         for query, labels in enumerate(told):
             own = sp.csr_array(features[[query]])
             for reasons, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
                 row, votes = int(rows[query, place]), sum(reason.share for reason in reasons)
                 if row >= 0:
                     words = ", ".join(self.linear.telling(own, row)) or "none of its words"
-                    change = votes * (float(factors[query, place]) - 1)
-                    reasons.append(Reason("words", "", words, float(evidence[query, place]), change))
+                    exponent = float(exponents[query, place])
+                    reasons.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
                     reasons.sort(key=lambda reason: -reason.share)
 
     def _shares(

@@ -428,6 +428,8 @@ def index(
 def compact(model: Path, *, output: Output = Output()) -> None:
     """Rewrite what a model answers from without what was removed; predictions stay as they are.
 
+    Labels of equal scores may change places.
+
     Parameters
     ----------
     model

@@ -31,7 +31,7 @@ from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
 from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
-from .files import atomic_file, atomic_folder, folder_lock, sync, writing
+from .files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
 from .heads import RANKINGS, TwoHeads
 from .indexes import require_graph
 from .keys import Keys, Segment, digest
@@ -909,6 +909,11 @@ class Model:
                 "only %d validation documents with labels, and tuning needs %d: keys vote by %s",
                 *(len(rows) if valid.targets[rows].nnz else 0, MIN_TUNING, described(self.memory.voting)),
             )
+            if linear:
+                logger.warning("no linear classifier is learned, since how much it counts is tuned")
+            elif linear is False and self.memory.linear is not None:
+                self.memory.set_linear(None)
+                self._note("tune", [])
             return None
         texts = [valid.texts[i] for i in rows.tolist()]
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
@@ -1260,7 +1265,8 @@ class Model:
         for name in names:
             at = keys.find(name)
             if at is None or name in seen:
-                known = [key for s in keys.segments for key in s.ids[:50_000]]
+                there = (key for s in keys.segments for key in s.ids if keys.find(key) is not None)
+                known = list(itertools.islice(there, 50_000))
                 near = difflib.get_close_matches(str(name), known, n=3) if at is None else []
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
                 what = "is given twice" if name in seen else f"is not in the model{hint}"
@@ -1285,7 +1291,9 @@ class Model:
         self.history.append(entry)
 
     def compact(self) -> None:
-        """Rewrite the memory as one segment a kind, without what was removed; predictions stay as they are."""
+        """Rewrite the memory as one segment a kind, without what was removed; predictions stay as they are, but
+        labels of equal scores may change places.
+        """
         self.memory = self.memory.compacted()
         self._note("compact", [])
 
@@ -1433,7 +1441,7 @@ class Model:
                     for name in Memory.files(entry):
                         known = old.get(f"memory/{name}")
                         if known is None:
-                            sync(place / name)
+                            finish(place / name)
                         files[f"memory/{name}"] = known or _stamp(place / name)
                     sync(place)
                     manifest.update(self._described(entry), revision=self._revision + 1, files=files)

@@ -25,7 +25,7 @@ from .data import require_texts
 from .errors import ModelError, SettingsError
 from .info import describe
 from .model import Model, read_manifest
-from .types import Corpus, Dataset, Labels, Predictions
+from .types import Corpus, Dataset, Labels, Predictions, told_first
 
 logger = logging.getLogger(__name__)
 
@@ -455,7 +455,7 @@ class _Meeting:
                                     "similarity": float(reason.similarity),
                                     "share": float(reason.share),
                                 }
-                                for reason in found.reasons[i][at[label]][:REASONS]
+                                for reason in told_first(found.reasons[i][at[label]], REASONS)[0]
                             ],
                         }
                         for label in labels

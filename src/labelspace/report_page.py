@@ -380,6 +380,12 @@ def _examples(runs: list[Run]) -> str:
     )
 
 
+def _strength(reason: dict[str, Any]) -> str:
+    if reason["kind"] == "words":
+        return f"times {math.exp(reason['similarity']):.2f}"
+    return f"similarity {reason['similarity']:.2f}"
+
+
 def _example(one: dict[str, Any]) -> str:
     missed = [label for label in one["true"] if not label["found"]]
     items = []
@@ -391,8 +397,7 @@ def _example(one: dict[str, Any]) -> str:
             f'<li><span class="number">{reason["share"]:.3f}</span> '
             f"<span>{reason['kind']} "
             f"<bdi>{escape(reason['text']) or escape(reason['id'])}</bdi> "
-            f'<span class="soft">{"evidence" if reason["kind"] == "words" else "similarity"} '
-            f"{reason['similarity']:.2f}</span></span></li>"
+            f'<span class="soft">{_strength(reason)}</span></span></li>'
             for reason in label["why"]
         )
         more = label["keys"] - len(label["why"])

@@ -210,7 +210,7 @@ class Reason:
             classifier.
         id: id of the label or document; of words empty.
         text: its text, or the words that said most.
-        similarity: inner product of query and key; of words the logarithm of how much likelier they make the label.
+        similarity: inner product of query and key; of words the logarithm of what they multiply the votes by.
         share: what the vote adds to the score, below 0 where words lower it; the shares of a label sum to its score.
     """
 
@@ -219,6 +219,17 @@ class Reason:
     text: str
     similarity: float
     share: float
+
+
+def told_first(reasons: Sequence[Reason], most: int) -> tuple[list[Reason], list[Reason]]:
+    """Reasons of a label that are shown, and the keys that are only counted.
+
+    Args:
+        reasons: largest share first.
+        most: that are shown, at least 1; words are shown beside these wherever they stand.
+    """
+    words = [reason for reason in reasons[most:] if reason.kind == "words"]
+    return [*reasons[:most], *words], [reason for reason in reasons[most:] if reason.kind != "words"]
 
 
 @dataclass(frozen=True, eq=False)

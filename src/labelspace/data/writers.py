@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import DataError, MissingExtraError
-from ..types import Predictions, Reason
+from ..types import Predictions, Reason, told_first
 
 SHOWN_REASONS = 3
-"""Keys that are shown for a label in a table."""
+"""Reasons that are shown for a label in a table, at least."""
 SHOWN_WIDTH = 70
 """Characters of a key's text that are shown there."""
 
@@ -42,14 +43,14 @@ def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) ->
 
 
 def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
-    for reason in reasons[:SHOWN_REASONS]:
+    shown, rest = told_first(reasons, SHOWN_REASONS)
+    for reason in shown:
         text = textwrap.shorten(reason.text, SHOWN_WIDTH, placeholder="...")
         where = f"{reason.kind} {_one_line(reason.id)}, similarity {reason.similarity:.3f}"
         if reason.kind == "words":
-            where = f"words, evidence {reason.similarity:.3f}"
+            where = f"words, times {math.exp(reason.similarity):.3f}"
         _write(stream, f"            {reason.share:8.4f}  {text}  ({where})\n")
-    if len(reasons) > SHOWN_REASONS:
-        rest = reasons[SHOWN_REASONS:]
+    if rest:
         stream.write(
             f"            {sum(r.share for r in rest):8.4f}  {len(rest)} more key{'s' if len(rest) > 1 else ''}\n"
         )

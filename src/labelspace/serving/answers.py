@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..types import Reason
+from ..types import Reason, told_first
 from .worker import Answer
 
 REASON_TEXT = 500
@@ -38,11 +38,10 @@ def labels_of(answer: Answer, threshold: float | None = None, reasons: int = 10)
             label["probability"] = None if probability is None else short(probability)
             label["why"] = label["more"] = None
             if predictions.reasons is not None:
-                told = predictions.reasons[rows.start + row][place]
-                label["why"] = [_reason(reason) for reason in told[:reasons]]
-                if told[reasons:]:
-                    left = sum(reason.share for reason in told[reasons:])
-                    label["more"] = {"keys": len(told) - reasons, "share": short(left)}
+                told, left = told_first(predictions.reasons[rows.start + row][place], reasons)
+                label["why"] = [_reason(reason) for reason in told]
+                if left:
+                    label["more"] = {"keys": len(left), "share": short(sum(reason.share for reason in left))}
             labels.append(label)
         found.append(labels)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from importlib.resources import files
 from typing import Any
@@ -120,6 +121,7 @@ def _shown(labels: list[dict[str, Any]], threshold: float) -> list[dict[str, Any
             continue
         share = value if label["probability"] is not None else value / max(best, 1e-9)
         for reason in label["why"]:
+            reason["times"] = math.exp(reason["similarity"]) if reason["kind"] == "words" else None
             reason["width"] = _percent(reason["share"] / max(label["score"], 1e-9))
         kept.append({**label, "value": value, "width": _percent(share)})
     return kept

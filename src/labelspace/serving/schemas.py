@@ -59,9 +59,9 @@ class Reason(BaseModel):
     id: str = Field(description="Of the label or document; of words empty.")
     text: str = Field(description="Its text; of a long one the first 500 characters.")
     similarity: float = Field(
-        description="Inner product of query and key; of words the logarithm of how much likelier they make the label."
+        description="Inner product of query and key; of words the logarithm of what they multiply the votes by."
     )
-    share: float = Field(description="What its vote added to the score.")
+    share: float = Field(description="What its vote added to the score; below 0 where words lowered it.")
 
 
 class More(BaseModel):
