@@ -128,6 +128,11 @@ class Voting:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
 
+    @property
+    def judged(self) -> bool:
+        """Whether a linear classifier, where there is one, changes the votes."""
+        return self.scoring == "votes" and (self.linear_strength > 0 or self.linear_base > 0)
+
     def depths(self) -> tuple[int, int]:
         """Label keys and document keys to look for."""
         sides = (self.label_depth, self.document_depth) if self.search == "two-sided" else (self.depth, self.depth)
@@ -324,8 +329,7 @@ class Memory:
     @property
     def judges(self) -> bool:
         """Whether a linear classifier changes the votes."""
-        changes = self.voting.linear_strength > 0 or self.voting.linear_base > 0
-        return self.linear is not None and changes and self.voting.scoring == "votes"
+        return self.linear is not None and self.voting.judged
 
     def set_linear(self, linear: LinearClassifier | None) -> None:
         """Put another linear classifier beside the keys, or none; it changes no votes before it is weighed.

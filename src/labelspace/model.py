@@ -899,10 +899,15 @@ class Model:
         if len(rows) > documents:
             rows = np.sort(np.random.default_rng(0).choice(len(rows), documents, replace=False))
         if len(rows) < MIN_TUNING or not valid.targets[rows].nnz:
+            dropped = linear is False and self.memory.linear is not None
+            if dropped:
+                self.memory.set_linear(None)
             voting = self.memory.voting
             settled = (grid or Grid()).settled(Voting() if voting.scoring == "similarity" else voting)
-            if settled != voting and (self.memory.n_documents or settled != Voting()):
+            moved = settled != voting and bool(self.memory.n_documents or settled != Voting())
+            if moved:
                 self.memory.voting = settled
+            if moved or dropped:
                 self.info.pop("tuning", None)
                 self._note("tune", [])
             logger.warning(
@@ -911,9 +916,6 @@ class Model:
             )
             if linear:
                 logger.warning("no linear classifier is learned, since how much it counts is tuned")
-            elif linear is False and self.memory.linear is not None:
-                self.memory.set_linear(None)
-                self._note("tune", [])
             return None
         texts = [valid.texts[i] for i in rows.tolist()]
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
@@ -1266,7 +1268,7 @@ class Model:
             at = keys.find(name)
             if at is None or name in seen:
                 there = (key for s in keys.segments for key in s.ids if keys.find(key) is not None)
-                known = list(itertools.islice(there, 50_000))
+                known = itertools.islice(there, 50_000)
                 near = difflib.get_close_matches(str(name), known, n=3) if at is None else []
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
                 what = "is given twice" if name in seen else f"is not in the model{hint}"

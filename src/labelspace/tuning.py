@@ -656,16 +656,16 @@ def render(tuned: dict[str, Any]) -> str:
 
 def _lines(tuned: dict[str, Any]) -> Iterator[str]:
     yield f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent"
-    judged = any(tuned["voting"].get(name) for name in ("linear_strength", "linear_base"))
+    voting = Voting(**tuned["voting"])
     yield (
         f"settings that none beats in both P and PSP, the most precise first; * was chosen for {tuned['objective']}"
-        + (", and is shown with the linear classifier, all others without" if judged else "")
+        + (", and is shown with the linear classifier, all others without" if voting.judged else "")
     )
     names = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5", "R@100")
     yield "  " + "".join(f"{name:>7}" for name in names) + "  settings"
-    chosen = {"settings": _relevant(Voting(**tuned["voting"])), **tuned["metrics"]}
+    chosen = {"settings": _relevant(voting), **tuned["metrics"]}
     rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
     for row in rows:
-        shown = _flags(row["settings"]) + (" --linear" if judged and row == chosen else "")
+        shown = _flags(row["settings"]) + (" --linear" if voting.judged and row == chosen else "")
         figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
         yield f"{'*' if row == chosen else ' '} {figures}  {shown}"
