@@ -333,6 +333,11 @@ def main() -> None:
         texts = Texts(given.folder)
     try:
         scores, settings, versions = METHODS[given.name](texts, clock, given, scratch)
+    except ModuleNotFoundError as error:
+        wanted = "pip install 'labelspace[bench]'" if given.name == "sentence-transformers" else "see its row in rows/"
+        raise SystemExit(
+            f"{given.name} needs the package {error.name}, which {sys.executable} lacks: {wanted}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if not math.isfinite(float(np.abs(scores.data).sum())):

@@ -38,6 +38,7 @@ ROWS = [
     {"gradcache", "data.batches", "negatives", "checkpoint", "tuning"},
     {"heads", "pools", "trainer", "info", "quickstart"},
     {"towers"},
+    {"manifest"},
     {"model"},
     {"joining"},
     {"report"},

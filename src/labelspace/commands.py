@@ -414,7 +414,8 @@ def calibrate(
         auto, cpu, cuda or mps.
     """
     from .evaluation import threshold_lines
-    from .model import Model, require_changeable
+    from .manifest import require_changeable
+    from .model import Model
 
     require_changeable(model, ", or calibrate a copy of it")
     opened = Model.load(model, device)
@@ -598,7 +599,7 @@ def report(
     if data is None and (split != "auto" or documents is not None):
         raise SettingsError("--split and --documents say what to measure on; add --data DATA")
     from .files import atomic_file
-    from .model import read_manifest
+    from .manifest import read_manifest
     from .report import measure
     from .report_page import render
 

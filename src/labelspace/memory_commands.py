@@ -89,7 +89,8 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .model import Model, require_changeable, require_free
+    from .manifest import require_changeable, require_free
+    from .model import Model
     from .tuning import Grid, described, parse_objective, render
 
     parse_objective(objective)
@@ -155,7 +156,8 @@ def join(
         auto, cpu, cuda or mps.
     """
     from .joining import join as joined
-    from .model import Model, require_free
+    from .manifest import require_free
+    from .model import Model
     from .tuning import described, parse_objective, render
 
     if len(models) < 2:
@@ -397,7 +399,8 @@ def index(
         Of the draw of documents.
     """
     from .data import read_texts
-    from .model import Model, require_changeable
+    from .manifest import require_changeable
+    from .model import Model
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
@@ -443,7 +446,8 @@ def compact(model: Path, *, output: Output = Output()) -> None:
 
 def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
     """A model that shall be changed, or only looked at."""
-    from .model import Model, require_changeable
+    from .manifest import require_changeable
+    from .model import Model
 
     if change:
         require_changeable(model, ", or change a copy of it")

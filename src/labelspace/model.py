@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import hashlib
 import itertools
 import json
 import logging
@@ -37,11 +36,21 @@ from .indexes import require_graph
 from .keys import Keys, Segment, digest
 from .linear import LinearClassifier
 from .machine import bf16_pays, require_memory
+from .manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    checking,
+    is_model,
+    read_manifest,
+    remove_others,
+    require_writable,
+    stamp_of,
+    write_manifest,
+)
 from .memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
 from .strings import Strings
 from .towers import Tower
-from .towers import names as tower_files
 from .trainer import device_of
 from .tuning import (
     DEFAULT_OBJECTIVE,
@@ -60,9 +69,6 @@ from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "labelspace model", 3
-HASH_UP_TO = 1 << 28
-"""Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
 MIN_TUNING = 20
 """With fewer validation documents than this nothing is tuned."""
 PATIENCE = 5.0
@@ -1376,7 +1382,7 @@ class Model:
             self._save_changes()
             return
         path = Path(path).expanduser()
-        if self.folder is not None and path.resolve() == self.folder and _is_model(path):
+        if self.folder is not None and path.resolve() == self.folder and is_model(path):
             with folder_lock(self.folder):
                 if read_manifest(self.folder)["revision"] != self._revision:
                     raise ModelError(f"{self.folder} was changed by another since it was opened; open it again")
@@ -1404,9 +1410,9 @@ class Model:
                 **joined,
                 **self._described(entry),
                 **({} if self.calibration is None else {"calibration": self.calibration.as_dict()}),
-                "files": {f.relative_to(folder).as_posix(): _stamp(f) for f in parts},
+                "files": {f.relative_to(folder).as_posix(): stamp_of(f) for f in parts},
             }
-            _write_manifest(folder / "manifest.json", manifest)
+            write_manifest(folder / "manifest.json", manifest)
         self.memory, self.folder, self._revision = memory, path.resolve(), 1
 
     def _described(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -1444,24 +1450,24 @@ class Model:
                         known = old.get(f"memory/{name}")
                         if known is None:
                             finish(place / name)
-                        files[f"memory/{name}"] = known or _stamp(place / name)
+                        files[f"memory/{name}"] = known or stamp_of(place / name)
                     sync(place)
                     manifest.update(self._described(entry), revision=self._revision + 1, files=files)
                     manifest.pop("calibration", None)
                     if self.calibration is not None:
                         manifest["calibration"] = self.calibration.as_dict()
                     with atomic_file(self.folder / "manifest.json") as part:
-                        _write_manifest(part, manifest)
+                        write_manifest(part, manifest)
             except BaseException:
                 for segment, *names in before:
                     segment.file, segment.graph_file = names
                 self.memory.linear_file = linear_before
                 with contextlib.suppress(ModelError):
                     if read_manifest(self.folder)["revision"] == self._revision:
-                        _remove_others(place, old)
+                        remove_others(place, old)
                 raise
             self._revision += 1
-            _remove_others(place, files)
+            remove_others(place, files)
 
     def save_calibration(self, path: str | Path) -> None:
         """Write the calibration into the folder of this model, whose other files stay as they are.
@@ -1483,7 +1489,7 @@ class Model:
         if self.calibration is not None:
             manifest["calibration"] = self.calibration.as_dict()
         with atomic_file(file) as part:
-            part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_manifest(part, manifest)
 
     @classmethod
     def load(
@@ -1536,34 +1542,12 @@ class Model:
             manifest["memory"].pop("graphs", None)
             for name in own_graphs:
                 del manifest["files"][name]
-        small_first = sorted(manifest["files"].items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
-        ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
-        stamps = {
-            name: stamp if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
-            for (name, stamp), end in zip(small_first, ends, strict=True)
-        }
-
-        def check(names: Iterable[str]) -> None:
-            for name in names:
-                file, known = folder / name, stamps[name]
-                again = f"make it again: labelspace index {folder} --kind hnsw" if name in own_graphs else ""
-                try:
-                    found = _stamp(file, known=known)
-                except OSError as error:
-                    again = again or "the model folder is incomplete, copy or train it again"
-                    raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
-                if found != known:
-                    raise ModelError(
-                        f"{file} is damaged: it is not the file that was saved "
-                        f"({found['bytes']} bytes, {known['bytes']} expected); "
-                        f"{again or 'copy or train the model again'}"
-                    )
-
+        check = checking(folder, manifest["files"], own_graphs)
         place = device_of(device)
-        mutable = [name for name in stamps if name.startswith("memory/")]
+        mutable = [name for name in manifest["files"] if name.startswith("memory/")]
         check(mutable)  # these first, and opened at once: other processes may replace them at any time
         memory = Memory.open(folder / "memory", manifest["memory"], str(place))
-        check(name for name in stamps if name not in mutable)
+        check(name for name in manifest["files"] if name not in mutable)
         labels = memory.labels
         if len(labels) != manifest["labels"]:
             raise ModelError(f"{folder} is damaged: it has {len(labels)} labels, its manifest {manifest['labels']}")
@@ -1587,137 +1571,6 @@ class Model:
             raise ModelError(f"{folder}: the parts of the model do not fit together: {error}") from error
         model.folder, model._revision, model.history = folder.resolve(), manifest["revision"], manifest["history"]
         return model
-
-
-def require_writable(path: str | Path) -> None:
-    """Refuse to replace anything but a labelspace model or an empty folder.
-
-    Args:
-        path: where a model shall be written.
-
-    Raises:
-        ModelError: something else is there.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not _is_model(folder):
-        raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{folder} is a file; choose a folder to write the model to")
-    parent = next(p for p in folder.resolve().parents if p.exists())
-    if not parent.is_dir():
-        raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
-
-
-def require_free(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse to write a model where one is, unless that is asked for.
-
-    Args:
-        path: where a model shall be written.
-        overwrite: whether a model there may be replaced; anything else never is.
-
-    Raises:
-        ModelError: something is there.
-    """
-    require_writable(path)
-    if not overwrite and _is_model(Path(path).expanduser()):
-        raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
-
-
-def require_changeable(folder: str | Path, remedy: str = "") -> None:
-    """Refuse to change a model's folder that cannot be written to, before anything is computed.
-
-    Args:
-        folder: of the model.
-        remedy: what else can be done about it.
-
-    Raises:
-        ModelError: not a model folder, or one that cannot be written to.
-    """
-    place = Path(folder).expanduser()
-    read_manifest(place)
-    for part in (place, place / "memory"):
-        if not os.access(part, os.W_OK | os.X_OK):
-            raise ModelError(f"{place} cannot be changed: {part} cannot be written to; make it writable{remedy}")
-
-
-def _is_model(folder: Path) -> bool:
-    """Whether a folder's manifest says that it is a labelspace model, of whatever version."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a model's folder, without opening the model.
-
-    Args:
-        folder: the folder.
-
-    Raises:
-        ModelError: not a model folder, a damaged manifest, or one of a later version.
-    """
-    file = folder / "manifest.json"
-    if not folder.exists():
-        raise ModelError(f"there is no model at {folder}: no such folder")
-    if not file.is_file():
-        raise ModelError(f"{folder} is not a labelspace model: it has no manifest.json")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{file} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "format_version" not in manifest:
-        raise ModelError(f"{folder} is not a labelspace model: its manifest.json is of another kind")
-    version = manifest["format_version"]
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{folder} has model format {version}, written by labelspace {manifest.get('labelspace_version', '?')}; "
-            f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
-        )
-    kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
-    kinds |= {"history": list, "revision": int, "documents": int}
-    # without "encoder" texts are cut at their head, and only models with heads have those
-    kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
-    kinds.update({name: list for name in ("joined", "shares") if name in manifest})
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    if wrong:
-        raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
-    try:
-        own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
-    entries = [manifest, *manifest.get("joined", [])]
-    for number, entry in enumerate(entries, 1):
-        encoder, heads = tower_files(number)
-        own += [f"{encoder}/modules.json", *([heads] if "heads" in entry else [])]
-    lost = [name for name in own if name not in manifest["files"]]
-    if lost:
-        raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
-    return manifest
-
-
-def _remove_others(place: Path, files: Iterable[str]) -> None:
-    """Remove files of a memory that its manifest does not name, and what a change that was killed left."""
-    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
-    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
-        with contextlib.suppress(OSError):
-            file.unlink()
-
-
-def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
-    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _stamp(file: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Size and SHA-256 of a file; its content is read only if that can tell more than its size does."""
-    size = file.stat().st_size
-    if known is not None and (known.get("bytes") != size or "sha256" not in known) or size > HASH_UP_TO:
-        return {"bytes": size}
-    with file.open("rb") as stream:
-        return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _targets_in(targets: sp.csr_array, place: npt.NDArray[np.int64], n_labels: int) -> sp.csr_array:

@@ -24,7 +24,8 @@ from .config import RECIPES, to_dict
 from .data import require_texts
 from .errors import ModelError, SettingsError
 from .info import describe
-from .model import Model, read_manifest
+from .manifest import read_manifest
+from .model import Model
 from .types import Corpus, Dataset, Labels, Predictions, told_first
 
 logger = logging.getLogger(__name__)

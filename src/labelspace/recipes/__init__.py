@@ -95,7 +95,7 @@ def train(
         return learn(data, resolved, None, started)
 
     from ..checkpoint import Checkpoints
-    from ..model import require_writable
+    from ..manifest import require_writable
 
     out = Path(out).expanduser().resolve()
     require_writable(out)
@@ -133,7 +133,7 @@ def require_place(out: str | Path | None, resume: str | Path | None, overwrite: 
     if out is None or resume is not None:
         return
     from ..checkpoint import Checkpoints
-    from ..model import require_free
+    from ..manifest import require_free
 
     checkpoints = Checkpoints(Path(out).expanduser().resolve())
     if checkpoints.step is not None and not overwrite:

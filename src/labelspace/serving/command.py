@@ -86,7 +86,8 @@ def serve(
     _require_packages()
     import uvicorn
 
-    from ..model import Model, read_manifest
+    from ..manifest import read_manifest
+    from ..model import Model
     from .app import make_app
     from .http import json_protocol
     from .service import Settings

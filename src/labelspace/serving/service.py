@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
-from ..model import Model, read_manifest
+from ..manifest import read_manifest
+from ..model import Model
 from .http import RefusedError
 from .labels import LabelSearch
 from .schemas import ErrorAnswer

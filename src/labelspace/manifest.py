@@ -1,0 +1,211 @@
+"""The manifest of a model's folder: read and checked, written, and what may be written where."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import ModelError
+from .memory import Memory
+from .towers import names as tower_files
+
+FORMAT, FORMAT_VERSION = "labelspace model", 3
+HASH_UP_TO = 1 << 28
+"""Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse to replace anything but a labelspace model or an empty folder.
+
+    Args:
+        path: where a model shall be written.
+
+    Raises:
+        ModelError: something else is there.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir() and any(folder.iterdir()) and not is_model(folder):
+        raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{folder} is a file; choose a folder to write the model to")
+    parent = next(p for p in folder.resolve().parents if p.exists())
+    if not parent.is_dir():
+        raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ModelError(f"{folder} cannot be made: {parent} cannot be written to; choose another folder to write to")
+
+
+def require_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse to write a model where one is, unless that is asked for.
+
+    Args:
+        path: where a model shall be written.
+        overwrite: whether a model there may be replaced; anything else never is.
+
+    Raises:
+        ModelError: something is there.
+    """
+    require_writable(path)
+    if not overwrite and is_model(Path(path).expanduser()):
+        raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
+
+
+def require_changeable(folder: str | Path, remedy: str = "") -> None:
+    """Refuse to change a model's folder that cannot be written to, before anything is computed.
+
+    Args:
+        folder: of the model.
+        remedy: what else can be done about it.
+
+    Raises:
+        ModelError: not a model folder, or one that cannot be written to.
+    """
+    place = Path(folder).expanduser()
+    read_manifest(place)
+    for part in (place, place / "memory"):
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise ModelError(f"{place} cannot be changed: {part} cannot be written to; make it writable{remedy}")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder's manifest says that it is a labelspace model, of whatever version.
+
+    Args:
+        folder: any.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a model's folder, without opening the model.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        ModelError: not a model folder, a damaged manifest, or one of a later version.
+    """
+    file = folder / "manifest.json"
+    if not folder.exists():
+        raise ModelError(f"there is no model at {folder}: no such folder")
+    if not file.is_file():
+        raise ModelError(f"{folder} is not a labelspace model: it has no manifest.json")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "format_version" not in manifest:
+        raise ModelError(f"{folder} is not a labelspace model: its manifest.json is of another kind")
+    version = manifest["format_version"]
+    if version != FORMAT_VERSION:
+        raise ModelError(
+            f"{folder} has model format {version}, written by labelspace {manifest.get('labelspace_version', '?')}; "
+            f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
+        )
+    kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
+    kinds |= {"history": list, "revision": int, "documents": int}
+    # without "encoder" texts are cut at their head, and only models with heads have those
+    kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
+    kinds.update({name: list for name in ("joined", "shares") if name in manifest})
+    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    if wrong:
+        raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
+    try:
+        own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
+    entries = [manifest, *manifest.get("joined", [])]
+    for number, entry in enumerate(entries, 1):
+        encoder, heads = tower_files(number)
+        own += [f"{encoder}/modules.json", *([heads] if "heads" in entry else [])]
+    lost = [name for name in own if name not in manifest["files"]]
+    if lost:
+        raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
+    return manifest
+
+
+def checking(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], graphs: Collection[str]
+) -> Callable[[Iterable[str]], None]:
+    """What compares files of a model with those that were saved: the smallest by content, the others by size.
+
+    Args:
+        folder: of the model.
+        files: size and SHA-256 by name, as the manifest has them.
+        graphs: names of files that can be made again.
+
+    Returns:
+        A function of names; it raises `ModelError` for a file that is missing or another.
+    """
+    small_first = sorted(files.items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
+    ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
+    stamps = {
+        name: dict(stamp) if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
+        for (name, stamp), end in zip(small_first, ends, strict=True)
+    }
+
+    def check(names: Iterable[str]) -> None:
+        for name in names:
+            file, known = folder / name, stamps[name]
+            again = f"make it again: labelspace index {folder} --kind hnsw" if name in graphs else ""
+            try:
+                found = stamp_of(file, known=known)
+            except OSError as error:
+                again = again or "the model folder is incomplete, copy or train it again"
+                raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
+            if found != known:
+                raise ModelError(
+                    f"{file} is damaged: it is not the file that was saved "
+                    f"({found['bytes']} bytes, {known['bytes']} expected); "
+                    f"{again or 'copy or train the model again'}"
+                )
+
+    return check
+
+
+def remove_others(place: Path, files: Iterable[str]) -> None:
+    """Remove files of a memory that its manifest does not name, and what a change that was killed left.
+
+    Args:
+        place: the folder of the memory.
+        files: names that the manifest has.
+    """
+    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def write_manifest(file: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest.
+
+    Args:
+        file: where; to be put in its place by whoever asks.
+        manifest: its entries, JSON.
+    """
+    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def stamp_of(file: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of a file; its content is read only if that can tell more than its size does.
+
+    Args:
+        file: the file.
+        known: what it is compared with; None where nothing is known.
+    """
+    size = file.stat().st_size
+    if known is not None and (known.get("bytes") != size or "sha256" not in known) or size > HASH_UP_TO:
+        return {"bytes": size}
+    with file.open("rb") as stream:
+        return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
