@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import labelspace as ls
+from labelspace.errors import LabelspaceError
 from labelspace.files import atomic_file
 from labelspace.memory import Memory
 
@@ -136,8 +137,6 @@ def measured(model: ls.Model, data: ls.Dataset) -> dict[str, float]:
 
 def distilling(data: ls.Dataset, given: argparse.Namespace) -> Iterator[Row]:
     """Rows of a student with and without a teacher."""
-    if given.teacher is None:
-        raise SystemExit("distilling needs --teacher, the folder of a trained model of the same labels")
     begun = time.monotonic()
     taught = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=lessons(data, given.teacher)))
     teaching = time.monotonic() - begun
@@ -213,6 +212,8 @@ def main() -> None:
     parser.add_argument("--conditions", default="")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if given.study == "distilling" and given.teacher is None:
+        parser.error("distilling needs --teacher, the folder of a trained model of the same labels")
     flags = {"averaging": ["epochs"], "texts": [], "distilling": ["minutes"]}[given.study]
     command = f"python benchmarks/improvements.py {given.study} DATA"
     command += "".join(f" --{name} {getattr(given, name):g}" for name in flags)
@@ -239,4 +240,7 @@ def shown(row: Row) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LabelspaceError as error:
+        sys.exit(str(error))

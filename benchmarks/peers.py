@@ -326,6 +326,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=5e-5)
     given = parser.parse_args()
+    if not (given.folder / "train.txt").is_file():
+        parser.error(
+            f"{given.folder} has no train.txt: FOLDER is what `study.py run` makes of a data set, texts-NAME in WORK"
+        )
     clock, scratch = Clock(), given.out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
