@@ -1072,7 +1072,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         given.do(given)
-    except LabelspaceError as error:
+    except (LabelspaceError, OSError, tomllib.TOMLDecodeError) as error:
         raise SystemExit(f"study: {error}") from None
 
 

@@ -198,6 +198,9 @@ def test_foreign_folders_are_refused(tmp_path: Path, tiny_transformer: Path) -> 
         {"info": None},
         {"dimensions": "wide"},
         {"encoder": "static"},
+        {"files": {"memory/labels-1.safetensors": None}},
+        {"files": {"memory/labels-1.safetensors": {"bytes": "97"}}},
+        {"joined": [1]},
     ],
 )
 def test_manifests_of_another_shape_are_refused(saved: Path, change: dict[str, object]) -> None:
@@ -205,6 +208,30 @@ def test_manifests_of_another_shape_are_refused(saved: Path, change: dict[str, o
     (saved / "manifest.json").write_text(json.dumps({**manifest, **change}))
     with pytest.raises(ls.ModelError, match=r"manifest.json is damaged"):
         ls.Model.load(saved)
+
+
+def test_a_manifest_nested_too_deep_is_refused(saved: Path) -> None:
+    (saved / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ls.ModelError, match=r"manifest.json is damaged"):
+        ls.Model.load(saved)
+
+
+def test_a_model_with_another_one_inside_is_not_replaced(model: ls.Model, saved: Path) -> None:
+    model.save(saved / "sub")
+    before = files_of(saved)
+    with pytest.raises(ls.ModelError, match=r"holds another model, .*sub; move that first"):
+        model.save(saved)
+    assert files_of(saved) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_not_replaced(model: ls.Model, saved: Path) -> None:
+    saved.chmod(0o555)
+    try:
+        with pytest.raises(ls.ModelError, match="cannot be written to"):
+            model.save(saved)
+    finally:
+        saved.chmod(0o755)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -28,13 +28,18 @@ def require_writable(path: str | Path) -> None:
         path: where a model shall be written.
 
     Raises:
-        ModelError: something else is there.
+        ModelError: something else is there, a folder that cannot be written to, or one with another model inside.
     """
     folder = Path(path).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not is_model(folder):
         raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file; choose a folder to write the model to")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise ModelError(f"{folder} cannot be written to; make it writable, or choose another folder to write to")
+    inside = sorted(file.parent for file in folder.glob("*/manifest.json") if is_model(file.parent))
+    if inside:
+        raise ModelError(f"{folder} holds another model, {inside[0]}; move that first, or choose another folder")
     parent = next(p for p in folder.resolve().parents if p.exists())
     if not parent.is_dir():
         raise ModelError(f"{folder} cannot be made: {parent} is a file; choose another folder to write to")
@@ -82,7 +87,7 @@ def is_model(folder: Path) -> bool:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
@@ -103,7 +108,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is not a labelspace model: it has no manifest.json")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror}); make it readable") from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "format_version" not in manifest:
         raise ModelError(f"{folder} is not a labelspace model: its manifest.json is of another kind")
@@ -119,6 +126,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
     kinds.update({name: list for name in ("joined", "shares") if name in manifest})
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    if "files" not in wrong and not all(
+        isinstance(stamp, dict) and isinstance(stamp.get("bytes"), int) for stamp in manifest["files"].values()
+    ):
+        wrong.append("files")
+    if "joined" not in wrong and not all(isinstance(entry, dict) for entry in manifest.get("joined", [])):
+        wrong.append("joined")
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
     try:
