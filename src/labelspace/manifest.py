@@ -161,10 +161,10 @@ def checking(
     Returns:
         A function of names; it raises `ModelError` for a file that is missing or another.
     """
-    small_first = sorted(files.items(), key=lambda item: (item[1].get("bytes", 0), item[0]))
-    ends = itertools.accumulate(stamp.get("bytes", 0) for _, stamp in small_first)
+    small_first = sorted(files.items(), key=lambda item: (item[1]["bytes"], item[0]))
+    ends = itertools.accumulate(stamp["bytes"] for _, stamp in small_first)
     stamps = {
-        name: dict(stamp) if end <= HASH_UP_TO else {"bytes": stamp.get("bytes")}
+        name: dict(stamp) if end <= HASH_UP_TO else {"bytes": stamp["bytes"]}
         for (name, stamp), end in zip(small_first, ends, strict=True)
     }
 
@@ -218,7 +218,7 @@ def stamp_of(file: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
         known: what it is compared with; None where nothing is known.
     """
     size = file.stat().st_size
-    if known is not None and (known.get("bytes") != size or "sha256" not in known) or size > HASH_UP_TO:
+    if known is not None and (known["bytes"] != size or "sha256" not in known) or size > HASH_UP_TO:
         return {"bytes": size}
     with file.open("rb") as stream:
         return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
