@@ -342,7 +342,7 @@ def test_low_precision_products_err_no_more_than_the_plain_ones(
     hidden = torch.stack([torch.arange(60), 400 - torch.arange(60)])
 
     def run(function: object, dtype: torch.dtype, low: torch.dtype | None) -> list[torch.Tensor]:
-        q, k = queries.to(dtype).requires_grad_(), keys.to(dtype).requires_grad_()
+        q, k = queries.to(dtype, copy=True).requires_grad_(), keys.to(dtype, copy=True).requires_grad_()
         value = function(form, q, k, pairs, temperature=temperature, hidden=hidden, dtype=low)  # type: ignore[operator]
         value.backward()
         assert q.grad is not None and k.grad is not None
@@ -354,6 +354,34 @@ def test_low_precision_products_err_no_more_than_the_plain_ones(
     for t, p, f in zip(truth, plain, fast, strict=True):
         error = float((f - t).norm() / t.norm())
         assert error <= float((p - t).norm() / t.norm()) * 1.1 + 1e-3
+
+
+@pytest.mark.parametrize("name", ["decoupled_softmax", "softmax", "supcon", "balanced", "soft_top_k"])
+@pytest.mark.parametrize("length", [1.0, 15.0])
+def test_logits_of_long_vectors_are_not_rounded(name: str, length: float) -> None:
+    """Raw vectors at temperature 1: products in bf16 would round logits near 225 by up to a half."""
+    g = torch.Generator().manual_seed(0)
+    queries, keys = (
+        length * torch.nn.functional.normalize(torch.randn(count, 64, generator=g), dim=1) for count in (64, 3000)
+    )
+    pairs = torch.stack([torch.arange(64).repeat_interleave(3), torch.randperm(3000, generator=g)[:192]])
+    form = losses.closed_form(name, **({"k": 5} if name == "soft_top_k" else {}))
+
+    def gradients(function: object, dtype: torch.dtype, low: torch.dtype | None) -> list[torch.Tensor]:
+        q, k = queries.to(dtype, copy=True).requires_grad_(), keys.to(dtype, copy=True).requires_grad_()
+        temperature = 1.0 if length > 1 else 0.05
+        function(form, q, k, pairs, temperature=temperature, dtype=low).backward()  # type: ignore[operator]
+        assert q.grad is not None and k.grad is not None
+        return [q.grad, k.grad]
+
+    truth = gradients(linear_loss_plain, torch.float64, None)
+    fast = gradients(linear_loss, torch.float32, torch.bfloat16)
+    plain = gradients(linear_loss, torch.float32, None)
+    for t, f, p in zip(truth, fast, plain, strict=True):
+        if length > 1:
+            assert torch.equal(f, p) and float((f - t).norm() / t.norm()) < 1e-3
+        else:  # the products are in bf16 as before
+            assert not torch.equal(f, p) and float((f - t).norm() / t.norm()) < 1e-2
 
 
 def test_nothing_of_a_step_is_left_when_it_is_over() -> None:
