@@ -149,6 +149,19 @@ def test_dropout_draws_in_the_attention(tiny_transformer: Path) -> None:
     assert torch.equal(encoder(tokens), encoder(tokens))
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_the_own_dropout_of_a_model_can_be_kept(kind: str, tiny_transformer: Path, tmp_path: Path) -> None:
+    """The papers train with it; otherwise it is set to 0, everywhere."""
+    encoder_of(kind, tiny_transformer, tmp_path).save(tmp_path / "saved")
+    tokens = random_tokens([4, 4, 9], 2)
+    for dropout, expected in (("own", 0.1), (0.0, 0.0), (0.3, 0.3)):
+        encoder = open_encoder(str(tmp_path / "saved"), dropout=dropout).train()  # type: ignore[arg-type]
+        assert isinstance(encoder, TransformerEncoder) and encoder.own_dropout == 0.1
+        layers = [module.p for module in encoder.transformer.modules() if isinstance(module, torch.nn.Dropout)]
+        assert len(layers) > 4 and set(layers) == {expected}
+        assert torch.equal(encoder(tokens), encoder(tokens)) is (expected == 0)
+
+
 def test_what_cannot_be_packed_is_refused_or_padded(tiny_transformer: Path, tmp_path: Path) -> None:
     encoder = encoder_of("bert", tiny_transformer, tmp_path)
     with pytest.raises(SettingsError, match="packed attention is for bert.* with mean or cls pooling"):

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,7 @@ def open_encoder(
     pooling: str | None = None,
     projection: int | None = None,
     normalize: bool | None = None,
-    dropout: float = 0.0,
+    dropout: float | Literal["own"] = 0.0,
     attention: str = "auto",
     max_tokens: int | None = None,
     long_documents: LongDocuments | None = None,
@@ -135,7 +135,7 @@ def open_encoder(
         pooling: ``mean`` or ``cls``; None keeps the model's own.
         projection: dimensions of an added linear layer; None for none.
         normalize: unit vectors or not; None keeps the model's own choice.
-        dropout: dropout probability of a transformer.
+        dropout: dropout probability of a transformer; ``own`` keeps the model's.
         attention: ``auto``, ``eager`` or ``sdpa``.
         max_tokens: cut texts here; None for the model's own limit.
         long_documents: ``head``, ``head+tail`` or ``chunks``; None as a labelspace model was saved, else ``head``.

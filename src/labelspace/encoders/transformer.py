@@ -42,9 +42,12 @@ class TransformerEncoder(Encoder):
         pooling: ``mean`` or ``cls`` replaces the model's own pooling; None keeps it.
         projection: dimensions of a linear layer put after the pooling; None for none.
         normalize: add or remove the L2 normalisation; None keeps the model's own choice.
-        dropout: dropout probability set throughout the transformer.
+        dropout: dropout probability set throughout the transformer; ``own`` keeps the model's.
         attention: attention back-end.
         max_tokens: cut texts here; None for the model's own limit.
+
+    Attributes:
+        own_dropout: highest dropout probability that the model came with.
 
     Raises:
         SettingsError: a tokenizer that is not a fast one, a limit beyond the model's positions, or packed attention for
@@ -58,7 +61,7 @@ class TransformerEncoder(Encoder):
         pooling: Literal["mean", "cls"] | None = None,
         projection: int | None = None,
         normalize: bool | None = None,
-        dropout: float = 0.0,
+        dropout: float | Literal["own"] = 0.0,
         attention: Attention = "auto",
         max_tokens: int | None = None,
     ):
@@ -102,9 +105,10 @@ class TransformerEncoder(Encoder):
         self._first_position = 0
         if packed.PLACED.get(kind):
             self._first_position = int(transformer.auto_model.embeddings.padding_idx) + 1
-        for module in self.stages.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
+        layers = [module for module in self.stages.modules() if isinstance(module, nn.Dropout)]
+        self.own_dropout = max((layer.p for layer in layers), default=0.0)
+        for layer in layers:
+            layer.p = layer.p if dropout == "own" else dropout
         self.stages.float()
         backend = getattr(transformer.tokenizer, "backend_tokenizer", None)
         if backend is None:

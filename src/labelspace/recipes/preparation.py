@@ -47,7 +47,10 @@ logger = logging.getLogger(__name__)
 Settings = TypeVar("Settings", DexmlSettings, UnidecSettings, RaexmcSettings)
 Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
 
-READING = ("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language")
+READING = (
+    *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
+    *("valid_fraction", "valid_max"),
+)
 """How data files are read, as far as the settings file repeats it."""
 TUNING_SECONDS = 30.0
 """Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
@@ -86,7 +89,7 @@ def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
         *("base", "vocabulary", "max_words", "frequency_weight", "normalize", "max_tokens", "long_documents"),
         *("max_chunks", "pooling", "projection", "dropout", "attention"),
     )
-    return encoders.make_encoder(
+    encoder = encoders.make_encoder(
         settings.encoder,
         data.train.texts,
         data.labels.texts,
@@ -94,6 +97,12 @@ def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
         **{name: getattr(settings, name) for name in names},
         device=str(device_of(settings.device)),
     )
+    if isinstance(encoder, TransformerEncoder) and encoder.own_dropout and settings.dropout == 0:
+        logger.info(
+            "the encoder was made with a dropout of %g, and is trained without; --dropout own keeps it",
+            encoder.own_dropout,
+        )
+    return encoder
 
 
 def fill_in(settings: Settings, encoder: Encoder) -> Settings:
@@ -524,7 +533,7 @@ def save_run(model: Model, out: Path | None, checkpoints: Checkpoints | None, se
     if out is None or checkpoints is None:
         return
     options = model.info["data"]["options"]
-    how = {k: v for k, v in options.items() if k in READING and isinstance(v, str) and v != "[]"}
+    how = {k: v for k, v in options.items() if k in READING and v is not None and v != "[]"}
     records = {
         "settings.toml": to_toml(settings, model.info["recipe"], how),
         "log.jsonl": checkpoints.log.read_text(encoding="utf-8"),
