@@ -126,6 +126,8 @@ VOTINGS = [
     Voting(search="joint", depth=8, weight=0.5, softmax="apart", votes="normalized"),
     Voting(label_depth=5, weight=0.0),
     Voting(document_depth=5, weight=1.0),
+    Voting(search="joint", depth=8, weight=1.0),
+    Voting(search="joint", depth=8, weight=1.0, softmax="apart"),
     Voting(scoring="similarity"),
 ]
 
@@ -183,7 +185,7 @@ def dense(
         return {j: similarity for similarity, _, j in labels}
     if voting.weight == 0:
         documents = []
-    if voting.weight == 1:
+    if voting.weight == 1 and voting.search == "two-sided":
         labels = []
     if voting.search == "joint":
         near = sorted(labels + documents, reverse=True)[: voting.depth]
@@ -196,9 +198,9 @@ def dense(
     scores: dict[int, float] = {}
     for s, kind, i in near:
         w = np.exp(s / taus[kind]) / sums[kind]
-        if kind == "label":
+        if kind == "label" and voting.weight < 1:
             scores[i] = scores.get(i, 0.0) + (1 - voting.weight) * w
-        else:
+        elif kind == "document":
             own = [j for j in chosen if targets[i, j]]
             share = sum(float(targets[i, j]) for j in own) if voting.votes == "normalized" else 1.0
             for j in own:
@@ -279,10 +281,15 @@ def test_weight_0_ranks_like_the_dual_encoder_and_1_like_nearest_neighbours() ->
     for search in ("joint", "two-sided"):
         memory.voting = Voting(search=search, weight=0.0, depth=L, label_depth=L)  # type: ignore[arg-type]
         assert np.array_equal(memory.predict(queries, L)[0], plain)
-        memory.voting = Voting(search=search, weight=1.0, depth=1, document_depth=1)  # type: ignore[arg-type]
-        nearest = (queries @ memory.document_keys.segments[0].keys.T).argmax(1).numpy()
-        for row, document in zip(memory.predict(queries, L)[0], nearest, strict=True):
-            assert set(row[row >= 0].tolist()) == set(np.flatnonzero(targets[document]).tolist())
+    memory.voting = Voting(weight=1.0, document_depth=1)
+    to_documents = queries @ memory.document_keys.segments[0].keys.T
+    for row, document in zip(memory.predict(queries, L)[0], to_documents.argmax(1).numpy(), strict=True):
+        assert set(row[row >= 0].tolist()) == set(np.flatnonzero(targets[document]).tolist())
+    memory.voting = Voting(search="joint", weight=1.0, depth=6)
+    both = torch.cat([to_documents, queries @ memory.keys.T], dim=1).topk(6, dim=1).indices
+    for row, near in zip(memory.predict(queries, L)[0], both.numpy(), strict=True):
+        voted = np.flatnonzero(targets[near[near < N]].any(axis=0))  # label keys took the other places
+        assert set(row[row >= 0].tolist()) == set(voted.tolist())
 
 
 def test_bf16_documents_vote_by_their_rounded_keys() -> None:

@@ -17,9 +17,9 @@ import labelspace as ls
 from labelspace.cli import main
 from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
-from labelspace.metrics import propensity_weights
+from labelspace.metrics import barred_labels, propensity_weights
 from labelspace.strings import Strings
-from labelspace.tuning import METRICS, Grid, _beaten, _near, _values, render, tune
+from labelspace.tuning import METRICS, Grid, _beaten, _Goal, _near, _values, render, tune
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -50,29 +50,37 @@ GRID = Grid(
 
 
 @pytest.mark.parametrize("objective", ["P@1,P@3,P@5", "PSP@5", "nDCG@3,PSP@1"])
-@pytest.mark.parametrize("block", [7, 1000])
-def test_the_choice_equals_trying_every_setting(objective: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("block", "filtered"), [(7, True), (1000, True), (1000, False)])
+def test_the_choice_equals_trying_every_setting(
+    objective: str, block: int, filtered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("labelspace.tuning.BLOCK", block)
     memory, queries, truth, weights = made()
+    rng = np.random.default_rng(1)
+    pairs = np.argwhere(rng.random(truth.shape) < 0.15) if filtered else np.zeros((0, 2), dtype=np.int64)
+    longest = ls.evaluation.longest_filter_row(pairs)
     left_out = np.zeros(N, dtype=bool)
     left_out[:9] = True
     options = {"left_out": left_out, "objective": objective, "grid": GRID, "tolerance": 0, "margin": np.inf}
+    options["barred"] = barred_labels(pairs, *truth.shape)
     found = tune(memory, queries, truth, weights, **options)  # type: ignore[arg-type]
     names = objective.split(",")
     tried = {}
     for way in GRID.ways(L, N):
         for weight in GRID.weights:
-            if (way.search == "joint" or way.softmax == "apart") and weight in (0, 1):
+            if way.search == "joint" and weight == 0 or way.softmax == "apart" and weight in (0, 1):
                 continue
             memory.voting = dataclasses.replace(way, weight=float(weight))
-            numbers, scores = memory.predict(queries, 5, left_out=left_out)
-            figures = ls.evaluate(ls.Predictions(numbers, scores), truth, None, ks=(1, 3, 5), propensity=weights)
+            numbers, scores = memory.predict(queries, min(L, 100 + longest), left_out=left_out)
+            figures = ls.evaluate(
+                ls.Predictions(numbers, scores), truth, None, ks=(1, 3, 5), propensity=weights, filter_pairs=pairs
+            )
             tried[memory.voting] = figures
     assert found.tried == len(tried)
     best = max(np.mean([figures[name] for name in names]) for figures in tried.values())
     assert found.value == pytest.approx(best, abs=1e-6)
     for name in METRICS:
-        assert found.metrics[name] == pytest.approx(tried[found.voting][name], abs=1e-3)
+        assert found.metrics[name] == tried[found.voting][name]
     good = [v.weight for v, f in tried.items() if np.mean([f[name] for name in names]) > best - 1e-9]
     assert found.voting.weight == min(good)
     p = {v: np.mean([f[f"P@{k}"] for k in (1, 3, 5)]) for v, f in tried.items()}
@@ -90,7 +98,7 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
     memory, queries, truth, weights = made()
     ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
     found = memory.search(queries, 15, 60)
-    given = memory, found, ways, np.array(GRID.weights, dtype=float), truth, weights, columns
+    given = memory, found, ways, np.array(GRID.weights, dtype=float), _Goal(truth, weights, None), columns
     every, seen = _values(*given)
     assert (every >= 0).all() and seen == len(queries)
     for margin in (0.5, 3.0, 10.0):
@@ -123,7 +131,7 @@ def test_with_no_time_left_one_block_of_documents_decides(monkeypatch: pytest.Mo
     memory, queries, truth, weights = made()
     late = tune(memory, queries, truth, weights, grid=GRID, tolerance=0, until=time.monotonic() - 1)
     first = tune(memory, queries[:10], sp.csr_array(truth[:10]), weights, grid=GRID, tolerance=0)
-    assert (late.documents, late.voting, late.value) == (10, first.voting, first.value)
+    assert (late.documents, late.voting) == (10, first.voting)
     early = tune(memory, queries, truth, weights, grid=GRID, tolerance=0, until=time.monotonic() + 600)
     assert early.documents == len(queries)
 
@@ -142,6 +150,64 @@ def test_a_fixed_setting_is_kept() -> None:
         Grid.fixed(weight=2.0)
     with pytest.raises(ls.SettingsError, match="'R@7' is not made of known metrics"):
         tune(memory, queries, truth, weights, objective="R@7")
+
+
+def products_for_products(folder: Path, filtered: bool) -> Path:
+    """An LF folder of titles in which every document is a label too, as in LF-AmazonTitles: what is bought with it.
+
+    Such a document's own label is the nearest key, and is never true; the filter file names it.
+    """
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in ("oak", "rose", "wheat", "moss", "fern") for b in "abcdefghijkl"]
+    groups = [rng.choice(words, 6, replace=False) for _ in range(40)]
+    titles = [" ".join(rng.permutation([*rng.choice(groups[i // 6], 3), *rng.choice(words, 2)])) for i in range(240)]
+    folder.mkdir()
+    for name in ("trn", "lbl"):
+        with (folder / f"{name}.json").open("w") as file:
+            for i, title in enumerate(titles):
+                others = [j for j in range(i // 6 * 6, i // 6 * 6 + 6) if j != i and rng.random() < 0.7]
+                row = {"uid": f"p{i}", "title": title, "content": "", "target_ind": others}
+                file.write(
+                    json.dumps(row if name == "trn" else {k: row[k] for k in ("uid", "title", "content")}) + "\n"
+                )
+    if filtered:
+        (folder / "filter_labels_train.txt").write_text("".join(f"{i} {i}\n" for i in range(240)))
+    return folder
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("filtered", [True, False])
+def test_filter_pairs_count_in_tuning_as_in_evaluate(
+    filtered: bool, linear: bool, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = products_for_products(tmp_path / "LF-ToyTitles", filtered)
+    data = ls.load(place, valid_fraction=0.3)
+    assert (data.valid.filter_pairs is not None and len(data.valid.filter_pairs) == len(data.valid)) is filtered
+    model = ls.Model.from_encoder(str(tiny_transformer), data.labels, device="cpu")
+    found = model.tune(data, tolerance=0, linear=linear or None)
+    assert found is not None
+    assert not linear or model.memory.linear is not None
+    assert model.info["tuning"]["metrics"] == found.metrics
+    model.info["data"]["options"] = dict(data.options)
+    model.save(tmp_path / "model")
+    assert main(["evaluate", str(tmp_path / "model"), str(place), "--split", "valid", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["metrics"]
+    assert found.metrics == {name: told[name] for name in found.metrics}
+    if linear:
+        return
+    left_out, best = model.held_out(data), 0.0
+    for weight in (0, 0.25, 0.5, 0.75, 1):
+        for temperature in (0.02, 0.05, 0.1, 0.15):
+            for depth in (20, 50):
+                model.memory.voting = Voting(
+                    weight=weight, temperature=temperature, label_depth=depth, document_depth=depth
+                )
+                figures = ls.evaluate(
+                    model.predict(data.valid.texts, 10, left_out=left_out), data.valid.targets,
+                    filter_pairs=data.valid.filter_pairs,
+                )  # fmt: skip
+                best = max(best, np.mean([figures[f"P@{k}"] for k in (1, 3, 5)]))
+    assert found.value >= best - 1e-9
 
 
 def test_near_the_best_the_deepest_list_wins() -> None:
@@ -325,3 +391,46 @@ def test_votes_that_nearly_tie_are_ranked_where_they_count_alone() -> None:
         [int((w * row_a + (1 - w) * row_q > 0).sum()) for w in weights] for row_a, row_q in zip(a, q, strict=True)
     ]
     assert _beaten(a, q, weights).tolist() == wanted == [[1, 2, 2]]
+
+
+def test_a_last_training_on_all_documents_votes_like_one_that_held_some_out(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", str(toy_folder), "--recipe", "raexmc", "--encoder", str(tiny_transformer), "--epochs", "0"]
+    flags = ["--device", "cpu", "--quiet"]
+    assert main([*train, *flags, "--linear", "--valid-fraction", "0.4", "--out", str(tmp_path / "first")]) == 0
+    first = ls.Model.load(tmp_path / "first")
+    assert first.info["data"]["options"]["valid_fraction"] == 0.4 and first.memory.linear is not None
+    assert "valid_fraction = 0.4" in (tmp_path / "first" / "settings.toml").read_text()
+    assert main([*train, *flags, "--valid-fraction", "0", "--out", str(tmp_path / "last")]) == 0
+    last = ls.Model.load(tmp_path / "last")
+    assert last.memory.n_documents == first.memory.n_documents == 300 and last.memory.voting == Voting()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "first"), str(toy_folder), "--split", "valid", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["documents"] == 120  # as its run held them out
+    assert main(["evaluate", str(tmp_path / "last"), str(toy_folder), "--split", "valid"]) == 2
+    assert "no valid documents" in capsys.readouterr().err
+
+    like = ["tune", str(tmp_path / "last"), str(toy_folder), "--like", str(tmp_path / "first")]
+    assert main([*like, "--weight", "0.3"]) == 2 and "leave the other settings" in capsys.readouterr().err
+    assert main(like) == 0
+    last = ls.Model.load(tmp_path / "last")
+    assert last.memory.voting == first.memory.voting != Voting() and last.memory.judges
+    assert last.calibration is not None and first.calibration is not None
+    assert last.calibration.as_dict() == first.calibration.as_dict()
+    data = ls.load(toy_folder)
+    assert data.test is not None
+    a, b = (ls.evaluate(m.predict(data.test.texts, 5), data.test.targets)["P@1"] for m in (first, last))
+    assert abs(a - b) < 10
+    silent = ls.Model.from_encoder(str(tiny_transformer), data.labels, device="cpu")
+    with pytest.raises(ls.ModelError, match="do not vote; tune it first"):
+        last.vote_like(silent, data)
+
+
+def test_without_a_recipe_nothing_need_be_held_out(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    flags = ["--base", str(tiny_transformer), "--encoder", "static", "--epochs", "1", "--device", "cpu", "--quiet"]
+    assert main(["train", str(toy_folder), "--valid-fraction", "0", "--out", str(out), *flags]) == 0
+    model = ls.Model.load(out)
+    assert model.memory.n_documents == 300 and model.predict("a red oak", 1).named(0)
+    assert main(["train", str(toy_folder), "--valid-fraction", "1", "--out", str(tmp_path / "n"), *flags]) == 2

@@ -80,10 +80,10 @@ def _kinds(hint: Any) -> set[Any]:
 
 def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
-    from .commands import DataOptions
+    from .commands import SplitOptions
     from .config import resolve
 
-    others = {*DataOptions.__dataclass_fields__, "recipe", "out"}
+    others = {*SplitOptions.__dataclass_fields__, "recipe", "out"}
     settings = {k: v for k, v in values.items() if k not in others and v is not None}
     resolve(recipe, settings, path)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .types import Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger("labelspace")
+AnyOptions = TypeVar("AnyOptions", bound="DataOptions")
 
 
 @Parameter(name="*")
@@ -54,6 +55,22 @@ class DataOptions:
     format: Literal["lf", "beir", "xc", "annif", "table", "features"] | None = None
     label_vocabulary: Path | None = None
     language: str | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(DataOptions):
+    """How data files are read, and which training documents are held out for validation.
+
+    Args:
+        valid_fraction: share of the training documents that is held out, from 0 to below 1; 0 trains on all of them,
+            and then nothing can be chosen by validation. When not given, as the model's run had it, or 0.1. Data with
+            validation documents of its own holds out none.
+        valid_max: documents that are held out, at most. When not given, as the model's run had it, or 10000.
+    """
+
+    valid_fraction: float | None = None
+    valid_max: int | None = None
 
 
 @Parameter(name="*")
@@ -136,7 +153,7 @@ def quickstart(
     print(f"\nmodel saved in {out}; try: echo 'iron deficiency from blood loss' | labelspace predict {out} -")
 
 
-def info(data: Path, *, options: DataOptions = DataOptions(), output: Output = Output()) -> None:
+def info(data: Path, *, options: SplitOptions = SplitOptions(), output: Output = Output()) -> None:
     """Describe a data set: counts, lengths, label frequencies, and the memory that training would take.
 
     Parameters
@@ -194,7 +211,7 @@ def train(
     resume: Path | None = None,
     recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None,
     settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     output: Output = Output(),
@@ -298,7 +315,7 @@ def evaluate(
     threshold: float | None = None,
     device: str = "auto",
     precision: Literal["auto", "float32", "bf16"] = "float32",
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
     """Measure a model, or the scores of any tool, on a data set.
@@ -396,7 +413,7 @@ def calibrate(
     *,
     split: Literal["valid", "train", "test"] = "valid",
     device: str = "auto",
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
     """Fit probabilities to the scores of a model on held-out documents, and write them into its folder.
@@ -569,7 +586,7 @@ def report(
     documents: int | None = None,
     device: str = "auto",
     precision: Literal["auto", "float32", "bf16"] = "float32",
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
     """Write one HTML page about one or several runs: metrics, curves, mistakes, examples with reasons, cost.
@@ -652,7 +669,9 @@ def _check_threshold(threshold: float | None) -> None:
 
 
 def _as_keywords(options: DataOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in DataOptions.__dataclass_fields__}
+    """Options of `labelspace.load`, those that were not given left to it."""
+    values = {name: getattr(options, name) for name in type(options).__dataclass_fields__}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
@@ -663,16 +682,16 @@ def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
     return data
 
 
-def _recorded(options: DataOptions, model: Model) -> tuple[DataOptions, int]:
+def _recorded(options: AnyOptions, model: Model) -> tuple[AnyOptions, int]:
     """Options as given, and where none was given, as the model's training data was read; and its seed."""
     recorded = model.info.get("data", {}).get("options", {})
     return _as_recorded(options, recorded), int(recorded.get("seed", 0))
 
 
-def _as_recorded(options: DataOptions, recorded: dict[str, Any]) -> DataOptions:
+def _as_recorded(options: AnyOptions, recorded: dict[str, Any]) -> AnyOptions:
     import dataclasses
 
-    default = DataOptions()
+    default = type(options)()
     changes = {
         name: recorded[name]
         for name in (
@@ -681,8 +700,12 @@ def _as_recorded(options: DataOptions, recorded: dict[str, Any]) -> DataOptions:
             "label_column",
             "separator",
             "language",
+            "valid_fraction",
+            "valid_max",
         )  # label texts come with the model
-        if recorded.get(name) is not None and getattr(options, name) == getattr(default, name)
+        if hasattr(options, name)
+        and recorded.get(name) is not None
+        and getattr(options, name) == getattr(default, name)
     }
     return dataclasses.replace(options, **changes)
 
@@ -726,7 +749,7 @@ def _align(
 def _warn_of_unknown_variables() -> None:
     """Say when an environment variable looks like a setting and is none."""
     known = {name for kind in RECIPES.values() for name in kind.__dataclass_fields__}
-    known |= {*DataOptions.__dataclass_fields__, *Output.__dataclass_fields__}
+    known |= {*SplitOptions.__dataclass_fields__, *Output.__dataclass_fields__}
     known |= {"cache", "data", "out", "overwrite", "resume", "recipe", "config", "dry_run"}
     for name in sorted(os.environ):
         if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:

@@ -136,27 +136,10 @@ def longest_filter_row(filter_pairs: npt.ArrayLike | None) -> int:
     >>> longest_filter_row([[0, 5], [3, 1], [3, 2]])
     2
     """
-    pairs = _checked_pairs(filter_pairs)
+    pairs = metrics.checked_pairs(filter_pairs)
     if not len(pairs):
         return 0
     return int(np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)[1].max())
-
-
-def _checked_pairs(filter_pairs: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
-    """Filter pairs as (n, 2) int64; nothing, in whatever shape, is (0, 2)."""
-    pairs = np.asarray([] if filter_pairs is None else filter_pairs)
-    if not pairs.size:
-        return np.zeros((0, 2), dtype=np.int64)
-    if pairs.shape == (2,):
-        pairs = pairs[None]
-    if np.issubdtype(pairs.dtype, np.floating) and (pairs == np.floor(pairs)).all():
-        pairs = pairs.astype(np.int64)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
-        raise DataError(
-            f"filter pairs must be whole numbers of shape (n, 2), document row and label number, "
-            f"got shape {pairs.shape} of {pairs.dtype}"
-        )
-    return pairs.astype(np.int64, copy=False)
 
 
 def _ordered(indices: npt.NDArray[np.int64], scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
@@ -177,29 +160,6 @@ def _ordered(indices: npt.NDArray[np.int64], scores: npt.NDArray[np.floating[Any
                 result = indices.copy()
             result[rows.start + wrong] = np.take_along_axis(label[wrong], order, axis=1)
     return result
-
-
-def _delete_pairs(
-    indices: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64], n_labels: int
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Predictions without the pairs, later labels moved up and -1 at the end; and how many were deleted."""
-    n = len(indices)
-    outside = (pairs < 0) | (pairs >= (n, n_labels))
-    if outside.any():
-        row, label = pairs[outside.any(axis=1)][0].tolist()
-        raise DataError(
-            f"filter pair ({row}, {label}) lies outside the truth of {n} documents and {n_labels} labels; "
-            "the filter file of another split?"
-        )
-    marks = sp.coo_array((np.ones(len(pairs), dtype=np.int64), (pairs[:, 0], pairs[:, 1])), shape=(n, n_labels))
-    drop = metrics.membership(indices, metrics.binary_truth(marks))
-    rows = np.flatnonzero(drop.any(axis=1))
-    if not len(rows):
-        return indices, 0
-    changed = np.where(drop[rows], -1, indices[rows])
-    result = indices.copy()
-    result[rows] = np.take_along_axis(changed, np.argsort(changed < 0, axis=1, kind="stable"), axis=1)
-    return result, int(drop.sum())
 
 
 def _moved(
@@ -303,10 +263,7 @@ def _score(
         scores = scores.astype(np.float64)
     given = indices = indices.astype(np.int64, copy=False)
     indices = _ordered(indices, scores)
-    filtered = 0
-    pairs = _checked_pairs(filter_pairs)
-    if len(pairs):
-        indices, filtered = _delete_pairs(indices, pairs, n_labels)
+    indices, filtered = metrics.without_barred(indices, metrics.barred_labels(filter_pairs, n, n_labels))
     probabilities = getattr(pred, "probabilities", None)
     if probabilities is not None:
         probabilities = _moved(np.asarray(probabilities), given, indices)

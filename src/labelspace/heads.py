@@ -21,7 +21,7 @@ from .encoders.interface import Encoder
 from .errors import ModelError
 from .gradcache import encode_cached
 from .indexes import ExactIndex
-from .metrics import binary_truth, membership
+from .metrics import barred_labels, binary_truth, membership
 from .optim import keep_types, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]
@@ -513,9 +513,7 @@ def best_search_weight(
         s of `TwoHeads`.
     """
     targets = binary_truth(targets)
-    pairs = np.zeros((0, 2), dtype=np.int64) if filter_pairs is None else np.asarray(filter_pairs, dtype=np.int64)
-    marks = sp.coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=targets.shape)
-    barred = binary_truth(marks)
+    barred = barred_labels(filter_pairs, *targets.shape)
     among = WEIGHED_AMONG + int(np.diff(barred.indptr).max(initial=0))
     parts = [(queries[:, p].contiguous(), keys[:, p].contiguous()) for p in (slice(first), slice(first, None))]
     found = [ExactIndex(k).search(q, min(among, len(k)))[1] for q, k in parts]

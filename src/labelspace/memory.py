@@ -85,7 +85,8 @@ class Voting:
         softmax: ``together`` over all keys found, so that near documents take weight from the labels and the other way
             round (RAE-XMC); ``apart`` over each kind, so that the shares of the kinds are fixed.
         weight: of the votes of documents, 0 to 1; the label keys have the rest. A kind whose votes weigh nothing is not
-            searched: 0 ranks like the dual encoder, 1 like nearest neighbours.
+            searched: 0 ranks like the dual encoder, 1 like nearest neighbours. In a joint search with 1 label keys
+            take places among the ``depth`` nearest all the same, as in the paper, so fewer documents vote.
         votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
         linear_strength: by how much the evidence of a linear classifier beside the keys changes the votes, see
             `labelspace.linear`; 0 leaves them as they are.
@@ -136,7 +137,8 @@ class Voting:
     def depths(self) -> tuple[int, int]:
         """Label keys and document keys to look for."""
         sides = (self.label_depth, self.document_depth) if self.search == "two-sided" else (self.depth, self.depth)
-        return 0 if self.weight == 1 else sides[0], 0 if self.weight == 0 else sides[1]
+        unsearched = self.weight == 1 and self.search == "two-sided"
+        return 0 if unsearched else sides[0], 0 if self.weight == 0 else sides[1]
 
 
 SIMILARITY = Voting(scoring="similarity")
@@ -199,6 +201,8 @@ def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArr
         own = np.exp(weights[:, part] - np.where(np.isfinite(top), top, 0.0))
         sums = own.sum(axis=1, keepdims=True)
         weights[:, part] = own / np.where(sums > 0, sums, 1.0)
+    if voting.weight == 1:  # label keys took places, and vote for nothing
+        wanted[:, :a] = False
     return weights[:, :a], weights[:, a:], wanted[:, :a], wanted[:, a:]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .commands import DataOptions, Output, _as_keywords, _load, _print_json, _recorded
+from .commands import DataOptions, Output, SplitOptions, _as_keywords, _load, _print_json, _recorded
 from .config import require_seed
 from .errors import DataError, SettingsError
 
@@ -42,8 +42,9 @@ def tune(
     votes: Literal["raw", "normalized"] | None = None,
     precision: Literal["float32", "bf16"] = "float32",
     linear: bool | None = None,
+    like: Path | None = None,
     device: str = "auto",
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
     """Give a model the training documents of a data set as keys, and choose how keys vote on its validation documents.
@@ -86,6 +87,10 @@ def tune(
     linear
         Learn a linear classifier on words beside the keys, which judges what they found, or drop the one that is there;
         one that is there is weighed anew when not given.
+    like
+        Folder of another model for the same labels, whose keys vote as was chosen for it: choose nothing, let keys vote
+        by its settings and probabilities be made by its calibration. For a last training on all documents
+        (--valid-fraction 0), after one of the same recipe that held some out.
     device
         auto, cpu, cuda or mps.
     """
@@ -104,10 +109,16 @@ def tune(
         require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)
     options, seed = _recorded(options, opened)
-    found = opened.tune(
-        _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
-        linear=linear,
-    )  # fmt: skip
+    found = None
+    if like is None:
+        found = opened.tune(
+            _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
+            linear=linear,
+        )  # fmt: skip
+    elif grid != Grid() or linear is not None:
+        raise SettingsError(f"--like {like} says how keys vote; leave the other settings of voting out")
+    else:
+        opened.vote_like(Model.load(like, device), _load(data, options, seed), precision=precision)
     opened.save(out)
     if output.json:
         made = opened.calibration
@@ -130,7 +141,7 @@ def join(
     tolerance: float = 0.25,
     precision: Literal["float32", "bf16"] = "float32",
     device: str = "auto",
-    options: DataOptions = DataOptions(),
+    options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
     """Make one model of several of the same labels, and choose their shares on validation documents.

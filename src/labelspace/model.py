@@ -570,16 +570,14 @@ class Model:
         require_texts(data, split)
         self._warn_of_split(data, split)
         truth = metrics.binary_truth(corpus.targets)
-        pairs = np.zeros((0, 2), dtype=np.int64) if corpus.filter_pairs is None else corpus.filter_pairs
-        marks = sp.coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=truth.shape)
+        barred = metrics.barred_labels(corpus.filter_pairs, *truth.shape)
+        here = truth
         if list(data.labels.ids) != list(self.labels.ids):
             number = {name: i for i, name in enumerate(self.labels.ids)}
             place = np.array([number.get(name, -1) for name in data.labels.ids], dtype=np.int64)
             if (place < 0).all():
                 raise DataError(f"{data.name} and the model have no label id in common")
-            here, barred = (_renumbered(matrix, place, len(self.labels)) for matrix in (truth, marks))
-        else:
-            here, barred = truth, metrics.binary_truth(marks)
+            here, barred = (_renumbered(matrix, place, len(self.labels)) for matrix in (truth, barred))
         if predictions is None:
             left_out = self.held_out(data) if self.memory.n_documents and split == "valid" else None
             depth = min(calibrate.DEPTH, len(self.labels))
@@ -923,29 +921,22 @@ class Model:
             if linear:
                 logger.warning("no linear classifier is learned, since how much it counts is tuned")
             return None
-        texts = [valid.texts[i] for i in rows.tolist()]
+        valid = valid.rows(rows)
+        texts = list(valid.texts)
         queries = torch.from_numpy(self._encode_many(self.encode, texts, batch_size)).to(self.memory.device)
         counts = label_counts(data.train.targets)
         own = np.zeros(len(self.labels), dtype=np.int64)
         own[place[place >= 0]] = counts[place >= 0]
         weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
         left_out = self.held_out(data)
-        truth = _targets_in(valid.targets[rows], place, len(self.labels))
+        truth = _targets_in(valid.targets, place, len(self.labels))
+        barred = metrics.barred_labels(valid.filter_pairs, *valid.targets.shape)
+        barred = _renumbered(barred, place, len(self.labels))
+        options: dict[str, Any] = {"left_out": left_out, "barred": barred, "objective": objective}
         if len(self.towers) > 1:
             dims, shares = [tower.dim for tower in self.towers], [tower.share for tower in self.towers]
-            options: dict[str, Any] = {"left_out": left_out, "objective": objective}
             self._share(best_shares(self.memory, queries, dims, shares, truth, weights, **options))
-        found = tune(
-            self.memory,
-            queries,
-            truth,
-            weights,
-            left_out=left_out,
-            objective=objective,
-            grid=grid,
-            tolerance=tolerance,
-            until=until,
-        )
+        found = tune(self.memory, queries, truth, weights, grid=grid, tolerance=tolerance, until=until, **options)
         self.memory.voting = found.voting
         if linear and until is not None and time.monotonic() > until + LATE:
             logger.warning("no time is left for a linear classifier; labelspace tune --linear learns one later")
@@ -954,15 +945,57 @@ class Model:
             made = self._learned_linear(data, place, left_out, batch_size, first) if linear else None
             self.memory.set_linear(made)
         if self.memory.linear is not None:
-            found = self._weighed_linear(found, queries, texts, truth, weights, left_out, objective)
+            found = self._weighed_linear(found, queries, texts, truth, weights, options)
         self.info["tuning"] = found.as_dict()
         self._note("tune", [])
         if calibrated:
             depth = min(calibrate.DEPTH, len(self.labels))
             words = self.memory.features(texts)
             best = Predictions(*self.memory.predict(queries, depth, left_out=left_out, features=words))
-            self.calibrate_if_possible(dataclasses.replace(data, valid=valid.rows(rows)), best)
+            self.calibrate_if_possible(dataclasses.replace(data, valid=valid), best)
         return found
+
+    def vote_like(
+        self, other: Model, data: Dataset, *, precision: Precision = "float32", batch_size: int = 256
+    ) -> None:
+        """Make the training documents of a data set keys, and let keys vote as was chosen for another model.
+
+        For a last training on all documents, with nothing held out to choose by: a training with the same settings that
+        held some out tells how keys should vote. Its linear classifier is learned again from all documents, and its
+        calibration is taken over.
+
+        Args:
+            other: a tuned model.
+            data: as for `tune`; its validation documents are not looked at.
+            precision: as for `tune`.
+            batch_size: texts encoded at a time.
+
+        Raises:
+            DataError: no texts, or no label in common.
+            ModelError: keys of the other model do not vote, or it is joined of other encoders.
+            ResourceError: the document keys would not fit into memory.
+        """
+        if other.memory.voting.scoring == "similarity":
+            raise ModelError(f"the keys of {other.folder or 'the other model'} do not vote; tune it first")
+        if len(other.towers) != len(self.towers):
+            raise ModelError(
+                f"{other.folder or 'the other model'} has {len(other.towers)} encoders and this model "
+                f"{len(self.towers)}, so it cannot vote like that one"
+            )
+        require_texts(data)
+        place = self._numbers_in(data.labels)
+        self._remember(data, place, precision, batch_size, None)
+        if len(self.towers) > 1:
+            self._share([tower.share for tower in other.towers])
+        left_out = np.zeros(int(self.memory.document_keys.starts[-1]), dtype=bool)
+        made = None
+        if other.memory.linear is not None:
+            made = self._learned_linear(data, place, left_out, batch_size, None)
+        self.memory.set_linear(made)
+        self.memory.voting = other.memory.voting
+        self._calibration = other.calibration
+        self.info.pop("tuning", None)
+        self._note("tune", [])
 
     def _weighed_linear(
         self,
@@ -971,13 +1004,11 @@ class Model:
         texts: Sequence[str],
         truth: sp.csr_array,
         weights: npt.NDArray[np.float64],
-        left_out: npt.NDArray[np.bool_],
-        objective: str,
+        options: dict[str, Any],
     ) -> Tuned:
         """Choose by how much the linear classifier counts, or drop it; what was tuned, with the metrics of that."""
-        voting, metrics, gain = tune_linear(
-            self.memory, queries, texts, truth, weights, left_out=left_out, objective=objective
-        )
+        objective = options["objective"]
+        voting, metrics, gain = tune_linear(self.memory, queries, texts, truth, weights, **options)
         if gain < LEAST_GAIN:
             logger.info("the linear classifier adds %.2f points of %s, and is left out", gain, objective)
             self.memory.set_linear(None)

@@ -226,6 +226,7 @@ def tune(
     label_weights: FloatArray,
     *,
     left_out: BoolArray | None = None,
+    barred: sp.csr_array | None = None,
     objective: str = DEFAULT_OBJECTIVE,
     grid: Grid | None = None,
     tolerance: float = TOLERANCE,
@@ -244,6 +245,7 @@ def tune(
         truth: (v, L) their labels, in the memory's numbers.
         label_weights: (L,) inverse propensities.
         left_out: (places,) document keys that must not vote: the validation documents themselves, and equal texts.
+        barred: (v, L) labels that must not be predicted for a document, as `metrics.barred_labels` gives them.
         objective: metrics apart by commas, see METRICS.
         grid: what to try; None tries everything.
         tolerance: points of the mean that may be given up for a higher R@100; 0 for none.
@@ -264,40 +266,49 @@ def tune(
     found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
     columns = [METRICS.index(name) for name in names]
-    values, seen = _values(memory, found, ways, weights, truth, label_weights, columns, margin, until)
-    sides = (weights == 0) | (weights == 1)  # one kind alone: there a joint search is a two-sided one
-    plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
-    if plain.any() and not sides.all():
-        values[np.ix_(~plain, np.arange(len(METRICS)), sides)] = -1.0
+    goal = _Goal(truth, label_weights, barred)
+    values, seen = _values(memory, found, ways, weights, goal, columns, margin, until)
+    again = _repeated(ways, weights)
+    values[np.broadcast_to(again[:, None], values.shape)] = -1.0
 
     aim = values[:, columns].mean(axis=1)
     order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
                         np.tile(weights, len(ways)), -aim.ravel().round(9)))  # fmt: skip
-    place, weight = divmod(int(order[0]), len(weights))
+    chosen = int(order[0])
 
-    def named(way: int, weight: int) -> tuple[Voting, dict[str, float]]:
-        voting = dataclasses.replace(ways[way], weight=float(weights[weight]))
-        return voting, {name: round(float(values[way, i, weight]), 4) for i, name in enumerate(METRICS)}
+    def setting(at: int) -> Voting:
+        way, weight = divmod(at, len(weights))
+        return dataclasses.replace(ways[way], weight=float(weights[weight]))
 
     if tolerance > 0:
-        near = [at for at in order.tolist() if aim.flat[at] >= aim[place, weight] - tolerance]
-        few = found.rows(slice(0, RECALL_DOCUMENTS)), sp.csr_array(truth[:RECALL_DOCUMENTS])
+        few = slice(0, RECALL_DOCUMENTS)
         deep: dict[tuple[object, ...], tuple[float, int]] = {}
-        for at in near:  # the best of each pair of depths
+        for at in order[aim.flat[order] >= aim.flat[chosen] - tolerance].tolist():  # the best of each pair of depths
             way = ways[at // len(weights)]
             side = (way.search, way.softmax, *way.depths())
             if side not in deep:
-                own = _deep(memory, few[0], dataclasses.replace(way, weight=float(weights[at % len(weights)])), few[1])
+                own = _measured(memory, found.rows(few), setting(at), goal.rows(few))
                 deep[side] = own.get("R@100" if memory.n_labels >= 100 else "R@10", 0.0), at
-        place, weight = divmod(max(deep.values(), key=lambda entry: entry[0])[1], len(weights))
-    voting, metrics = named(place, weight)
-    front = []
+        chosen = max(deep.values(), key=lambda entry: entry[0])[1]
+    front: list[dict[str, Any]] = []
     for at in _front(values):
-        setting, own = named(*divmod(at, len(weights)))
-        front.append({"settings": _relevant(setting), **own, **_deep(memory, found, setting, truth)})
-    metrics.update(_deep(memory, found, voting, truth))
-    tried = values[:, 0].size - (int(sides.sum()) * int((~plain).sum()) if plain.any() and not sides.all() else 0)
-    return Tuned(voting, ",".join(names), float(aim[place, weight]), seen, tried, front, metrics)
+        front.append({"settings": _relevant(setting(at)), **_measured(memory, found, setting(at), goal)})
+    metrics = _measured(memory, found, setting(chosen), goal)
+    value = float(np.mean([metrics[name] for name in names]))
+    return Tuned(setting(chosen), ",".join(names), value, seen, int((~again).sum()), front, metrics)
+
+
+def _repeated(ways: Sequence[Voting], weights: FloatArray) -> BoolArray:
+    """Settings that rank like another one, so that one of them is enough: (ways, weights).
+
+    Where label keys alone vote, every way ranks like a two-sided search with one softmax, and where documents alone
+    vote, a softmax apart does.
+    """
+    plain = np.array([way.search == "two-sided" and way.softmax == "together" for way in ways])
+    apart = np.array([way.softmax == "apart" for way in ways])
+    if not plain.any():
+        return np.zeros((len(ways), len(weights)), dtype=bool)
+    return (~plain[:, None] & (weights == 0)) | (apart[:, None] & (weights == 1))
 
 
 def _values(
@@ -305,8 +316,7 @@ def _values(
     found: Found,
     ways: Sequence[Voting],
     weights: FloatArray,
-    truth: sp.csr_array,
-    label_weights: FloatArray,
+    goal: _Goal,
     columns: Sequence[int],
     margin: float = np.inf,
     until: float | None = None,
@@ -318,8 +328,7 @@ def _values(
         found: the keys nearest to some documents.
         ways: settings but for the weight.
         weights: of the documents' votes, rising.
-        truth: (v, L) labels of the documents.
-        label_weights: (L,) inverse propensities.
+        goal: what the documents should get.
         columns: metrics of the objective, as places in METRICS.
         margin: as for `tune`.
         until: as for `tune`.
@@ -334,7 +343,7 @@ def _values(
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for number, start in enumerate(range(0, len(found), BLOCK), 1):
             rows = slice(start, start + BLOCK)
-            block = _Candidates(memory, found.rows(rows), sp.csr_array(truth[rows]), label_weights)
+            block = _Candidates(memory, found.rows(rows), goal.rows(rows))
             best += block.best
             gains = threads.map(lambda way, block=block: block.gains(ways[way], weights), kept)
             sums[kept] += np.stack(list(gains))
@@ -376,6 +385,7 @@ def best_shares(
     label_weights: FloatArray,
     *,
     left_out: BoolArray | None = None,
+    barred: sp.csr_array | None = None,
     objective: str = DEFAULT_OBJECTIVE,
 ) -> tuple[float, ...]:
     """How much the towers of a joined model should count in its label keys.
@@ -391,6 +401,7 @@ def best_shares(
         truth: (v, L) labels of the validation documents, in the memory's numbers.
         label_weights: (L,) inverse propensities.
         left_out: (places,) document keys that must not vote.
+        barred: (v, L) labels that must not be predicted for a document.
         objective: metrics apart by commas, see METRICS.
 
     Returns:
@@ -402,6 +413,7 @@ def best_shares(
     depths = ways[0].depths()
     parts = [part / share for part, share in zip(queries.split(list(dims), dim=1), shares, strict=True)]
     found = memory.search(queries, 0, depths[1], left_out=left_out)
+    goal = _Goal(truth, label_weights, barred)
     chosen: tuple[float, ...] = (1.0,)
     for number in range(1, len(parts)):
         tried = []
@@ -411,7 +423,7 @@ def best_shares(
             scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
             labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
             both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
-            values, _ = _values(memory, both, ways, weights, truth, label_weights, columns)
+            values, _ = _values(memory, both, ways, weights, goal, columns)
             best = round(float(values[:, columns].mean(axis=1).max()), 9)
             tried.append((best, -abs(share - 1 / (number + 1)), new))  # of equals the one nearest to an equal share
         chosen = max(tried)[2]
@@ -426,6 +438,7 @@ def tune_linear(
     label_weights: FloatArray,
     *,
     left_out: BoolArray | None = None,
+    barred: sp.csr_array | None = None,
     objective: str = DEFAULT_OBJECTIVE,
 ) -> tuple[Voting, dict[str, float], float]:
     """By how much a linear classifier should change the votes.
@@ -437,6 +450,7 @@ def tune_linear(
         truth: (v, L) their labels, in the memory's numbers.
         label_weights: (L,) inverse propensities.
         left_out: (places,) document keys that must not vote.
+        barred: (v, L) labels that must not be predicted for a document.
         objective: metrics apart by commas, see METRICS.
 
     Returns:
@@ -446,12 +460,13 @@ def tune_linear(
     assert linear is not None
     plain = dataclasses.replace(memory.voting, linear_strength=0.0, linear_base=0.0)
     found = memory.search(queries, *plain.depths(), left_out=left_out)
-    numbers, votes = memory.rank(found, plain, min(JUDGED, memory.n_labels))
+    goal = _Goal(truth, label_weights, barred)
+    numbers, votes = memory.rank(found, plain, goal.depth(JUDGED))
     rows = memory.linear_rows(numbers)
     evidence = linear.evidence(linear.features(texts), rows)
 
     def measured(scores: npt.NDArray[np.float32]) -> dict[str, float]:
-        return evaluate(Predictions(numbers, scores), truth, None, KS, propensity=label_weights)
+        return goal.measured(Predictions(numbers, scores))
 
     def aim(metrics: dict[str, float]) -> float:
         return float(np.mean([metrics[name] for name in names]))
@@ -463,14 +478,43 @@ def tune_linear(
         if aim(own) > aim(best):
             best = own
             chosen = dataclasses.replace(plain, linear_strength=strength, linear_prior=prior, linear_base=base)
-    kept = (*METRICS, "R@10", "R@100")
-    return chosen, {name: round(best[name], 4) for name in kept if name in best}, aim(best) - aim(before)
+    return chosen, best, aim(best) - aim(before)
 
 
-def _deep(memory: Memory, found: Found, voting: Voting, truth: sp.csr_array) -> dict[str, float]:
-    numbers, scores = memory.rank(found, voting, min(100, memory.n_labels))
-    deep = evaluate(Predictions(numbers, scores), truth, None, ks=(10, 100))
-    return {name: round(deep[name], 4) for name in ("R@10", "R@100") if name in deep}
+def _measured(memory: Memory, found: Found, voting: Voting, goal: _Goal) -> dict[str, float]:
+    """The metrics of a setting, from the ranking that `Memory.predict` gives."""
+    return goal.measured(Predictions(*memory.rank(found, voting, goal.depth(100))))
+
+
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """What some validation documents should get.
+
+    Args:
+        truth: (v, L) their labels.
+        label_weights: (L,) inverse propensities.
+        barred: (v, L) labels that must not be predicted; None for none.
+    """
+
+    truth: sp.csr_array
+    label_weights: FloatArray
+    barred: sp.csr_array | None
+
+    def rows(self, rows: slice) -> _Goal:
+        """Some of the documents."""
+        barred = None if self.barred is None else sp.csr_array(self.barred[rows])
+        return _Goal(sp.csr_array(self.truth[rows]), self.label_weights, barred)
+
+    def depth(self, wanted: int) -> int:
+        """Labels to rank so that so many are left when those that must not be predicted are deleted."""
+        longest = 0 if self.barred is None else int(np.diff(self.barred.indptr).max(initial=0))
+        return min(wanted + longest, self.truth.shape[1])
+
+    def measured(self, predictions: Predictions) -> dict[str, float]:
+        """METRICS, R@10 and R@100 as far as there are labels, as `labelspace evaluate` gives them."""
+        pairs = None if self.barred is None else np.stack(self.barred.nonzero(), axis=1)
+        all_ = evaluate(predictions, self.truth, None, KS, filter_pairs=pairs, propensity=self.label_weights)
+        return {name: all_[name] for name in (*METRICS, "R@10", "R@100") if name in all_}
 
 
 def _relevant(voting: Voting) -> dict[str, Any]:
@@ -516,7 +560,8 @@ class _Candidates:
     A alone, and of those with Q alone, only the best five of either can come among the best five, whatever the weight.
     """
 
-    def __init__(self, memory: Memory, found: Found, truth: sp.csr_array, label_weights: FloatArray):
+    def __init__(self, memory: Memory, found: Found, goal: _Goal):
+        truth, label_weights = goal.truth, goal.label_weights
         self.found = found
         n, a = found.labels.shape
         n_labels = memory.n_labels
@@ -528,8 +573,16 @@ class _Candidates:
         self.values = {"raw": raw, "normalized": shared}
         entry_pairs = self.entry_key // max(1, there.shape[1]) * n_labels + numbers
         key_rows, key_ranks = np.nonzero(found.labels >= 0)
-        self.key_places = key_rows * a + key_ranks
         key_pairs = key_rows * n_labels + found.labels[key_rows, key_ranks]
+        if goal.barred is not None and goal.barred.nnz:  # they vote, but for nothing that is ranked
+            barred_rows, columns = goal.barred.nonzero()
+            out = barred_rows.astype(np.int64) * n_labels + columns
+            allowed = ~np.isin(entry_pairs, out)
+            self.entry_key, entry_pairs = self.entry_key[allowed], entry_pairs[allowed]
+            self.values = {name: values[allowed] for name, values in self.values.items()}
+            allowed = ~np.isin(key_pairs, out)
+            key_rows, key_ranks, key_pairs = key_rows[allowed], key_ranks[allowed], key_pairs[allowed]
+        self.key_places = key_rows * a + key_ranks
         pairs, inverse = np.unique(np.concatenate([entry_pairs, key_pairs]), return_inverse=True)
         self.entry_pair, self.key_pair = inverse[: len(entry_pairs)], inverse[len(entry_pairs) :]
         self.size = len(pairs)
