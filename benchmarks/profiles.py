@@ -113,7 +113,7 @@ def encode() -> tuple[Callable[[], object], Callable[[], object]]:
     """1,024 texts of about 16 tokens through minilm."""
     from labelspace.bench import ENCODE_TEXTS, MAX_TOKENS, made_up_texts
     from labelspace.encoders import open_encoder
-    from labelspace.machine import bf16_pays
+    from labelspace.rates import bf16_pays
 
     texts = made_up_texts(ENCODE_TEXTS, 16, 0)
     plain = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS, attention="sdpa")
@@ -133,7 +133,7 @@ def static() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.bench import _problem
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss, linear_loss_plain
-    from labelspace.machine import bf16_pays
+    from labelspace.rates import bf16_pays
     from labelspace.optim import RowAdamW
 
     rng = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def loss() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.bench import _problem
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss, linear_loss_plain
-    from labelspace.machine import bf16_pays
+    from labelspace.rates import bf16_pays
 
     queries, keys, positives = _problem(131_072, DIM, 1024, 0)
     low = torch.bfloat16 if bf16_pays(torch.device("cpu")) else None

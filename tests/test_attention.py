@@ -46,7 +46,7 @@ def test_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert fresh(3, 8, 2) == Limits(128, 256) == fresh(3, 8, 2)
     assert asked == [(128, True), (64, False), (128, False), (256, False)]
     assert fresh(4, 8, 2) == Limits(128, 256) and len(asked) == 8  # another shape
-    path = tmp_path / "cache" / "attention.json"
+    path = tmp_path / "cache" / "machine.json"
     known = json.loads(path.read_text())
     assert len(known) == 2
     path.write_text(json.dumps({name: {"training": 64, "inference": 16} for name in known}))

@@ -15,7 +15,7 @@ ROOT = Path(labelspace.__file__).parent
 ROWS = [
     {"errors"},
     {"types", "config", "files", "machine", "data.npz", "strings", "charts", "tracking"},
-    {"losses", "metrics", "estimate", "calibrate", "data.formats.text"},
+    {"losses", "metrics", "estimate", "calibrate", "rates", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
     {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from labelspace import machine
 from labelspace.config import DexmlSettings
@@ -16,14 +15,6 @@ def test_figures_are_plausible() -> None:
     assert free is None or 10_000_000 < free < 1 << 50
     assert peak is None or 10_000_000 < peak < 1 << 50
     assert machine.gigabytes(2_500_000_000) == "2.5 GB" and machine.gigabytes(1_500_000) == "1.5 MB"
-
-
-def test_bf16_pays_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_is_amx_tile_supported", False), ("_is_avx512_bf16_supported", True)):
-        monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
-    assert machine.bf16_pays(torch.device("cpu"))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    assert not machine.bf16_pays(torch.device("cpu")) and not machine.bf16_pays(torch.device("meta"))
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from conftest import TINY
 
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.losses import closed_form
-from labelspace.machine import bf16_pays
+from labelspace.rates import bf16_pays
 from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
 
 TAU = 0.3
@@ -221,9 +222,9 @@ def test_a_model_without_training_is_the_same_by_every_way(
     assert made.memory.voting == trained.memory.voting and made.info["config"]["encoder"] == name
     texts = [*data.valid.texts, "old moss of the unmet heath"]
     for model in (made, other):
-        np.testing.assert_allclose(model.encode(texts), trained.encode(texts), atol=1e-6)
+        np.testing.assert_allclose(model.encode(texts), trained.encode(texts), atol=TINY)
     for mine, theirs in zip(
         (made.memory.label_keys, made.memory.document_keys), (trained.memory.label_keys, trained.memory.document_keys),
         strict=True,
     ):  # fmt: skip
-        np.testing.assert_allclose(mine.segments[0].keys.numpy(), theirs.segments[0].keys.numpy(), atol=1e-6)
+        np.testing.assert_allclose(mine.segments[0].keys.numpy(), theirs.segments[0].keys.numpy(), atol=TINY)

@@ -30,8 +30,9 @@ from .gradcache import encode_both
 from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
-from .machine import bf16_pays, int8_pays, minilm_folder, processor, require_memory
+from .machine import minilm_folder, processor, require_memory
 from .optim import clip_gradients
+from .rates import bf16_pays, int8_pays
 from .recipes.preparation import fill_in, optimizers_of
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""This machine and this command: memory that is free and used, where caches are kept, and whether bf16 products pay."""
+"""This machine and this command: memory that is free and used, when the command began, and where files are kept."""
 
 from __future__ import annotations
 
@@ -128,34 +128,3 @@ def minilm_folder() -> Path | None:
 def gigabytes(count: int | float) -> str:
     """A number of bytes, readable."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are faster than in float32 here.
-
-    Args:
-        device: a CPU needs AMX or AVX512-BF16 for it, a GPU native bf16.
-    """
-    import torch
-
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return any(
-            bool(getattr(torch.cpu, probe, lambda: False)())
-            for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
-    return False
-
-
-def int8_pays(device: torch.device) -> bool:
-    """Whether matrix products in int8 are faster than in bf16 here.
-
-    Args:
-        device: a CPU needs AVX512-VNNI or AMX for it.
-    """
-    import torch
-
-    return device.type == "cpu" and any(
-        bool(getattr(torch.cpu, probe, lambda: False)()) for probe in ("_is_amx_tile_supported", "_is_vnni_supported")
-    )

@@ -35,7 +35,7 @@ from .heads import RANKINGS, TwoHeads
 from .indexes import require_graph
 from .keys import Keys, Segment, digest
 from .linear import LinearClassifier
-from .machine import bf16_pays, require_memory
+from .machine import require_memory
 from .manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -49,6 +49,7 @@ from .manifest import (
 )
 from .memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
 from .metrics import label_counts, propensity_constants, weights_of_counts
+from .rates import bf16_pays
 from .strings import Strings
 from .towers import Tower
 from .trainer import device_of

@@ -16,7 +16,8 @@ import torch
 
 from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
-from ..machine import bf16_pays, cache_folder, minilm_folder
+from ..machine import cache_folder, minilm_folder
+from ..rates import bf16_pays
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .transformer import TransformerEncoder

@@ -7,21 +7,16 @@ soon as a text comes that is long enough to ask, and kept in the cache folder.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from ..errors import LabelspaceError
-from ..files import atomic_file
-from ..machine import cache_folder, processor
+from ..rates import measured_once
 
 logger = logging.getLogger("labelspace")
 
@@ -70,17 +65,14 @@ def limits(heads: int, width: int, threads: int) -> Limits:
         width: of a head.
         threads: that torch uses.
     """
-    path = cache_folder() / "attention.json"
-    name = f"{processor()}, {threads} threads, torch {torch.__version__}, {heads} heads of {width}"
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        known = dict(json.loads(path.read_text()))
-        return Limits(**{part: int(value) for part, value in known[name].items()})
-    found = measured(lambda length, training: advantage(length, training, heads, width))
-    logger.debug("attention by products up to %d tokens in training, %d otherwise", found.training, found.inference)
-    with contextlib.suppress(LabelspaceError, OSError), atomic_file(path) as part:
-        part.write_text(json.dumps({**known, name: asdict(found)}, indent=1))
-    return found
+
+    def measure() -> dict[str, float]:
+        found = measured(lambda length, training: advantage(length, training, heads, width))
+        logger.debug("attention by products up to %d tokens in training, %d otherwise", found.training, found.inference)
+        return asdict(found)
+
+    known = measured_once(f"attention, {threads} threads, {heads} heads of {width}", measure)
+    return Limits(**{name: int(value) for name, value in known.items()})
 
 
 def measured(ratio: Callable[[int, bool], float]) -> Limits:

@@ -1,4 +1,9 @@
-"""Exact inner-product search in blocks of keys: a fast scan finds a shortlist, float32 products order it."""
+"""Exact inner-product search in parts of the keys: a fast scan finds a shortlist, float32 products order it.
+
+On a CPU most of the time must go into the matrix products, so little may be done with what comes out of them. A part
+of the keys that is a fair sample of all tells early what a product must be to be among the best of all: the *bar*. From
+then on only the largest product of each group of keys is looked at, and the few groups that beat the bar are read.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +17,24 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..machine import int8_pays
+from ..rates import bf16_pays, int8_is_exact, int8_pays
 
 KEY_BLOCK = 65_536
+"""Keys whose products are held at a time where every product is sorted."""
 QUERY_BLOCK = 1024
-PRODUCTS = 4 << 20
-"""Products that a block of queries makes with a block of keys, at most, in the int8 scan."""
-GROUP = 32
-"""Neighbouring keys whose largest product is looked at first, in the int8 scan."""
+PRODUCTS = 1 << 20
+"""Products that a block of queries makes with a part of the keys, at most, in the scan with a bar."""
+GROUP = 16
+"""Keys whose largest product is looked at first, in the scan with a bar."""
+WIDER = 2
+"""So many times larger are parts and groups in int8, whose products take so little time that all else counts."""
+BAR_FROM = 4096
+"""Keys from which on a bar is worth its keeping; of fewer every product is sorted."""
+RAISED = 16_384
+"""Keys in bf16 that are raised to float32 at a time."""
+FEW = 16
+"""Queries up to which the best keys are scored again in any case: products with so few columns depend in their last
+bits on where in memory the keys lie, so that a model that is opened would not answer as the one that was saved."""
 INT8_FROM = 16_384
 """Keys from which on the int8 scan is worth its copy of the keys."""
 INT8_DIMS = 8
@@ -27,7 +42,7 @@ INT8_DIMS = 8
 SAMPLE, COARSE = 1000, 4.0
 """Of so many keys the median length a dimension is looked at, in steps of int8; unit vectors have 20 to 40."""
 SETTLED = 4
-"""Candidates of the int8 scan are merged whenever so many times more keys have been seen."""
+"""Candidates are merged, and the bar is raised, whenever so many times more keys have been seen."""
 GATHERED = 1 << 14
 """Pairs of a query and a key that are scored again one query after another; more are taken in the order of the keys."""
 RESCORED = 32
@@ -37,11 +52,12 @@ RESCORED = 32
 class ExactIndex:
     """Inner products with every key.
 
-    Keys in float32 are multiplied in float32; keys in bf16 in bf16, and the best are scored again in float32. Of very
-    many keys a copy in int8 is scanned instead, where the processor multiplies faster in it: each dimension is scaled
-    to the full range of int8, the shortlist is longer than asked for, and its order is that of float32 products of the
-    keys as given. What the scan can miss are keys within its rounding (about 0.001 of a cosine) of the last one. Keys
-    that the scaling would round to little or nothing, a few being far longer than the others, are not copied.
+    Keys in float32 are multiplied in float32. Keys in bf16 are multiplied in bf16 where the processor is faster in it,
+    and the best are scored again in float32; elsewhere they are raised to float32, a part at a time. Of very many keys
+    a copy in int8 is scanned instead, where the processor multiplies faster in it: each dimension is scaled to the full
+    range of int8, the shortlist is longer than asked for, and its order is that of float32 products of the keys as
+    given. What the int8 scan can miss are keys within its rounding (about 0.001 of a cosine) of the last one. Keys that
+    the scaling would round to little or nothing, a few being far longer than the others, are not copied.
 
     Args:
         keys: (K, D) float32 or bf16.
@@ -50,8 +66,8 @@ class ExactIndex:
 
     def __init__(self, keys: Tensor, int8: bool | None = None):
         self.keys = keys
-        self.int8 = len(keys) >= INT8_FROM and int8_pays(keys.device) if int8 is None else int8
-        self._scanned: tuple[Tensor, Tensor, int] | None = None
+        self.int8 = int8
+        self._scanned: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -89,38 +105,39 @@ class ExactIndex:
         places = np.empty((len(queries), k), dtype=np.int64)
         if k == 0:
             return values, places
-        shortlist = _longer(k)
-        scanned = self._int8_keys() if allowed is None and 4 * shortlist < len(keys) else None
+        scanned = self._int8_keys() if allowed is None and 4 * _longer(k) < len(keys) else None
+        coarse = scanned is not None or keys.dtype != torch.float32 and bf16_pays(keys.device)
+        depth = min(_longer(k), len(keys)) if coarse else k
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
             if scanned is not None:
-                low, scales, step = scanned
-                best, rows = _scan_int8(queries[block], low, scales, shortlist)
-                found = best, rows * step % len(keys)
+                low, scales = scanned
+                found = _scan(_as_int8(queries[block] * scales), low, depth)
             else:
-                found = _scan(queries[block], keys, k)
-            exact = scanned is not None or keys.dtype != torch.float32
-            best, where = in_order(queries[block], keys, *found, k, exact)
+                found = _scan(queries[block].to(keys.dtype) if coarse else queries[block], keys, depth)
+            best, where = in_order(queries[block], keys, *found, k, coarse or len(queries[block]) <= FEW)
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
-    def _int8_keys(self) -> tuple[Tensor, Tensor, int] | None:
+    def _int8_keys(self) -> tuple[Tensor, Tensor] | None:
         """What `quantize` gives, made at the first search; None where keys are not scanned in int8."""
+        if self.int8 is None:  # asked late, since what pays may have to be measured
+            self.int8 = len(self.keys) >= INT8_FROM and int8_pays(self.keys.device)
         if self._scanned is None and self.int8:
-            self._scanned = quantize(self.keys)
+            self._scanned = quantize(self.keys) if int8_is_exact() else None
             self.int8 = self._scanned is not None
         return self._scanned
 
 
-def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int] | None:
-    """Keys in int8, each dimension scaled to the full range, mixed so that the first rows are a fair sample.
+def quantize(keys: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Keys in int8, each dimension scaled to the full range.
 
     Args:
         keys: (K, D).
 
     Returns:
-        (K, D) int8, (D,) float32 scales, and a step: row i x scales is nearly key i x step modulo K. None where half of
-        the keys are shorter than COARSE roundings a dimension, a key is not finite, or dimensions are below INT8_DIMS.
+        (K, D) int8 and (D,) float32 scales: int8 times scales is nearly the key. None where half of the keys are
+        shorter than COARSE roundings a dimension, a key is not finite, or dimensions are below INT8_DIMS.
     """
     if keys.shape[1] < INT8_DIMS:
         return None
@@ -132,17 +149,15 @@ def quantize(keys: Tensor) -> tuple[Tensor, Tensor, int] | None:
     lengths = sample.square().mean(dim=1).sqrt()
     if not bool(largest.isfinite().all()) or float(lengths.median()) < COARSE:
         return None
-    count = len(keys)
-    step = max(1, round(count * 0.6180339887498949))
-    while math.gcd(step, count) != 1:
-        step += 1
-    back = pow(step, -1, count)
     low = torch.empty(keys.shape, dtype=torch.int8, device=keys.device)
-    for start in range(0, count, KEY_BLOCK):
-        part = keys[start : start + KEY_BLOCK]
-        rows = torch.arange(start, start + len(part), device=keys.device) * back % count
-        low[rows] = (part.float() / scales).round_().to(torch.int8)
-    return low, scales, step
+    for part, into in zip(keys.split(KEY_BLOCK), low.split(KEY_BLOCK), strict=True):
+        into.copy_((part.float() / scales).round_())
+    return low, scales
+
+
+def _as_int8(queries: Tensor) -> Tensor:
+    """Queries in int8, each scaled to the full range."""
+    return (queries / queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) * 127).round_().to(torch.int8)
 
 
 def _longer(k: int) -> int:
@@ -151,72 +166,106 @@ def _longer(k: int) -> int:
 
 
 def _scan(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best keys by products in the type of the keys: similarities and numbers, (n, k), falling."""
-    best = torch.empty(len(queries), 0, device=queries.device)
-    where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    low = queries.to(keys.dtype)
-    if keys.dtype != torch.float32:
-        k = min(_longer(k), len(keys))
+    """The best keys by products in the type of the queries: products and key numbers, (n, k), falling.
+
+    Args:
+        queries: (n, D) float32, bf16 or int8.
+        keys: (K, D) of the same type; bf16 keys may also be multiplied with float32 queries.
+        k: at most K.
+    """
+    if keys.device.type != "cpu" or len(keys) < BAR_FROM or 4 * k > len(keys):
+        return _scan_plain(queries, keys, k)
+    n = len(queries)
+    if n == 1 and queries.dtype == torch.float32:  # a product with one column reads the keys on one core alone
+        queries = queries.repeat(2, 1)
+    values, places = _scan_bar(queries, keys, k, guess=True)
+    short = (places[:, -1] < 0).nonzero()[:, 0]
+    if len(short):
+        values[short], places[short] = _scan_bar(queries[short], keys, k, guess=False)
+    return values[:n], places[:n]
+
+
+def _scan_plain(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`_scan` that sorts every product: its plain twin, and what runs on a GPU."""
+    best = where = None
     for start in range(0, len(keys), KEY_BLOCK):
         part = keys[start : start + KEY_BLOCK]
-        top, column = (low @ part.T).float().topk(min(k, len(part)), dim=1)
-        best, where = torch.cat([best, top], dim=1), torch.cat([where, column + start], dim=1)
+        whole = queries.dtype == torch.int8
+        products = torch._int_mm(queries, part.T) if whole else (queries @ part.to(queries.dtype).T).float()
+        top, row = products.topk(min(k, len(part)), dim=1)
+        best = top if best is None else torch.cat([best, top], dim=1)
+        where = row if where is None else torch.cat([where, row + start], dim=1)
         if best.shape[1] > k:
             best, order = best.topk(k, dim=1)
             where = where.gather(1, order)
+    assert best is not None and where is not None
     return best, where
 
 
-def _scan_int8(queries: Tensor, keys: Tensor, scales: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best keys by products of int8: products and rows of the copy, (n, k), falling.
+def _scan_bar(queries: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tensor, Tensor]:
+    """`_scan` by a bar, on a CPU; products and key numbers, -1 where a guess left fewer than k.
 
-    The copy is mixed, so the rows seen first are a fair sample, and a product a little below what the k-th best of all
-    must be is known early. Only products above this bar are kept. Queries that keep fewer than k, about one in a
-    thousand, are scanned again with the k-th best so far as their bar, which misses nothing.
+    Part j of p has the keys j, j + p, j + 2 p and so on, so it is a fair sample wherever like keys stand together. With
+    ``guess`` the bar of a query is a product a little below what the k-th best of all must be, judging by the keys seen
+    so far; without, it is the k-th best of these, which is below the k-th best of all for certain. About one query in a
+    thousand is left with too few by the guess, and is scanned again without.
+
+    Most groups of keys have no product above the bar, which the largest of a group tells.
     """
-    scaled = queries * scales
-    low = (scaled / scaled.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) * 127).round_().to(torch.int8)
-    values, rows = _above_bar(low, keys, k, guess=True)
-    short = (rows[:, -1] < 0).nonzero()[:, 0]
-    if len(short):
-        values[short], rows[short] = _above_bar(low[short], keys, k, guess=False)
-    return values, rows
-
-
-def _above_bar(low: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tensor, Tensor]:
-    """Products that enter the k best of each query so far, or probably of all keys; row -1 where there are fewer.
-
-    Most groups of keys have none, which the largest of a group tells.
-    """
-    n, total = len(low), len(keys)
-    width = min(max(PRODUCTS // max(1, n), 4096), total) // GROUP * GROUP
-    first = _enough(k, width / total) if guess else k
-    if first > width // GROUP:
-        return _merge_int8(low, keys, k)
-    products = torch.empty(n * width, dtype=torch.int32)
-    top = _Top(n)
-    settled = 0
-    for start in range(0, total, width):
-        size = min(width, total - start)
-        end, whole = start + size, size // GROUP * GROUP
-        out = products[: n * size].view(n, size)
-        torch._int_mm(low, keys[start:end].T, out=out)
-        if whole:
-            groups = out[:, :whole].reshape(-1, GROUP)
-            largest = groups.amax(dim=1).view(n, -1)
-            if start == 0:
-                top.bar = largest.topk(first, dim=1).values[:, -1] - 1
-                settled = end
-            near = _where(largest > top.bar[:, None])
-            row, group = np.divmod(near, whole // GROUP)
-            top.add(row, groups.index_select(0, torch.from_numpy(near)), start + group * GROUP)
-        if whole < size:
-            row = np.arange(n)
-            top.add(row, out[:, whole:], np.full_like(row, start + whole))
-        if end >= SETTLED * settled or end == total or top.waiting > PRODUCTS // 2:
-            top.settle(_enough(k, end / total) if guess else k)
-            settled = end
+    n, total = len(queries), len(keys)
+    by_key = queries.dtype != torch.int8
+    wider = 1 if by_key else WIDER
+    size = wider * GROUP
+    most = min(wider * PRODUCTS // n, RAISED if keys.dtype != queries.dtype else total)
+    parts = -(-total // max(size, most))
+    many = total // parts // size  # groups of a part
+    first = _enough(k, 1 / parts) if guess else k
+    if first > many:  # a part holds no shortlist: so many queries, or so deep a search
+        return _scan_plain(queries, keys, k)
+    products = torch.empty(max(many, parts) * size * n, dtype=queries.dtype if by_key else torch.int32)
+    top = _Top(n, torch.float32 if by_key else torch.int32)
+    seen, settled = 0, many * size
+    for part in range(parts):
+        out = _multiply(keys[part : parts * many * size : parts], queries, products)
+        groups = out.view(many, size, n) if by_key else out.view(n, many, size)
+        largest = groups.amax(dim=1) if by_key else groups.amax(dim=2).T
+        if part == 0:
+            top.begin(largest.topk(first, dim=0).values[-1])
+        if by_key:
+            near = _where(largest > top.bar)
+            group = near // n
+            query = near - group * n
+            some = groups[torch.from_numpy(group), :, torch.from_numpy(query)]
+        else:
+            near = _where(largest.T > top.bar[:, None])
+            query = near // many
+            group = near - query * many
+            some = groups.view(-1, size).index_select(0, torch.from_numpy(near))
+        top.add(query, some, part + parts * size * group)
+        seen += many * size
+        if seen >= SETTLED * settled or top.waiting > PRODUCTS:
+            top.settle(_enough(k, seen / total) if guess else k, parts)
+            settled = seen
+    if top.waiting:
+        top.settle(k, parts)
+    if seen < total:
+        out = _multiply(keys[seen:], queries, products)
+        top.add(np.arange(n), out.T if by_key else out, np.full(n, seen))
+        top.settle(k, 1)
     return top.values, top.places
+
+
+def _multiply(keys: Tensor, queries: Tensor, room: Tensor) -> Tensor:
+    """Products of some keys (m, D) and queries (n, D), in memory that is given: (m, n), or of int8 (n, m).
+
+    In float32 and bf16 the keys come first: so the largest of a group of keys is found for many queries side by side,
+    and a product with few queries reads the keys once, which it does not the other way round. In int8 the products are
+    faster the other way round.
+    """
+    m, n = len(keys), len(queries)
+    if queries.dtype == torch.int8:
+        return torch._int_mm(queries, keys.T, out=room[: m * n].view(n, m))
+    return torch.mm(keys.to(queries.dtype), queries.T, out=room[: m * n].view(m, n))
 
 
 def _where(marks: Tensor) -> npt.NDArray[np.int64]:
@@ -229,57 +278,64 @@ def _enough(k: int, share: float) -> int:
     return k if share >= 1 else min(k, math.ceil(k * share + 3 * math.sqrt(k * share) + 3))
 
 
-def _merge_int8(low: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`_scan_int8` for so many queries or so deep a search that a block of products holds no shortlist."""
-    best = torch.empty(len(low), 0, dtype=torch.int32, device=low.device)
-    where = torch.empty(len(low), 0, dtype=torch.int64, device=low.device)
-    for start in range(0, len(keys), KEY_BLOCK):
-        part = keys[start : start + KEY_BLOCK]
-        top, column = torch._int_mm(low, part.T).topk(min(k, len(part)), dim=1)
-        best, where = torch.cat([best, top], dim=1), torch.cat([where, column + start], dim=1)
-        if best.shape[1] > k:
-            best, order = best.topk(k, dim=1)
-            where = where.gather(1, order)
-    return best, where
-
-
 class _Top:
-    """The best of each query so far, and candidates that beat its bar, which is set before the first are added."""
+    """The best of each query so far, and candidates that beat its bar.
+
+    Args:
+        n: queries.
+        kind: type of their products, float32 or int32.
+    """
 
     bar: Tensor
 
-    def __init__(self, n: int):
-        self.n = n
-        self.values, self.places = torch.empty(n, 0, dtype=torch.int32), torch.empty(n, 0, dtype=torch.int64)
+    def __init__(self, n: int, kind: torch.dtype):
+        self.n, self.kind = n, kind
+        self.lowest = torch.iinfo(kind).min if kind == torch.int32 else -math.inf
+        self.values, self.places = torch.empty(n, 0, dtype=kind), torch.empty(n, 0, dtype=torch.int64)
         self._forget()
 
     def _forget(self) -> None:
-        self._rows = [np.zeros(0, dtype=np.int64)]
-        self._values = [np.zeros(0, dtype=np.int32)]
-        self._places = [np.zeros(0, dtype=np.int64)]
+        self._rows: list[npt.NDArray[np.int64]] = []
+        self._first: list[npt.NDArray[np.int64]] = []
+        self._products: list[Tensor] = []
         self.waiting = 0
 
-    def add(self, rows: npt.NDArray[np.int64], values: Tensor, first: npt.NDArray[np.int64]) -> None:
-        """Note which of some rows' neighbouring products (m, c) beat the bar; the first has the key number given."""
-        found = _where(values > self.bar[torch.from_numpy(rows), None])
-        which, column = np.divmod(found, values.shape[1])
-        self._rows.append(rows[which])
-        self._values.append(values.numpy()[which, column])
-        self._places.append(first[which] + column)
-        self.waiting += len(which)
+    def begin(self, least: Tensor) -> None:
+        """Set the bar right below (n,) products, so that these beat it."""
+        least = least.to(self.kind)
+        below = torch.full_like(least, -math.inf) if self.kind == torch.float32 else least
+        self.bar = least - 1 if self.kind == torch.int32 else torch.nextafter(least, below)
 
-    def settle(self, keep: int) -> None:
-        """Merge the candidates, keep so many of the best, and raise the bar to the last; place -1 where none is."""
-        rows = np.concatenate(self._rows)
+    def add(self, rows: npt.NDArray[np.int64], products: Tensor, first: npt.NDArray[np.int64]) -> None:
+        """Note products (m, c) of some rows with neighbouring keys, the first of which has the number given."""
+        if len(rows):
+            self._rows.append(rows)
+            self._first.append(first)
+            self._products.append(products)
+            self.waiting += products.numel()
+
+    def settle(self, keep: int, step: int) -> None:
+        """Merge what beats the bar, keep so many of the best, and raise the bar to the last; place -1 where none is.
+
+        Args:
+            keep: how many.
+            step: from the number of a key to that of its neighbour among what was added.
+        """
+        none = np.zeros(0, dtype=np.int64)
+        rows, first = np.concatenate([none, *self._rows]), np.concatenate([none, *self._first])
+        products = torch.cat(self._products).to(self.kind) if self._products else torch.zeros(0, 1, dtype=self.kind)
+        found = _where(products > self.bar.index_select(0, torch.from_numpy(rows))[:, None])
+        which = found // products.shape[1]
+        rows = rows[which]
         order = rows.astype(np.int16 if self.n < 1 << 15 else np.int64).argsort(kind="stable")
         rows = rows[order]
-        values = torch.from_numpy(np.concatenate(self._values)[order])
-        places = torch.from_numpy(np.concatenate(self._places)[order])
+        values = torch.from_numpy(products.numpy().reshape(-1)[found[order]])
+        places = torch.from_numpy((first[which] + step * (found - which * products.shape[1]))[order])
         counts = np.bincount(rows, minlength=self.n)
         had = self.values.shape[1]
         rank = torch.from_numpy(np.arange(had, had + len(rows)) - (counts.cumsum() - counts)[rows])
         width = max(keep, had + int(counts.max()))
-        wide = torch.full((self.n, width), torch.iinfo(torch.int32).min, dtype=torch.int32)
+        wide = torch.full((self.n, width), self.lowest, dtype=self.kind)
         where = torch.full((self.n, width), -1, dtype=torch.int64)
         wide[:, :had], where[:, :had] = self.values, self.places
         each = torch.from_numpy(rows)

@@ -14,7 +14,8 @@ from ..config import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..data.batches import usable_rows
 from ..data.tokens import Limit, tokenize
 from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
-from ..machine import bf16_pays, minilm_folder
+from ..machine import minilm_folder
+from ..rates import bf16_pays
 from ..trainer import device_of
 from ..types import Dataset
 from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds

@@ -33,11 +33,11 @@ from ..encoders import Encoder, Precision, TransformerEncoder
 from ..estimate import Shape
 from ..evaluation import evaluate, longest_filter_row
 from ..heads import RANKINGS, TwoHeads, best_search_weight
-from ..machine import bf16_pays
 from ..memory import Memory
 from ..model import MIN_TUNING, Model
 from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers
+from ..rates import bf16_pays
 from ..tracking import Tracker
 from ..trainer import FitReport, Log, device_of
 from ..types import Corpus, Dataset, Labels, Predictions

@@ -1,0 +1,112 @@
+"""What this processor is fast in: measured where it runs, once, and kept in the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .errors import LabelspaceError
+from .files import atomic_file
+from .machine import cache_folder, processor
+
+if TYPE_CHECKING:
+    import torch
+
+PAYS = 1.15
+"""So many times faster products in a smaller type must be to be taken, so that noise does not decide."""
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether matrix products in bf16 are faster than in float32 here.
+
+    Args:
+        device: on a CPU it is measured once and kept in the cache folder; a GPU needs native bf16.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and _product_seconds()["float32"] > PAYS * _product_seconds()["bf16"]
+
+
+def int8_pays(device: torch.device) -> bool:
+    """Whether matrix products in int8 are right, and faster than in float32 and bf16 here.
+
+    Args:
+        device: only on a CPU it is measured.
+    """
+    if device.type != "cpu" or not int8_is_exact():
+        return False
+    seconds = _product_seconds()
+    return min(seconds["float32"], seconds["bf16"]) > PAYS * seconds["int8"]
+
+
+@functools.cache
+def int8_is_exact() -> bool:
+    """Whether this processor's int8 products are right over the whole range; some saturate sums of two in 16 bits."""
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-127, 128, (count, 384), generator=g, dtype=torch.int8) for count in (64, 96))
+    a[:4], b[:2], b[2:4] = 127, 127, -127
+    try:
+        return torch.equal(torch._int_mm(a, b.T).double(), a.double() @ b.double().T)
+    except RuntimeError:  # this build of torch has none
+        return False
+
+
+@functools.cache
+def _product_seconds() -> dict[str, float]:
+    """Seconds of a matrix product of 1024 x 384 and 384 x 1024 in float32, bf16 and int8; infinite where there is none.
+
+    A processor may have instructions for a type and be slow in it, or have none and be fast enough, and a user may
+    have told the libraries to leave some alone; so what is faster is measured.
+    """
+    import torch
+
+    def measure() -> dict[str, float]:
+        g = torch.Generator().manual_seed(0)
+        a, b = torch.randn(1024, 384, generator=g), torch.randn(1024, 384, generator=g)
+        a16, b16 = a.bfloat16(), b.bfloat16()
+        a8, b8 = ((x * 30).clamp(-127, 127).to(torch.int8) for x in (a, b))
+        sides = {"float32": lambda: a @ b.T, "bf16": lambda: a16 @ b16.T, "int8": lambda: torch._int_mm(a8, b8.T)}
+        found = dict.fromkeys(sides, math.inf)
+        for _ in range(4):
+            for name, product in sides.items():
+                begun = time.perf_counter()
+                with contextlib.suppress(RuntimeError):  # this build of torch has none
+                    product()
+                    found[name] = min(found[name], time.perf_counter() - begun)
+        return found
+
+    return measured_once("products", measure)
+
+
+def measured_once(name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured of this machine before, kept in the cache folder, or a measurement that is written there.
+
+    It is made anew for another processor, another build of torch, and other limits on the instructions it may use.
+
+    Args:
+        name: of what is measured.
+        measure: measures it: figures by name.
+    """
+    import torch
+
+    limits = [f"{v}={os.environ[v]}" for v in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if v in os.environ]
+    kind = ", ".join([processor(), torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}", *limits])
+    path, entry = cache_folder() / "machine.json", f"{name}: {kind}"
+    known: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {part: float(value) for part, value in known[entry].items()}
+    found = measure()
+    with contextlib.suppress(LabelspaceError, OSError), atomic_file(path) as part:
+        part.write_text(json.dumps({**known, entry: found}, indent=1), encoding="utf-8")
+    return found
