@@ -112,32 +112,38 @@ def test_bf16_stays_near_float32(tiny_transformer: Path) -> None:
     assert cosines.min() > 0.999
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "distilbert"])
-def test_inference_in_bf16_equals_the_modules(kind: str, tiny_transformer: Path, tmp_path: Path) -> None:
+def test_inference_equals_the_modules(
+    kind: str, dtype: torch.dtype, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelspace.encoders.inference.WIDE_ROWS", 300)  # the widest vectors in parts
     encoder = encoder_of(kind, tiny_transformer, tmp_path)
     for name, parameter in encoder.transformer.named_parameters():
         if "bias" in name or "norm" in name.lower():
             torch.nn.init.normal_(parameter, 0.5, 0.2)  # fresh ones are 0 and 1, and so would hide mistakes
-    fits = FastBert.fits(encoder.transformer)
+    fits = FastBert.fits(encoder.transformer, dtype)
     assert not fits or kind not in ("distilbert", "electra")  # the last has narrower token vectors here
     if not fits:
         pytest.skip("another architecture, or no bf16 products by oneDNN")
     tokens = random_tokens([1, 1, 3, *[7] * 40, *[31] * 5, *[40] * 20], 3)  # with a part that is filled up
-    exact = encoder.encode(tokens)
     given = packed.inputs(tokens, encoder._first_position)
     encoder._set_attention(packed.NAME)
     with torch.no_grad():
-        plain = encoder.transformer(**given).last_hidden_state[0]
-        modules = copy.deepcopy(encoder.transformer).bfloat16()(**given).last_hidden_state[0].float()
-        fast = FastBert(encoder.transformer)(
-            given["input_ids"][0], given["position_ids"][0], given["text_runs"]
-        ).float()
+        exact = copy.deepcopy(encoder.transformer).double()(**given).last_hidden_state[0]
+        modules = copy.deepcopy(encoder.transformer).to(dtype)(**given).last_hidden_state[0]
+        fast = FastBert(encoder.transformer, dtype)(given["input_ids"][0], given["position_ids"][0], given["text_runs"])
+    assert fast.dtype == dtype
     there = len(tokens.ids)
-    error, allowed = ((x - plain)[:there].square().mean().sqrt() for x in (fast, modules))
-    assert error < 1.2 * allowed  # not coarser than the modules with weights in bf16
-    encoder.precision, encoder.keeps_low = "bf16", True
-    assert (encoder.encode(tokens) * exact).sum(1).min() > 0.999
-    assert encoder._fast is not None
+    error, allowed = ((x.double() - exact)[:there].square().mean().sqrt() for x in (fast, modules))
+    assert error < (1.2 if dtype == torch.bfloat16 else 2) * allowed  # not coarser than the modules in that type
+    encoder.attention = "sdpa"  # padded, by the modules
+    vectors = encoder.encode(tokens)
+    assert encoder._fast is None
+    encoder.attention, encoder.keeps_weights = "auto", True
+    encoder.precision = "bf16" if dtype == torch.bfloat16 else "float32"
+    assert (encoder.encode(tokens) * vectors).sum(1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
+    assert encoder._fast is not None and encoder._fast.dtype == dtype
 
 
 def test_dropout_draws_in_the_attention(tiny_transformer: Path) -> None:

@@ -161,7 +161,7 @@ class Model:
         if value == "auto":
             value = "bf16" if bf16_pays(self.encoder.device) else "float32"
         for tower in self.towers:
-            tower.encoder.precision, tower.encoder.keeps_low = value, value == "bf16"
+            tower.encoder.precision, tower.encoder.keeps_weights = value, True
 
     @classmethod
     def from_encoder(
@@ -234,6 +234,7 @@ class Model:
         else:
             name = type(encoder).__name__
         encoder = encoder.to(place)
+        encoder.keeps_weights = True
         encoder.max_tokens = encoder.max_tokens if max_tokens is None else max_tokens
         encoder.long_documents = encoder.long_documents if long_documents is None else long_documents
         encoder.max_chunks = encoder.max_chunks if max_chunks is None else max_chunks

@@ -1,9 +1,10 @@
-"""BERT-like transformers without gradients on a CPU, in bf16: weights laid out for the products, few passes between.
+"""BERT-like transformers without gradients on a CPU: few passes between the products, and little new memory.
 
 The same arithmetic as the transformers library's modules, which the tests compare it with. Query, key and value are
-one product, GELU and the addition around a layer are part of the product before them, and weights are laid out once for
-oneDNN, whose operators PyTorch keeps for its own compiler: where they are missing, `FastBert.fits` says no and the
-modules themselves are used.
+one product, and the addition around a layer is part of the product before it. In bf16 weights are laid out once for
+oneDNN, which applies GELU too; PyTorch keeps its operators for its own compiler, and where they are missing
+`FastBert.fits` says no and the modules themselves are used. In float32 products are written to memory that is there:
+an array of megabytes is new memory each time, and to get it from the system takes as long as the product.
 """
 
 from __future__ import annotations
@@ -20,41 +21,48 @@ from .packed import Run
 ARCHITECTURES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
 TOKENS = 4096
 """Rows of the products that weights are laid out for; others are computed with the same layout."""
+WIDE_ROWS = 1024
+"""Tokens whose widest vectors, those between the two last products of a layer, exist at a time in float32."""
 
 
 class FastBert:
     """Hidden states of packed texts.
 
     Args:
-        transformer: a model for which `fits`; its weights are copied.
+        transformer: a model for which `fits`; some of its weights are copied.
+        dtype: in which it computes, bf16 or float32.
     """
 
-    def __init__(self, transformer: Any):
+    def __init__(self, transformer: Any, dtype: torch.dtype):
         config = transformer.config
+        self.dtype = dtype
         self.heads = int(config.num_attention_heads)
         self.made_of = stamps(transformer)
         own = transformer.embeddings
         self.tables = [own.word_embeddings.weight.detach(), own.position_embeddings.weight.detach()]
         self.first_type = own.token_type_embeddings.weight.detach()[0].clone()
         self.norm = _norm(own.LayerNorm, torch.float32)
-        self.layers = [_Layer(layer, self.heads) for layer in transformer.encoder.layer]
+        kind: type[_LowLayer | _PlainLayer] = _LowLayer if dtype == torch.bfloat16 else _PlainLayer
+        self.layers = [kind(layer, self.heads) for layer in transformer.encoder.layer]
 
     @staticmethod
-    def fits(transformer: Any) -> bool:
+    def fits(transformer: Any, dtype: torch.dtype) -> bool:
         """Whether a model is of a kind that this computes.
 
         Args:
             transformer: of the transformers library.
+            dtype: as for the class.
         """
         config = transformer.config
+        low = dtype == torch.bfloat16
         return (
             config.model_type in ARCHITECTURES
             and config.hidden_act == "gelu"
             and getattr(config, "position_embedding_type", None) in (None, "absolute")
             and not getattr(config, "is_decoder", False)
             and not hasattr(transformer, "embeddings_project")
-            and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            and (not low or all(hasattr(torch.ops.mkldnn, x) for x in ("_linear_pointwise", "_reorder_linear_weight")))
+            and (not low or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastBert:
@@ -78,44 +86,94 @@ class FastBert:
             text_runs: which tokens belong together.
 
         Returns:
-            (T, H) bf16.
+            (T, H) in the dtype.
         """
         words, places = self.tables
         hidden = F.embedding(ids, words).add_(F.embedding(positions, places)).add_(self.first_type)
-        hidden = F.layer_norm(hidden, *self.norm).bfloat16()
+        hidden = F.layer_norm(hidden, *self.norm).to(self.dtype)
+        room = _Room(hidden, max((layer.widest for layer in self.layers), default=0))
         for layer in self.layers:
-            hidden = layer(hidden, text_runs)
+            hidden = layer(hidden, text_runs, room)
         return hidden
 
 
-class _Layer:
-    """Attention and the two products after it."""
+class _Room:
+    """Memory that all layers write to, one after the other.
+
+    Args:
+        hidden: (T, H) vectors of the tokens.
+        widest: dimensions between the two last products of a layer.
+    """
+
+    def __init__(self, hidden: Tensor, widest: int):
+        total, size = hidden.shape
+        self.mixed = torch.empty_like(hidden)
+        if hidden.dtype == torch.float32:
+            self.three, self.sums = torch.empty(total, 3 * size), torch.empty_like(hidden)
+            self.wide = torch.empty(min(WIDE_ROWS, total), widest)
+
+
+class _LowLayer:
+    """Attention and the two products after it, in bf16 by oneDNN."""
 
     def __init__(self, layer: Any, heads: int):
-        own, out = layer.attention.self, layer.attention.output
+        out = layer.attention.output
         self.heads = heads
-        width = own.query.weight.shape[0] // heads
-        scale = width**-0.5  # of the products of queries and keys, put into the weights
-        weights = [own.query.weight.detach() * scale, own.key.weight.detach(), own.value.weight.detach()]
-        biases = [own.query.bias.detach() * scale, own.key.bias.detach(), own.value.bias.detach()]
-        self.into = _packed(torch.cat(weights), torch.cat(biases))
+        self.into = _packed(*_one_product(layer.attention.self, heads))
         self.out = _packed(out.dense.weight, out.dense.bias)
         self.up = _packed(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
         self.down = _packed(layer.output.dense.weight, layer.output.dense.bias)
         self.norms = [_norm(x, torch.bfloat16) for x in (out.LayerNorm, layer.output.LayerNorm)]
+        self.widest = len(layer.intermediate.dense.weight)
 
-    def __call__(self, hidden: Tensor, text_runs: list[Run]) -> Tensor:
+    def __call__(self, hidden: Tensor, text_runs: list[Run], room: _Room) -> Tensor:
         ops = torch.ops.mkldnn
-        mixed = _attend(ops._linear_pointwise(hidden, *self.into, "none", [], ""), text_runs, self.heads)
+        three = ops._linear_pointwise(hidden, *self.into, "none", [], "")
+        mixed = _attend(three, text_runs, self.heads, room.mixed)
         hidden = F.layer_norm(ops._linear_pointwise.binary(mixed, hidden, *self.out, "add"), *self.norms[0])
         wide = ops._linear_pointwise(hidden, *self.up, "gelu", [], "none")
         return F.layer_norm(ops._linear_pointwise.binary(wide, hidden, *self.down, "add"), *self.norms[1])
 
 
-def _attend(given: Tensor, text_runs: list[Run], heads: int) -> Tensor:
-    """Every token attends to its own text; (T, 3 H) queries, keys and values -> (T, H), both bf16."""
-    total, size = len(given), given.shape[1] // 3
-    out = torch.empty(total, size, dtype=given.dtype)
+class _PlainLayer:
+    """Attention and the two products after it, in float32; of the weights all but three are the model's own."""
+
+    def __init__(self, layer: Any, heads: int):
+        out, up, down = layer.attention.output, layer.intermediate.dense, layer.output.dense
+        self.heads = heads
+        weight, bias = _one_product(layer.attention.self, heads)
+        self.into = bias, weight.T
+        self.out = out.dense.bias.detach(), out.dense.weight.detach().T
+        self.up = up.bias.detach(), up.weight.detach().T
+        self.down = down.bias.detach(), down.weight.detach().T
+        self.norms = [_norm(x, torch.float32) for x in (out.LayerNorm, layer.output.LayerNorm)]
+        self.widest = len(self.up[0])
+
+    def __call__(self, hidden: Tensor, text_runs: list[Run], room: _Room) -> Tensor:
+        torch.addmm(self.into[0], hidden, self.into[1], out=room.three)
+        mixed = _attend(room.three, text_runs, self.heads, room.mixed)
+        bias, weight = self.out
+        hidden = F.layer_norm(hidden.add_(bias).addmm_(mixed, weight), *self.norms[0])
+        bias, weight = self.down
+        torch.add(hidden, bias, out=room.sums)
+        for part, sums in zip(hidden.split(WIDE_ROWS), room.sums.split(WIDE_ROWS), strict=True):
+            wide = room.wide[: len(part)]
+            torch.addmm(self.up[0], part, self.up[1], out=wide)
+            sums.addmm_(torch.ops.aten.gelu_(wide), weight)
+        return F.layer_norm(room.sums, *self.norms[1])
+
+
+def _one_product(own: Any, heads: int) -> tuple[Tensor, Tensor]:
+    """Weights (3 H, H) and biases of queries, keys and values, the scale of attention put into those of the queries."""
+    scale = (own.query.weight.shape[0] // heads) ** -0.5
+    weights = [own.query.weight.detach() * scale, own.key.weight.detach(), own.value.weight.detach()]
+    biases = [own.query.bias.detach() * scale, own.key.bias.detach(), own.value.bias.detach()]
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _attend(given: Tensor, text_runs: list[Run], heads: int, out: Tensor) -> Tensor:
+    """Every token attends to its own text; (T, 3 H) queries, keys and values -> (T, H) of the same type, into `out`."""
+    size = given.shape[1] // 3
     end = 0
     for start, end, length in text_runs:
         parts = given[start:end].view(-1, length, 3, heads, size // heads).permute(2, 0, 3, 1, 4)

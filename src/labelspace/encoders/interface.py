@@ -37,7 +37,8 @@ class Encoder(nn.Module, abc.ABC):
         row_sparse: the gradient touches only the rows of the tokens met; such an encoder keeps no activations worth
             recomputing.
         precision: ``bf16`` runs `forward` under autocast, and `encode` with weights in bf16.
-        keeps_low: whether `encode` keeps its weights in bf16 for the next call instead of making them each time.
+        keeps_weights: whether `encode` keeps weights that it laid out anew, or in bf16, for the next call instead of
+            making them each time.
     """
 
     dim: int
@@ -49,7 +50,7 @@ class Encoder(nn.Module, abc.ABC):
     normalize: bool
     row_sparse: bool = False
     precision: Precision = "float32"
-    keeps_low: bool = False
+    keeps_weights: bool = False
 
     @abc.abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:

@@ -193,20 +193,27 @@ class TransformerEncoder(Encoder):
 
     @contextlib.contextmanager
     def for_inference(self) -> Iterator[None]:
-        """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999)."""
-        if self.precision != "bf16" or self._low or self._fast_now:
+        """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999).
+
+        On a CPU BERT and its kin are computed by `FastBert`, in either precision.
+        """
+        if self._low or self._fast_now:
             yield
             return
-        if self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer):
-            if self._fast is None or not self._fast.current(self.transformer):
-                self._fast = FastBert(self.transformer)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        if self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer, dtype):
+            if self._fast is None or self._fast.dtype != dtype or not self._fast.current(self.transformer):
+                self._fast = FastBert(self.transformer, dtype)
             self._fast_now = True
             try:
                 yield
             finally:
                 self._fast_now = False
-                if not self.keeps_low:  # fused optimisers change weights without a trace
+                if not self.keeps_weights:  # fused optimisers change weights without a trace
                     self._fast = None
+            return
+        if dtype == torch.float32:
+            yield
             return
         kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
         low = self._low_weights(kept)
@@ -222,7 +229,7 @@ class TransformerEncoder(Encoder):
 
     def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
         """The weights in bf16; those of the last call where they are kept and no weight was changed since."""
-        if not self.keeps_low:
+        if not self.keeps_weights:
             self._kept_low = None
             return [data.to(torch.bfloat16) for _, data in weights]
         stamp = stamps(self.transformer)
