@@ -103,10 +103,10 @@ def attention(
     scaling = width**-0.5 if scaling is None else scaling
     parts = []
     with torch.autocast(query.device.type, enabled=False):
-        for start, end, length in text_runs:
+        of_runs = zip(*(_split(x[0], text_runs, 1) for x in (query, key, value)), strict=True)
+        for (start, end, length), own in zip(text_runs, of_runs, strict=True):
             q, k, v = (
-                x[0, :, start:end].unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format)
-                for x in (query, key, value)
+                x.unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format) for x in own
             )
             if products_pay(length, heads, width, query.device):
                 mixed = by_products(q, k, v, scaling, dropout)
@@ -131,7 +131,14 @@ def pool(hidden: Tensor, text_runs: list[Run], mode: str) -> Tensor:
         (n, H) float32.
     """
     parts = []
-    for start, end, length in text_runs:
-        texts = hidden[start:end].unflatten(0, (-1, length)).float()
+    for (_, _, length), own in zip(text_runs, _split(hidden, text_runs, 0), strict=True):
+        texts = own.unflatten(0, (-1, length)).float()
         parts.append(texts.mean(1) if mode == "mean" else texts[:, 0])
     return torch.cat(parts)
+
+
+def _split(tokens: Tensor, text_runs: list[Run], dim: int) -> list[Tensor]:
+    """The tokens of each run. Slices would each give a gradient as large as the whole, and these would be added up."""
+    sizes = [end - start for start, end, _ in text_runs]
+    rest = tokens.shape[dim] - sum(sizes)
+    return list(tokens.split([*sizes, rest], dim=dim))[: len(sizes)]
