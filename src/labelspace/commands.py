@@ -646,9 +646,9 @@ def bench(
     Parameters
     ----------
     quick
-        Three runs of each side instead of five; encoding and searching are run eleven times either way.
+        Smaller sizes and fewer runs: five minutes on two cores without AVX512.
     only
-        Parts to measure; all when not given.
+        Parts to measure, beside what the machine can do at all; all when not given.
     seed
         Of the generated texts and vectors.
     """
