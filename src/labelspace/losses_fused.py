@@ -21,7 +21,7 @@ from .losses import ClosedForm, Gradient, Op, apply, check_pairs, check_range, g
 ROW_BLOCK = 1024
 """Rows of a block of logits; products of fewer are slower."""
 KEPT_PRODUCTS = 224 << 20
-"""Bytes of products in bf16 that are kept for the backward pass; those of further blocks are made again."""
+"""Bytes of products, or of their exp, that are kept for the backward pass; those of further blocks are made again."""
 KEPT_EXPONENT = 32.0
 """Of logits no larger exp is kept instead, and scaled after its products: it is far from the ends of bf16's range."""
 LOW_LOGITS = 36.0
@@ -146,7 +146,7 @@ class _Blocks:
         bound: float,
     ):
         self.keys, self.low, self.high = keys, low, queries.dtype
-        self.small = low != queries.dtype and bound <= KEPT_EXPONENT
+        self.small = bound <= KEPT_EXPONENT
         self.queries = (queries / temperature).to(low)
         self.height = min(ROW_BLOCK, max(1, len(queries)))
         self.width = min(max(1, len(keys)), max(1, LOGITS_BLOCK_BYTES // (queries.element_size() * self.height)))
@@ -156,7 +156,8 @@ class _Blocks:
         self.logits = torch.empty(slot, dtype=self.high, device=device) if low != self.high else None
         self.row_blocks = -(-len(queries) // self.height)
         self.count = count = self.row_blocks * -(-len(keys) // self.width)
-        self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if self.logits is not None else 0
+        keeps = self.logits is not None or self.small  # without a copy, what is made of products overwrites them
+        self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if keeps else 0
         self.products = torch.empty(self.kept + (self.kept < count), slot, dtype=low, device=device)
         self.made: set[int] = set()
         self.exps: set[int] = set()
@@ -190,7 +191,7 @@ class _Blocks:
         if number not in self.made:
             torch.mm(self.queries[rows], keys.T, out=block)
             self.exps.discard(number)
-            if number < self.kept:
+            if number < self.kept and self.logits is not None:
                 self.made.add(number)
         if self.logits is not None:
             block = self.logits[: block.numel()].view(block.shape).copy_(block)
@@ -214,7 +215,8 @@ class _Blocks:
                 block, number = self.make(rows, columns, keys, apart), self.number(rows, columns)
                 part, before = find(block, rows), found[i]
                 if keep and self.small and number < self.kept and find is small_log_sum_exp:
-                    self.low_block(rows, columns).copy_(block)
+                    if self.logits is not None:
+                        self.low_block(rows, columns).copy_(block)
                     self.made.discard(number)
                     self.exps.add(number)
                 found[i] = part if before is None else _combine(before, part, op)
