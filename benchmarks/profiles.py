@@ -111,11 +111,11 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
 
 def encode() -> tuple[Callable[[], object], Callable[[], object]]:
     """1,024 texts of about 16 tokens through minilm."""
-    from labelspace.bench import ENCODE_TEXTS, MAX_TOKENS, made_up_texts
+    from labelspace.bench import FULL, MAX_TOKENS, made_up_texts
     from labelspace.encoders import open_encoder
     from labelspace.rates import bf16_pays
 
-    texts = made_up_texts(ENCODE_TEXTS, 16, 0)
+    texts = made_up_texts(FULL.texts, 16, 0)
     plain = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS, attention="sdpa")
     ours = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
     ours.precision = "bf16" if bf16_pays(ours.device) else "float32"
@@ -133,8 +133,8 @@ def static() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.bench import _problem
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss, linear_loss_plain
-    from labelspace.rates import bf16_pays
     from labelspace.optim import RowAdamW
+    from labelspace.rates import bf16_pays
 
     rng = np.random.default_rng(0)
     rows = 100_000

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from processors import pretend, product_seconds
+from snippets import Runner, Server, shared_cache
 
+from labelspace.rates import measured_once
+
+pretend()
 torch.set_num_threads(1)  # the tests are small, and run side by side
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,9 +28,58 @@ TRAITS = ["red", "tall", "wild", "dry"]
 NOISE = "the of a study notes on some old new very long short history guide".split()
 
 
+NUMERIC = {
+    "attention", "encoders", "heads", "indexes", "linear", "losses", "memory", "metrics", "negatives", "optim",
+    "packed", "pools",
+}  # fmt: skip
+"""Files whose tests compare numbers; test_processors.py runs them as another processor would. What trains whole models
+takes too long for that, and so do these:"""
+
+SLOW = {
+    "test_a_static_folder_is_read_without_sentence_transformers", "test_it_is_weighed_anew_and_dropped",
+    "test_probabilities_and_chosen_labels_follow_the_words", "test_the_commands",
+    "test_the_order_of_keys_does_not_mislead_the_bar", "test_words_are_always_among_the_reasons",
+}  # fmt: skip
+
+FIRST = ("test_docs.py", "test_readme.py", "test_quickstart.py", "test_bench.py", "test_processors.py", "test_study.py")
+"""The longest tests, which go first: one that begins last would run alone. All that look at every token of minilm are
+among them, side by side in one process, since they share what that gives."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of numbers, and begin with the longest."""
+    for item in items:
+        name = item.name.partition("[")[0]
+        if item.path.stem.removeprefix("test_") in NUMERIC and name not in SLOW:
+            item.add_marker(pytest.mark.numeric)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["LABELSPACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["LABELSPACE_CACHE"] = str(shared_cache(tmp_path_factory))
+    measured_once("products", product_seconds)  # kept there, so that no noise chooses the precision of vectors
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)  # so that no test depends on those before it, which differ from run to run
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What the commands of README and docs are forked from."""
+    with Server(tmp_path_factory.mktemp("pages")) as server:
+        yield server
+
+
+@pytest.fixture
+def forked(page_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs ``labelspace`` and ``python`` in processes of their own, which need not load torch anew."""
+    folder = tmp_path_factory.mktemp("forked") / "here"
+    folder.mkdir()
+    with Runner(page_server, folder, shared_cache(tmp_path_factory)) as runner:
+        yield runner
 
 
 def toy_rows(count: int, seed: int) -> tuple[list[str], list[list[int]]]:
@@ -79,6 +135,42 @@ def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu")
     model.save(str(folder / "st"), create_model_card=False)
     return folder / "st"
+
+
+def rounding(terms: int, scale: float = 1.0) -> float:
+    """How far float32 may leave a sum from the exact one, and so what two ways to the same sum may differ by.
+
+    Processors add in another order and some fuse products with sums, so no test can ask for less. Roundings of single
+    terms are like a random walk, hence the root; eight of them hold what was rounded before the sum.
+
+    Args:
+        terms: of the sum; of sums that follow each other all of them.
+        scale: the largest number that the sum may come to, or pass on its way.
+    """
+    return 8 * float(np.finfo(np.float32).eps) * terms**0.5 * scale
+
+
+TINY = rounding(2 * 5 * 48)
+"""For the unit vectors of the tiny transformer, and their products: two layers of five sums of up to 48 terms."""
+
+VOTES = TINY / 0.05
+"""For scores of a memory: votes are a softmax of such products over the temperature."""
+
+
+class Clock:
+    """A clock that stands still but for what a test lets it go on: the speed of a machine decides nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def go_on(self, seconds: float) -> None:
+        """Let time go by.
+
+        Args:
+            seconds: of it.
+        """
+        self.now += seconds
 
 
 def random_truth(rng: np.random.Generator, n: int, count: int, density: float = 0.2) -> sp.csr_array:

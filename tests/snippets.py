@@ -5,13 +5,14 @@ for any words; of the last command's output the end is compared, so what comes b
 comment ``<!-- not run: why -->`` is not run.
 
 Every command and every Python block is a process of its own, forked from one that has loaded what they need: loading it
-anew takes longer than all else that they do.
+anew takes longer than all else that they do. That one serves all pages of a process of the tests.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -141,44 +142,63 @@ def _equal(printed: str, shown: str) -> bool:
     return printed == shown
 
 
-class Runner:
-    """Runs blocks in a folder. Use it as a context: it ends with its processes.
+class Server:
+    """The process that commands are forked from. Use it as a context: it ends with all of them.
 
     Args:
+        home: an empty folder for its socket.
+    """
+
+    def __init__(self, home: Path):
+        self.socket = home / "s"
+        source = str(Path(__file__).parent.parent / "src")
+        self.environment = {
+            **os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": source,
+        }  # fmt: skip
+        for name in ("LABELSPACE_TOKEN", "PYTHONWARNINGS"):
+            self.environment.pop(name, None)
+        command = [sys.executable, str(Path(__file__).resolve()), str(self.socket)]
+        self._process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *told: object) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.terminate()
+        self._process.wait()
+
+
+class Runner:
+    """Runs blocks in a folder. Use it as a context: what still runs in the end, a service say, ends with it.
+
+    Args:
+        server: what commands are forked from.
         folder: where blocks run.
         cache: of labelspace, shared between pages.
     """
 
-    def __init__(self, folder: Path, cache: Path):
+    def __init__(self, server: Server, folder: Path, cache: Path):
         self.folder = folder
         self._home = folder.parent / f"{folder.name}.commands"
         self._home.mkdir()
-        socket_path = self._home / "s"
-        for name, start in (("labelspace", []), ("python", ["python"])):
-            script = f"#!{sys.executable} -SE\n" + CLIENT.format(socket=str(socket_path), start=start)
+        for name, start in (("labelspace", []), ("python", ["python"]), ("end", None)):
+            script = f"#!{sys.executable} -SE\n"
+            script += CLIENT.format(socket=str(server.socket), home=str(self._home), start=start)
             (self._home / name).write_text(script)
             (self._home / name).chmod(0o755)
         tools = f"{self._home}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        source = str(Path(__file__).parent.parent / "src")
-        self.environment = {
-            **os.environ, "PATH": tools, "LABELSPACE_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1",
-            "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": source,
-        }  # fmt: skip
-        for name in ("LABELSPACE_TOKEN", "PYTHONWARNINGS"):
-            self.environment.pop(name, None)
-        command = [sys.executable, str(Path(__file__).resolve()), str(socket_path)]
-        self._server = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == "ready\n"
+        self.environment = {**server.environment, "PATH": tools, "LABELSPACE_CACHE": str(cache)}
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *told: object) -> None:
-        assert self._server.stdout is not None
-        self._server.stdout.close()
-        self._server.terminate()
-        self._server.wait()
+        subprocess.run([self.tool("end")], check=True)
 
     def __call__(self, block: Block) -> subprocess.CompletedProcess[str]:
         """Run one block.
@@ -187,8 +207,16 @@ class Runner:
             block: of kind ``bash`` or ``python``.
         """
         if block.kind == "python":
-            return self._run([str(self._home / "python"), "-c", block.code])
+            return self._run([self.tool("python"), "-c", block.code])
         return self.command(block.code)
+
+    def tool(self, name: str) -> str:
+        """The path of a command that is forked from the server.
+
+        Args:
+            name: ``labelspace`` or ``python``; of ``python`` what ``-c``, ``-m`` or a script names is run.
+        """
+        return str(self._home / name)
 
     def command(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run commands of a shell.
@@ -212,7 +240,8 @@ CLIENT = """
 import array, os, signal, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({socket!r})
-told = "\\0".join([os.getcwd(), repr({start!r} + sys.argv[1:]), repr(dict(os.environ))])
+arguments = {start!r} if {start!r} is None else {start!r} + sys.argv[1:]
+told = "\\0".join([{home!r}, os.getcwd(), repr(arguments), repr(dict(os.environ))])
 told = told.encode("utf-8", "surrogateescape")
 link.sendmsg([len(told).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
 link.sendall(told)
@@ -228,8 +257,16 @@ sys.exit(code[0])
 """
 
 
-CHILDREN: set[int] = set()
-"""Commands that run; they end with the server."""
+CHILDREN: dict[int, str] = {}
+"""Commands that run, and whose they are: they end with their runner, or with the server."""
+
+
+def _end(home: str | None = None) -> None:
+    """End the commands of a runner, or all."""
+    for child, of in list(CHILDREN.items()):
+        if home in (None, of):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def _child(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> int:
@@ -263,14 +300,22 @@ def _child(arguments: list[str], folder: str, environment: dict[str, str], strea
 
 
 def _attend(link: socket.socket, listener: socket.socket) -> None:
-    """Fork the command that a client asks for, and tell it how that ended."""
+    """Fork the command that a client asks for, and tell it how that ended; or end those of a runner."""
     head, ancillary, _, _ = link.recvmsg(8, socket.CMSG_SPACE(12))
     streams = array.array("i")
     streams.frombytes(ancillary[0][2][:12])
     length, told = int.from_bytes(head, "little"), b""
     while len(told) < length:
         told += link.recv(length - len(told))
-    folder, arguments, environment = told.decode("utf-8", "surrogateescape").split("\0", 2)
+    home, folder, asked, environment = told.decode("utf-8", "surrogateescape").split("\0", 3)
+    arguments = eval(asked)
+    if arguments is None:
+        _end(home)
+        for stream in streams:
+            os.close(stream)
+        with link:
+            link.sendall((os.getpid()).to_bytes(8, "little") + b"\0")
+        return
     child = os.fork()
     if not child:
         CHILDREN.clear()
@@ -278,7 +323,7 @@ def _attend(link: socket.socket, listener: socket.socket) -> None:
         link.close()
         code = 1
         try:
-            code = _child(eval(arguments), folder, eval(environment), list(streams))
+            code = _child(arguments, folder, eval(environment), list(streams))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
@@ -291,12 +336,12 @@ def _attend(link: socket.socket, listener: socket.socket) -> None:
         os._exit(code)
     for stream in streams:
         os.close(stream)
-    CHILDREN.add(child)
+    CHILDREN[child] = home
     link.sendall(child.to_bytes(8, "little"))
 
     def wait() -> None:
         _, status = os.waitpid(child, 0)
-        CHILDREN.discard(child)
+        CHILDREN.pop(child, None)
         with contextlib.suppress(OSError), link:
             link.sendall(bytes([os.waitstatus_to_exitcode(status) & 255]))
 
@@ -309,21 +354,16 @@ def _serve(path: str) -> None:
     import torch
     import transformers  # noqa: F401
 
-    import labelspace.commands
-    import labelspace.encoders.static
-    import labelspace.memory_commands
-    import labelspace.model
-    import labelspace.recipes
-    import labelspace.serving.command
+    for name in ("labelspace.serving.app", "simple_icd_10_cm"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from processors import pretend
 
-    with contextlib.suppress(ImportError):
-        import labelspace.serving.app  # noqa: F401
+    pretend()
     torch.set_num_threads(1)
 
     def end(number: int, frame: object) -> None:
-        for child in list(CHILDREN):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+        _end()
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
@@ -337,13 +377,13 @@ def _serve(path: str) -> None:
 
 
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of labelspace for all pages, whichever process of the tests runs them.
+    """A cache of labelspace for all tests, whichever process runs them.
 
     Args:
         tmp_path_factory: of pytest.
     """
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docs-cache"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "labelspace-cache"
     folder.mkdir(exist_ok=True)
     return folder
 

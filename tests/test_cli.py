@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from snippets import Runner
 
 import labelspace as ls
 from labelspace.cli import main
@@ -70,7 +69,7 @@ def test_scores_are_cut_at_k_and_must_have_the_labels_of_the_data(
 
 
 def test_predict_prints_names(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, forked: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("a red oak\nguide of the wild rose\n")
@@ -82,8 +81,8 @@ def test_predict_prints_names(
     code, out, _ = run(capsys, "predict", trained, file, "--k", 1, "--format", "tsv")
     assert code == 0 and any("\tred oak" in line for line in out.splitlines())
     piped = subprocess.run(
-        [sys.executable, "-m", "labelspace", "predict", str(trained), "-", "--k", "1"],
-        input="tall fern\n", capture_output=True, text=True, check=True,
+        [forked.tool("labelspace"), "predict", str(trained), "-", "--k", "1"],
+        input="tall fern\n", capture_output=True, text=True, check=True, env=forked.environment,
     )  # fmt: skip
     assert "tall fern" in piped.stdout
     (tmp_path / "few.txt").write_text("dry moss\nL3\n")
@@ -227,11 +226,9 @@ def test_labels_are_matched_by_id_when_the_data_orders_them_otherwise(
     assert json.loads(out)["metrics"] == json.loads(expected)["metrics"]
 
 
-def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, forked: Runner, tmp_path: Path) -> None:
     command = [
-        sys.executable,
-        "-m",
-        "labelspace",
+        forked.tool("labelspace"),
         "train",
         str(toy_folder),
         "--recipe",
@@ -240,7 +237,7 @@ def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, 
         str(tmp_path / "m"),
     ]
     flags = ["--base", str(tiny_transformer), "--epochs", "100000", "--patience", "0", "--device", "cpu"]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=forked.environment)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 0"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from conftest import TINY, Clock
 
 import labelspace as ls
+from labelspace import trainer
 from labelspace.recipes import dexml
 
 
@@ -74,7 +75,7 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
         {"loss": "softmax", "positives": "sample"},
         {"loss": "soft_top_k", "k": 2, "positives": "sample"},
         {"negatives": "in-batch"},
-        {"negatives": "in-batch", "loss": "soft_top_k", "batch_size": 7},
+        {"negatives": "in-batch", "loss": "soft_top_k", "k": 2, "batch_size": 7},
         {"negatives": "mined"},
         {"negatives": "mined", "pool_positives": 3, "num_negatives": 1},
         {"negatives": "mined", "loss": "soft_top_k", "k": 2},
@@ -93,6 +94,13 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
 )
 def test_every_way_of_training_learns(data: ls.Dataset, static: dict[str, Any], changes: dict[str, Any]) -> None:
     assert scores(ls.train(data, recipe="dexml", **{**static, **changes}), data)["P@1"] >= 75
+
+
+def test_batches_with_fewer_labels_than_k(data: ls.Dataset, static: dict[str, Any]) -> None:
+    """Two documents have four labels at most, and all of these are among the first five."""
+    small = {"negatives": "in-batch", "loss": "soft_top_k", "k": 5, "batch_size": 2, "epochs": 1, "evaluations": 0}
+    keys = ls.train(data, recipe="dexml", **{**static, **small}).memory.keys
+    assert torch.isfinite(keys).all() and (keys.norm(dim=1) > 0.9).all()
 
 
 def test_filters_that_leave_no_hard_negative_are_said(
@@ -190,7 +198,7 @@ def test_long_documents(
     again = ls.Model.load(tmp_path / "a")
     assert scores(again, data) == scores(model, data)
     # the keys were made by the same cut as queries are
-    np.testing.assert_allclose(again.encode(list(data.labels.texts)), again.memory.keys.numpy(), atol=1e-5)
+    np.testing.assert_allclose(again.encode(list(data.labels.texts)), again.memory.keys.numpy(), atol=TINY)
 
 
 def test_chunk_size_does_not_change_the_result(data: ls.Dataset, tiny_transformer: Path) -> None:
@@ -238,8 +246,8 @@ def test_reordering_documents_changes_nothing(data: ls.Dataset, static: dict[str
     held = np.argsort(rows)[data.valid_rows]
     shuffled = dataclasses.replace(data, train=data.train.rows(rows), valid_rows=np.sort(held))
     assert scores(ls.train(shuffled, recipe="dexml", **one), shuffled) == pytest.approx(
-        scores(ls.train(data, recipe="dexml", **one), data), abs=0.1
-    )
+        scores(ls.train(data, recipe="dexml", **one), data), abs=100 / 80
+    )  # sums are rounded in another order, which may turn a near tie of one of 80 documents
 
 
 def test_the_test_truth_is_never_looked_at(data: ls.Dataset, static: dict[str, Any]) -> None:
@@ -264,11 +272,15 @@ def test_held_out_rows_teach_nothing(data: ls.Dataset, static: dict[str, Any]) -
     )
 
 
-def test_a_time_limit_covers_the_whole_run(data: ls.Dataset, static: dict[str, Any]) -> None:
-    begun = time.monotonic()
+def test_a_time_limit_covers_the_whole_run(
+    data: ls.Dataset, static: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    begun, real = clock.now, trainer.clip_gradients
+    monkeypatch.setattr(trainer, "clip_gradients", lambda *given: [clock.go_on(0.1), real(*given)][1])  # in every step
     limits = {"epochs": 100_000, "patience": 0, "max_minutes": 1.25}
     model = ls.train(data, recipe="dexml", **{**static, **limits}, started=begun - 60)  # a minute went by before
-    assert time.monotonic() - begun < 15
+    assert 5 < clock.now - begun <= 15
     assert model.info["fit"]["stopped"] == "time"
     assert scores(model, data)["P@1"] >= 75
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from snippets import Runner, blocks, page_blocks, same, shared_cache
+from snippets import Runner, Server, blocks, page_blocks, same, shared_cache
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "methods").glob("*.md")])
@@ -19,7 +19,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "methods").glob
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_run_in_order_and_print_what_is_shown(
-    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    page: Path, page_server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     for block in blocks(page):
         if block.kind == "indented":
@@ -31,7 +31,7 @@ def test_blocks_run_in_order_and_print_what_is_shown(
         pytest.importorskip(package)
     folder = tmp_path / "page"
     shutil.copytree(ROOT / "docs" / "examples", folder)
-    with Runner(folder, shared_cache(tmp_path_factory)) as run:
+    with Runner(page_server, folder, shared_cache(tmp_path_factory)) as run:
         for block in wanted:
             done = run(block)
             at = f"{page.name}:{block.line}"

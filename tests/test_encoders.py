@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, rounding
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -22,6 +23,21 @@ from labelspace.gradcache import chunks, encode_both, encode_cached
 TEXTS = ["a red oak", "", "history of the very tall vine, notes", "xyz 123", "wild rose"]
 
 
+def alike(gradient: torch.Tensor, other: torch.Tensor | None, tokens: Tokens) -> None:
+    """Two gradients of the same loss are: every entry sums what the tokens give, through layers of 48 terms.
+
+    The floor is for a gradient that is 0 by its formula, as that of the keys' bias: its terms cancel.
+    """
+    assert other is not None
+    scale = max(float(other.abs().max()), 1e-3)
+    assert float((gradient - other).abs().max()) <= rounding(len(tokens.ids) + 48, scale)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of rows, whose lengths bf16 rounds too."""
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
 def tiny(path: Path, **options: object) -> TransformerEncoder:
     encoder = open_encoder(str(path), **options)  # type: ignore[arg-type]
     assert isinstance(encoder, TransformerEncoder)
@@ -33,7 +49,7 @@ def test_equals_sentence_transformers(tiny_transformer: Path) -> None:
     encoder = tiny(tiny_transformer)
     for batch_size in (1, 2, 100):
         vectors = encoder.encode(encoder.tokenize(TEXTS), batch_size)
-        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+        np.testing.assert_allclose(vectors, expected, atol=TINY)
 
 
 @pytest.mark.parametrize("options", [{"pooling": "cls"}, {"projection": 8}, {"normalize": False}, {"max_tokens": 6}])
@@ -43,7 +59,7 @@ def test_saved_folder_gives_the_same_vectors(
     encoder = tiny(tiny_transformer, **options)
     vectors = encoder.encode(encoder.tokenize(TEXTS))
     encoder.save(tmp_path)
-    np.testing.assert_allclose(SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), vectors, atol=1e-6)
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), vectors, atol=TINY)
     again = open_encoder(str(tmp_path))
     assert np.array_equal(again.encode(again.tokenize(TEXTS)), vectors)
     assert encoder.dim == vectors.shape[1] == options.get("projection", 32)
@@ -58,12 +74,12 @@ def test_attention_back_ends_agree_and_are_chosen_by_use(tiny_transformer: Path)
     assert encoder.transformer.config._attn_implementation == "labelspace_packed"
     for attention in ("packed", "eager", "sdpa"):
         other = tiny(tiny_transformer, attention=attention)
-        np.testing.assert_allclose(other.encode(tokens), expected, atol=1e-6)
-        np.testing.assert_allclose(other(tokens).detach().numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(other.encode(tokens), expected, atol=TINY)
+        np.testing.assert_allclose(other(tokens).detach().numpy(), expected, atol=TINY)
     encoder.packable = False
-    np.testing.assert_allclose(encoder.encode(tokens), expected, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(tokens), expected, atol=TINY)
     assert encoder.transformer.config._attn_implementation == "sdpa"
-    np.testing.assert_allclose(encoder(tokens).detach().numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(encoder(tokens).detach().numpy(), expected, atol=TINY)
     assert encoder.transformer.config._attn_implementation == "eager"
 
 
@@ -85,13 +101,13 @@ def test_weights_in_bf16_while_encoding(tiny_transformer: Path, options: dict[st
     tokens = encoder.tokenize(TEXTS)
     exact = encoder.encode(tokens)
     encoder.precision = "bf16"
-    fast = FastBert.fits(encoder.transformer) and options.get("attention") != "sdpa"
+    fast = FastBert.fits(encoder.transformer, torch.bfloat16) and options.get("attention") != "sdpa"
     with encoder.for_inference():
         assert next(encoder.transformer.parameters()).dtype == (torch.float32 if fast else torch.bfloat16)
         low = encoder(tokens).detach().numpy()
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
     assert np.array_equal(encoder.encode(tokens), low[np.arange(len(tokens))])
-    assert not np.array_equal(low, exact) and (low * exact).sum(1).min() > 0.999
+    assert not np.array_equal(low, exact) and cosines(low, exact).min() > 0.999
     encoder.precision = "float32"
     assert np.array_equal(encoder.encode(tokens), exact)
 
@@ -99,7 +115,7 @@ def test_weights_in_bf16_while_encoding(tiny_transformer: Path, options: dict[st
 @pytest.mark.parametrize("fused", [True, False])
 def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer: Path, fused: bool) -> None:
     encoder = tiny(tiny_transformer)
-    if not FastBert.fits(encoder.transformer):
+    if not FastBert.fits(encoder.transformer, torch.bfloat16):
         pytest.skip("this processor or build of torch has no bf16 products by oneDNN")
     tokens = encoder.tokenize(TEXTS)
     encoder.precision = "bf16"
@@ -109,7 +125,7 @@ def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer
     optimizer.step()
     after = encoder.encode(tokens)
     assert not np.array_equal(after, before)
-    encoder.keeps_low = True
+    encoder.keeps_weights = True
     assert np.array_equal(encoder.encode(tokens), after)
     kept = encoder._fast
     assert kept is not None and np.array_equal(encoder.encode(tokens), after) and encoder._fast is kept
@@ -118,13 +134,13 @@ def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer
         again.token_table.mul_(2)
     assert np.array_equal(encoder.encode(tokens), after) and not np.array_equal(again.encode(tokens), after)
     encoder.precision = "float32"
-    assert (encoder.encode(tokens) * after).sum(1).min() > 0.999
+    assert cosines(encoder.encode(tokens), after).min() > 0.999
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
 def test_encoding_in_bf16_sees_what_a_fused_optimiser_changed(tiny_transformer: Path, attention: str) -> None:
     encoder = tiny(tiny_transformer, attention=attention)
-    encoder.precision, encoder.keeps_low = "bf16", True
+    encoder.precision, encoder.keeps_weights = "bf16", True
     tokens = encoder.tokenize(TEXTS)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.05, fused=True)
     for _ in range(2):
@@ -135,7 +151,7 @@ def test_encoding_in_bf16_sees_what_a_fused_optimiser_changed(tiny_transformer: 
         encoder.precision = "float32"
         expected = encoder.encode(tokens)
         encoder.precision = "bf16"
-        assert (found * expected).sum(1).min() > 0.999
+        assert cosines(found, expected).min() > 0.999
 
 
 @pytest.mark.parametrize("kept", [0, 40, 1000])
@@ -162,13 +178,13 @@ def test_cached_gradients_equal_uncached_ones(tiny_transformer: Path, chunk: int
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        alike(a, b, tokens)
     if dropout == 0:
         encoder.zero_grad()
         (encoder(tokens) * weights).sum().backward()
         whole = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
         for a, b in zip(gradients(True), whole, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            alike(a, b, tokens)
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -193,7 +209,7 @@ def test_documents_and_labels_encoded_together_are_what_they_are_apart(tiny_tran
         ]
         results.append([*(vectors.detach() for vectors in pair), *gradients])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        alike(a, b, documents)
 
 
 def test_a_transformer_is_opened_for_new_tokens_only(
@@ -247,7 +263,7 @@ def test_static_vectors_are_means_of_rows(tiny_transformer: Path) -> None:
     for i in range(len(TEXTS)):
         ids = tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]]
         mean = table[ids].mean(0) if len(ids) else np.zeros(encoder.dim)
-        np.testing.assert_allclose(vectors[i], mean / max(np.linalg.norm(mean), 1e-12), atol=1e-6)
+        np.testing.assert_allclose(vectors[i], mean / max(np.linalg.norm(mean), 1e-12), atol=rounding(encoder.dim))
     assert not vectors[1].any()
 
 
@@ -265,7 +281,7 @@ def test_static_gradient_is_sparse_and_equals_the_dense_one(tiny_transformer: Pa
         ids, table, torch.from_numpy(tokens.offsets), mode="mean", include_last_offset=True
     )
     (torch.nn.functional.normalize(means, dim=1) * weights).sum().backward()
-    torch.testing.assert_close(sparse.to_dense(), table.grad, rtol=1e-4, atol=1e-5)
+    alike(sparse.to_dense(), table.grad, tokens)
 
 
 def test_static_saved_folder_opens_without_remote_code(tiny_transformer: Path, tmp_path: Path) -> None:
@@ -273,7 +289,7 @@ def test_static_saved_folder_opens_without_remote_code(tiny_transformer: Path, t
     encoder.save(tmp_path)
     vectors = encoder.encode(encoder.tokenize(TEXTS))
     stock = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=False)
-    np.testing.assert_allclose(stock.encode(TEXTS), vectors, atol=1e-6)
+    np.testing.assert_allclose(stock.encode(TEXTS), vectors, atol=TINY)
     again = open_encoder(str(tmp_path))
     assert isinstance(again, StaticEncoder)
     assert again.max_tokens == 4
@@ -458,23 +474,25 @@ def test_chunks_are_pooled_and_trained_as_one_by_one(tiny_transformer: Path, nor
     assert tokens.texts is not None and np.diff(tokens.texts).tolist() == [1, 1, 4, 4, 4, 1]
     weights = torch.randn(len(LONG), encoder.dim, generator=torch.Generator().manual_seed(1))
     expected = torch.stack([loop_vector(encoder, text) for text in LONG])
-    (expected * weights).sum().backward()
-    wanted = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    exact = copy.deepcopy(encoder).double()
+    (torch.stack([loop_vector(exact, text) for text in LONG]) * weights).sum().backward()
+    wanted = {name: p.grad for name, p in exact.named_parameters() if p.grad is not None}
     for way in (lambda: encoder(tokens), lambda: encode_cached(encoder, tokens, chunk_size)):
         encoder.zero_grad()
         vectors = way()
-        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=TINY)
         (vectors * weights).sum().backward()
-        for name, p in encoder.named_parameters():
-            if name in wanted:
-                torch.testing.assert_close(p.grad, wanted[name], rtol=1e-4, atol=2e-6)
+        gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+        assert gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            alike(gradient, wanted[name], tokens.chunks)
     found = encoder.encode(tokens, chunk_size)
-    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=TINY)
     rows = np.array([3, 0, 3, 2])
-    np.testing.assert_allclose(encoder.encode(tokens.take(rows), chunk_size), found[rows], atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(tokens.take(rows), chunk_size), found[rows], atol=TINY)
     head = tiny(tiny_transformer, normalize=normalize, max_tokens=9)
     one = head.encode(head.tokenize(LONG), chunk_size)
-    np.testing.assert_allclose(one[[0, 1, 5]], found[[0, 1, 5]], atol=1e-6)
+    np.testing.assert_allclose(one[[0, 1, 5]], found[[0, 1, 5]], atol=TINY)
     assert (np.abs(one[2:5] - found[2:5]).max(1) > 1e-3).all()
 
 
@@ -537,5 +555,5 @@ def test_a_plain_transformer_is_pooled_by_its_mean(tiny_transformer: Path) -> No
     expected = tiny(tiny_transformer)
     tokens = expected.tokenize(TEXTS)
     assert np.array_equal(tokens.ids, plain.tokenize(TEXTS).ids)
-    np.testing.assert_allclose(unit.encode(tokens), expected.encode(tokens), atol=1e-6)
+    np.testing.assert_allclose(unit.encode(tokens), expected.encode(tokens), atol=TINY)
     assert not np.allclose(np.linalg.norm(plain.encode(tokens), axis=1), 1, atol=1e-2)

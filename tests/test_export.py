@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import toy_rows
+from conftest import TINY, toy_rows
 
 import labelspace as ls
 from labelspace.cli import main
@@ -119,9 +119,9 @@ def test_keys_and_their_names(models: dict[str, Path], table: str, tmp_path: Pat
     labels, documents = rows("labels"), rows("documents")
     assert [row["id"] for row in labels] == list(model.labels.ids)
     keys, queries = np.load(out / "label_keys.npy"), model.encode([str(row["text"]) for row in labels])
-    assert keys.dtype == np.float32 and np.allclose(keys, queries, atol=1e-5)
+    assert keys.dtype == np.float32 and np.allclose(keys, queries, atol=TINY)
     vectors = np.load(out / "document_keys.npy")
-    assert np.allclose(vectors, model.encode([str(row["text"]) for row in documents]), atol=1e-5)
+    assert np.allclose(vectors, model.encode([str(row["text"]) for row in documents]), atol=TINY)
     assert len(documents) == 300 == model.memory.n_documents
     texts, truth = toy_rows(300, 0)
     by_id = {f"trn{i}": (text, [f"L{j}" for j in row]) for i, (text, row) in enumerate(zip(texts, truth, strict=True))}

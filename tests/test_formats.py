@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -11,7 +12,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -384,12 +384,20 @@ def test_table_refusals(tmp_path):
     refused(tmp_path / "two", "train.csv and train.jsonl")
 
 
-def test_nearest_labels_are_found_fast_among_a_million(tmp_path):
+def test_nearest_labels_are_found_fast_among_a_million(tmp_path, monkeypatch):
+    """Few of them are compared letter by letter."""
+    compared: list[int] = []
+    real = difflib.get_close_matches
+
+    def counted(word, names, **given):
+        compared.append(len(names))
+        return real(word, names, **given)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
     put(tmp_path / "labels.txt", "".join(f"label number {i:07d}\n" for i in range(1_000_000)))
     put(tmp_path / "train.jsonl", jsonl([{"text": "a", "labels": ["label number 0654321x"]}]))
-    started = time.process_time()
     refused(tmp_path, "label number 0654321'")
-    assert time.process_time() - started < 20
+    assert 0 < sum(compared) < 10_000
 
 
 # XC raw text

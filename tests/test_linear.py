@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from conftest import rounding
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelspace as ls
@@ -65,8 +66,19 @@ def test_rows_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None
         truth = targets[:, [row]].toarray().ravel() > 0
         seen = np.flatnonzero(features[truth].sum(axis=0))
         twin = LogisticRegression(C=linear.COST, tol=1e-9, max_iter=5000).fit(features[:, seen], truth)
-        np.testing.assert_allclose(dense[row, seen], twin.coef_[0], atol=5e-3)
-        np.testing.assert_allclose(bias[row], twin.intercept_[0], atol=5e-3)
+        exact = features[:, seen].astype(np.float64)
+        ours, best = (
+            linear.COST * np.logaddexp(0, -np.where(truth, 1, -1) * (exact @ w + b)).sum() + w @ w / 2
+            for w, b in ((dense[row, seen], bias[row]), (twin.coef_[0], twin.intercept_[0]))
+        )
+        # Sums in float32 tell no smaller difference from the least value, and by the square of the weights, which is
+        # part of it, so much is the most that weights can be apart there.
+        least = rounding(features.nnz, best)
+        assert ours - best <= least
+        assert (
+            np.linalg.norm(dense[row, seen] - twin.coef_[0]) <= (2 * least) ** 0.5 < 0.02 * np.linalg.norm(twin.coef_)
+        )
+        assert abs(bias[row] - twin.intercept_[0]) <= (2 * least) ** 0.5
         unseen = np.setdiff1d(np.arange(features.shape[1]), seen)
         assert not dense[row, unseen].any()
 

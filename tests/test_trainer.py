@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Clock
 
 from labelspace.config import FitSettings
 from labelspace.errors import LabelspaceError
@@ -105,26 +106,28 @@ def test_evaluations_that_choose_nothing(tmp_path: Path) -> None:
 def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
     monkeypatch.setattr("labelspace.trainer.LOG_SECONDS", 0.0)
+    clock = Clock(monkeypatch)
+    begun = clock.now
     toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=0.5 / 60, evaluations=2)
-    toy.hook = lambda step: time.sleep(0.01)
-    begun = time.monotonic()
+    toy.hook = lambda step: clock.go_on(0.01)
     report = toy.fit()
-    assert report.stopped == "time" and 5 < report.steps < 100
-    assert time.monotonic() - begun < 2
+    assert report.stopped == "time" and 30 < report.steps <= 50
+    assert clock.now - begun <= 0.5
     rates = [float(r["lr"]) for r in toy.records() if r["event"] == "step"]  # type: ignore[arg-type]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02
 
 
 def test_slow_steps_and_slow_evaluations_keep_to_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
+    clock = Clock(monkeypatch)
+    begun = clock.now
     toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=2.0 / 60, evaluations=50)
-    toy.hook = lambda step: time.sleep(0.3)
+    toy.hook = lambda step: clock.go_on(0.3)
     quick = toy.evaluate
-    toy.evaluate = lambda: (time.sleep(0.1), quick())[1]  # type: ignore[method-assign]
-    begun = time.monotonic()
+    toy.evaluate = lambda: (clock.go_on(0.1), quick())[1]  # type: ignore[method-assign]
     report = toy.fit()
     assert report.stopped == "time" and 2 <= report.steps <= 6
-    assert time.monotonic() - begun < 2.0
+    assert clock.now - begun <= 2.0
     assert len(report.curve) <= 4  # the first, few on the way, the last
 
 
