@@ -917,7 +917,8 @@ class Model:
                 self.info.pop("tuning", None)
                 self._note("tune", [])
             logger.warning(
-                "only %d validation documents with labels, and tuning needs %d: keys vote by %s",
+                "only %d validation documents with labels, and tuning needs %d: keys vote by %s; "
+                "tune --like MODEL takes over what was chosen for another model",
                 *(len(rows) if valid.targets[rows].nnz else 0, MIN_TUNING, described(self.memory.voting)),
             )
             if linear:
