@@ -412,7 +412,8 @@ def test_a_last_training_on_all_documents_votes_like_one_that_held_some_out(
     assert "no valid documents" in capsys.readouterr().err
 
     like = ["tune", str(tmp_path / "last"), str(toy_folder), "--like", str(tmp_path / "first")]
-    assert main([*like, "--weight", "0.3"]) == 2 and "leave the other settings" in capsys.readouterr().err
+    for flags_of_voting in (["--weight", "0.3"], ["--objective", "PSP@5"], ["--tolerance", "0"], ["--no-linear"]):
+        assert main([*like, *flags_of_voting]) == 2 and "leave the other settings" in capsys.readouterr().err
     assert main(like) == 0
     last = ls.Model.load(tmp_path / "last")
     assert last.memory.voting == first.memory.voting != Voting() and last.memory.judges

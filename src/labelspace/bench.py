@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import __version__
 from .config import DexmlSettings
-from .encoders import TransformerEncoder, open_encoder
+from .encoders import Precision, TransformerEncoder, open_encoder
 from .errors import MissingExtraError
 from .estimate import LOGITS_BLOCK_BYTES
 from .gradcache import encode_both
@@ -259,7 +259,7 @@ def train(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     }
 
 
-def _low_kind() -> str:
+def _low_kind() -> Precision:
     """The type of products that a precision chosen by itself has."""
     return "bf16" if bf16_pays(torch.device("cpu")) else "float32"
 
@@ -348,7 +348,7 @@ def encode(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
     assert isinstance(encoder, TransformerEncoder)
     kind = _low_kind()
-    encoder.precision = "bf16" if kind == "bf16" else "float32"
+    encoder.precision = kind
     encoder.keeps_weights = True
     sides: list[Callable[[], object]] = [
         lambda: encoder.encode(encoder.tokenize(texts)),

@@ -96,13 +96,17 @@ def tune(
     """
     from .manifest import require_changeable, require_free
     from .model import Model
-    from .tuning import Grid, described, parse_objective, render
+    from .tuning import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
 
     parse_objective(objective)
     grid = Grid.fixed(
         search=search, depth=depth, label_depth=label_depth, document_depth=document_depth,
         temperature=temperature, label_temperature=label_temperature, softmax=softmax, weight=weight, votes=votes,
     )  # fmt: skip
+    if like is not None and (
+        grid != Grid() or linear is not None or (objective, tolerance) != (DEFAULT_OBJECTIVE, TOLERANCE)
+    ):
+        raise SettingsError(f"--like {like} says how keys vote; leave the other settings of voting out")
     if out is not None and out.expanduser().resolve() != model.expanduser().resolve():
         require_free(out, overwrite)
     else:
@@ -115,8 +119,6 @@ def tune(
             _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
             linear=linear,
         )  # fmt: skip
-    elif grid != Grid() or linear is not None:
-        raise SettingsError(f"--like {like} says how keys vote; leave the other settings of voting out")
     else:
         opened.vote_like(Model.load(like, device), _load(data, options, seed), precision=precision)
     opened.save(out)

@@ -990,10 +990,9 @@ class Model:
         self._remember(data, place, precision, batch_size, None)
         if len(self.towers) > 1:
             self._share([tower.share for tower in other.towers])
-        left_out = np.zeros(int(self.memory.document_keys.starts[-1]), dtype=bool)
         made = None
         if other.memory.linear is not None:
-            made = self._learned_linear(data, place, left_out, batch_size, None)
+            made = self._learned_linear(data, place, None, batch_size, None)
         self.memory.set_linear(made)
         self.memory.voting = other.memory.voting
         self._calibration = other.calibration
@@ -1029,7 +1028,7 @@ class Model:
         self,
         data: Dataset,
         place: npt.NDArray[np.int64],
-        left_out: npt.NDArray[np.bool_],
+        left_out: npt.NDArray[np.bool_] | None,
         batch_size: int,
         first: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None,
     ) -> LinearClassifier | None:
@@ -1048,7 +1047,7 @@ class Model:
         data: Dataset,
         rows: npt.NDArray[np.int64],
         texts: Sequence[str],
-        left_out: npt.NDArray[np.bool_],
+        left_out: npt.NDArray[np.bool_] | None,
         batch_size: int,
         first: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None,
     ) -> npt.NDArray[np.int64]:

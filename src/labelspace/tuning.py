@@ -513,8 +513,8 @@ class _Goal:
     def measured(self, predictions: Predictions) -> dict[str, float]:
         """METRICS, R@10 and R@100 as far as there are labels, as `labelspace evaluate` gives them."""
         pairs = None if self.barred is None else np.stack(self.barred.nonzero(), axis=1)
-        all_ = evaluate(predictions, self.truth, None, KS, filter_pairs=pairs, propensity=self.label_weights)
-        return {name: all_[name] for name in (*METRICS, "R@10", "R@100") if name in all_}
+        metrics = evaluate(predictions, self.truth, None, KS, filter_pairs=pairs, propensity=self.label_weights)
+        return {name: metrics[name] for name in (*METRICS, "R@10", "R@100") if name in metrics}
 
 
 def _relevant(voting: Voting) -> dict[str, Any]:
