@@ -99,6 +99,16 @@ def toy_rows(count: int, seed: int) -> tuple[list[str], list[list[int]]]:
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy corpus as an LF folder: 300 + 80 documents, 25 labels, the last never used."""
     folder = tmp_path_factory.mktemp("toy")
+    make_toy_folder(folder)
+    return folder
+
+
+def make_toy_folder(folder: Path) -> None:
+    """Write the toy corpus.
+
+    Args:
+        folder: an existing, empty one.
+    """
     for name, count, seed in (("trn", 300, 0), ("tst", 80, 1)):
         with (folder / f"{name}.json").open("w") as file:
             for i, (text, labels) in enumerate(zip(*toy_rows(count, seed), strict=True)):
@@ -107,17 +117,24 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "lbl.json").open("w") as file:
         for i, text in enumerate([f"{t} {k}" for k in KINDS for t in TRAITS] + ["blue stone"]):
             file.write(json.dumps({"uid": f"L{i}", "title": text, "content": ""}) + "\n")
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence-transformers folder: a BERT of two narrow layers with random weights."""
+    return make_tiny_transformer(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_transformer(folder: Path) -> Path:
+    """Write the tiny transformer, and return its folder.
+
+    Args:
+        folder: an existing, empty one; what is returned is in it.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny")
     words = sorted({*KINDS, *TRAITS, *NOISE, "blue", "stone"})
     letters = [f"{p}{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789" for p in ("", "##")]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *words[::2]]
