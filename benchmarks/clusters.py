@@ -15,9 +15,9 @@ import time
 import numpy as np
 import torch
 
+from labelspace.base.machine import peak_memory
 from labelspace.clusters import balanced_clusters
 from labelspace.data.batches import halves
-from labelspace.machine import peak_memory
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import labelspace as ls
+from labelspace.base.files import atomic_file
 from labelspace.errors import LabelspaceError
-from labelspace.files import atomic_file
 from labelspace.memory import Memory
 
 SHOWN = ("P@1", "P@5", "PSP@5", "R@100")

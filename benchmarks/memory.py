@@ -33,10 +33,10 @@ import scipy.sparse as sp
 import torch
 
 import labelspace as ls
+from labelspace.base.strings import Strings
 from labelspace.evaluation import compare
 from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
-from labelspace.strings import Strings
 
 CLUSTER = 100
 """Generated keys around one centre."""

@@ -111,9 +111,9 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
 
 def encode() -> tuple[Callable[[], object], Callable[[], object]]:
     """1,024 texts of about 16 tokens through minilm."""
+    from labelspace.base.rates import bf16_pays
     from labelspace.bench import FULL, MAX_TOKENS, made_up_texts
     from labelspace.encoders import open_encoder
-    from labelspace.rates import bf16_pays
 
     texts = made_up_texts(FULL.texts, 16, 0)
     plain = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS, attention="sdpa")
@@ -130,11 +130,11 @@ def static() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
     from torch import nn
 
+    from labelspace.base.rates import bf16_pays
     from labelspace.bench import _problem
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss, linear_loss_plain
     from labelspace.optim import RowAdamW
-    from labelspace.rates import bf16_pays
 
     rng = np.random.default_rng(0)
     rows = 100_000
@@ -176,10 +176,10 @@ def loss() -> tuple[Callable[[], object], Callable[[], object]]:
     """Decoupled softmax of 1,024 queries over 131,072 labels, forward and backward."""
     import torch
 
+    from labelspace.base.rates import bf16_pays
     from labelspace.bench import _problem
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss, linear_loss_plain
-    from labelspace.rates import bf16_pays
 
     queries, keys, positives = _problem(131_072, DIM, 1024, 0)
     low = torch.bfloat16 if bf16_pays(torch.device("cpu")) else None
@@ -222,7 +222,7 @@ def measure(only: list[str], runs: int) -> dict[str, Any]:
 
     import torch
 
-    from labelspace.machine import processor
+    from labelspace.base.machine import processor
 
     record: dict[str, Any] = {
         "command": f"python benchmarks/profiles.py --runs {runs}",

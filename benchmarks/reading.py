@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from labelspace.files import atomic_folder
-from labelspace.machine import gigabytes, peak_memory
+from labelspace.base.files import atomic_folder
+from labelspace.base.machine import gigabytes, peak_memory
 
 KINDS = ("jsonl", "jsonl-bare", "csv", "lf", "parquet")
 BLOCK = 10_000

@@ -30,8 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from labelspace.base.files import atomic_file, atomic_folder
 from labelspace.errors import LabelspaceError, SettingsError
-from labelspace.files import atomic_file, atomic_folder
 
 # Nothing heavy is loaded here: a process that is started counts the memory of the one that started it as its own peak.
 

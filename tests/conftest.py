@@ -15,7 +15,7 @@ import torch
 from processors import pretend, product_seconds
 from snippets import Runner, Server, shared_cache
 
-from labelspace.rates import measured_once
+from labelspace.base.rates import measured_once
 
 pretend()
 torch.set_num_threads(1)  # the tests are small, and run side by side

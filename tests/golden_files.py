@@ -204,7 +204,7 @@ if __name__ == "__main__":
     from conftest import make_tiny_transformer, make_toy_folder
     from processors import product_seconds
 
-    from labelspace.rates import measured_once
+    from labelspace.base.rates import measured_once
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:

@@ -15,7 +15,7 @@ LESSER = {
 
 
 def product_seconds() -> dict[str, float]:
-    """Seconds of matrix products as `labelspace.rates` measures them, told by the processor instead of the clock."""
+    """Seconds of matrix products as `labelspace.base.rates` measures them, told by the processor and not by a clock."""
     import torch
 
     def has(*probes: str) -> bool:

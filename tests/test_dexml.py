@@ -318,7 +318,7 @@ def test_data_without_labels_and_foreign_folders_are_refused(
 def test_a_run_that_does_not_fit_is_refused_with_the_number(
     data: ls.Dataset, static: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelspace.machine.available_memory", lambda: 10_000_000)
+    monkeypatch.setattr("labelspace.base.machine.available_memory", lambda: 10_000_000)
     with pytest.raises(
         ls.ResourceError, match=r"this run would take about .* and 10.0 MB are available; lower --batch"
     ):

@@ -13,9 +13,9 @@ import labelspace
 
 ROOT = Path(labelspace.__file__).parent
 ROWS = [
-    {"errors"},
-    {"types", "config", "files", "machine", "data.npz", "strings", "charts", "tracking"},
-    {"losses", "metrics", "estimate", "calibrate", "rates", "data.formats.text"},
+    {"errors", "base"},
+    {"types", "config", "base.files", "base.machine", "data.npz", "base.strings", "charts", "tracking"},
+    {"losses", "metrics", "estimate", "calibrate", "base.rates", "data.formats.text"},
     {"data.formats.cells", "data.formats.corpus", "data.formats.parquet", "data.formats.sparse"}
     | {"data.tokens", "losses_fused", "optim", "clusters", "indexes.exact"},
     {

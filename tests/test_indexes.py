@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import labelspace as ls
+from labelspace.base.rates import int8_is_exact
+from labelspace.base.strings import Strings
 from labelspace.cli import main
 from labelspace.encoders import open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
 from labelspace.indexes import ExactIndex, HnswIndex
 from labelspace.keys import REMOVED, Keys, Segment
 from labelspace.memory import Memory, Voting
-from labelspace.rates import int8_is_exact
-from labelspace.strings import Strings
 
 
 def vectors(count: int, d: int, seed: int) -> torch.Tensor:

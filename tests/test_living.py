@@ -425,7 +425,7 @@ def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
 
 
 def test_two_do_not_change_one_folder_at_a_time(model: ls.Model, tmp_path: Path) -> None:
-    from labelspace.files import folder_lock
+    from labelspace.base.files import folder_lock
 
     model.save(tmp_path / "m")
     model.add_labels(["vine"])
@@ -438,8 +438,8 @@ def test_a_large_memory_opens_without_being_read(tmp_path: Path, tiny_transforme
     """Its keys and texts are mapped: nothing of them is in this process before it is asked for."""
     import torch
 
+    from labelspace.base.strings import Strings
     from labelspace.keys import Segment
-    from labelspace.strings import Strings
 
     n = 300_000
     offsets = np.arange(n + 1) * 8

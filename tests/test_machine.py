@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labelspace import machine
+from labelspace.base import machine
 from labelspace.config import DexmlSettings
 from labelspace.errors import ResourceError
 from labelspace.estimate import Shape, training_bytes

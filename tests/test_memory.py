@@ -10,12 +10,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from labelspace.base.rates import int8_is_exact
+from labelspace.base.strings import Strings
 from labelspace.errors import ModelError
 from labelspace.indexes import ExactIndex, exact
 from labelspace.keys import REMOVED, Keys, Segment
 from labelspace.memory import Memory, Voting
-from labelspace.rates import int8_is_exact
-from labelspace.strings import Strings
 from labelspace.types import Labels
 
 RNG = np.random.default_rng(0)

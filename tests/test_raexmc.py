@@ -12,9 +12,9 @@ import torch
 from conftest import TINY
 
 import labelspace as ls
+from labelspace.base.rates import bf16_pays
 from labelspace.cli import main
 from labelspace.losses import closed_form
-from labelspace.rates import bf16_pays
 from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
 
 TAU = 0.3

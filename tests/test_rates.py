@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelspace import rates
+from labelspace.base import rates
 
 CPU = torch.device("cpu")
 

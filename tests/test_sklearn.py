@@ -230,7 +230,7 @@ def test_settings_and_limits(
     assert "raise validation_fraction" in str(caught.value.__cause__)
     with pytest.raises(ModelError, match="not calibrated"):
         few.set_params(threshold=0.5).predict(["a"])
-    monkeypatch.setattr("labelspace.machine.available_memory", lambda: 1000)
+    monkeypatch.setattr("labelspace.base.machine.available_memory", lambda: 1000)
     with pytest.raises(ResourceError, match="fit with a sparse y"):
         fitted.decision_function(toy[0])
 

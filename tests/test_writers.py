@@ -9,9 +9,9 @@ import os
 import numpy as np
 import pytest
 
+from labelspace.base.files import atomic_file, atomic_folder
 from labelspace.data.writers import write_jsonl, write_table, write_tsv
 from labelspace.errors import DataError, LabelspaceError
-from labelspace.files import atomic_file, atomic_folder
 from labelspace.types import Predictions
 
 NAMED = Predictions(

@@ -65,7 +65,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "losses" or name in _HOMES:
-        from .machine import ask_for_huge_pages
+        from .base.machine import ask_for_huge_pages
 
         ask_for_huge_pages()
     if name == "losses":

@@ -10,10 +10,10 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from .base.files import atomic_file
 from .data import TextSource, writers
 from .data.scores import save_scores
 from .errors import SettingsError
-from .files import atomic_file
 from .model import Model
 from .types import Predictions
 

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .base.machine import minilm_folder, processor, require_memory
+from .base.rates import bf16_pays, int8_is_exact
 from .config import DexmlSettings
 from .encoders import Precision, TransformerEncoder, open_encoder
 from .errors import MissingExtraError
@@ -35,9 +37,7 @@ from .gradcache import encode_both
 from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
-from .machine import minilm_folder, processor, require_memory
 from .optim import clip_gradients
-from .rates import bf16_pays, int8_is_exact
 from .recipes.preparation import fill_in, optimizers_of
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict, Env
 
 from . import __version__
+from .base.machine import ask_for_huge_pages, start_clock
 from .errors import LabelspaceError, SettingsError
-from .machine import ask_for_huge_pages, start_clock
 
 PROCESS_BEGAN = time.monotonic()
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from .base.machine import command_began
 from .config import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
 from .errors import DataError, SettingsError
-from .machine import command_began
 
 if TYPE_CHECKING:
     from .model import Model
@@ -615,7 +615,7 @@ def report(
         raise SettingsError(f"--out {out}: the page is a file whose name must end in .html")
     if data is None and (split != "auto" or documents is not None):
         raise SettingsError("--split and --documents say what to measure on; add --data DATA")
-    from .files import atomic_file
+    from .base.files import atomic_file
     from .manifest import read_manifest
     from .report import measure
     from .report_page import render

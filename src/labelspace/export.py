@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
 from .errors import LabelspaceError, MissingExtraError, SettingsError
-from .files import atomic_file, atomic_folder
 from .heads import TwoHeads
 from .keys import Keys
 from .model import Model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .machine import available_memory, gigabytes, minilm_folder
+from .base.machine import available_memory, gigabytes, minilm_folder
 from .metrics import frequency_groups, label_counts
 from .types import Corpus, Dataset
 

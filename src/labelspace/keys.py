@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .base.strings import Strings
 from .indexes import ExactIndex, HnswIndex
-from .strings import Strings
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
+from .base.machine import require_memory
+from .base.strings import Strings
 from .keys import spread, strings_as_tensors, strings_from_tensors
-from .machine import require_memory
-from .strings import Strings
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer

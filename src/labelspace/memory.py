@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .base.strings import Strings
 from .errors import MissingExtraError, ModelError
 from .indexes import HnswIndex
 from .indexes.faiss import PROBES, load_faiss
@@ -44,7 +45,6 @@ from .keys import (
     warn_of_lost_graphs,
 )
 from .linear import LinearClassifier
-from .strings import Strings
 from .types import Labels, Reason
 
 Scoring = Literal["similarity", "votes"]

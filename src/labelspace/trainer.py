@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .base.files import writing
+from .base.machine import peak_memory
 from .checkpoint import Checkpoints, State
 from .config import FitSettings
 from .errors import CheckpointError, LabelspaceError
-from .files import writing
-from .machine import peak_memory
 from .optim import clip_gradients
 from .tracking import Tracker
 from .types import Batch

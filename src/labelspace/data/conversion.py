@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..base.files import atomic_folder
 from ..errors import DataError, MissingExtraError, SettingsError
-from ..files import atomic_folder
 from ..types import Corpus, Dataset
 from . import RECORD, load
 from .formats import lf, table

@@ -11,8 +11,8 @@ from typing import TextIO
 import numpy as np
 import scipy.sparse as sp
 
+from ..base.files import atomic_file
 from ..errors import DataError
-from ..files import atomic_file
 from ..types import Labels, Predictions
 from .formats.columns import triples
 from .formats.labels import LabelNames

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..base.files import atomic_folder
 from ..errors import SettingsError
-from ..files import atomic_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..base.machine import cache_folder, minilm_folder
+from ..base.rates import bf16_pays
 from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
-from ..machine import cache_folder, minilm_folder
-from ..rates import bf16_pays
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .transformer import TransformerEncoder

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from ..base.files import atomic_folder
 from ..data.tokens import Limit, Tokens, cut, frame
-from ..files import atomic_folder
 from .transformer import TransformerEncoder
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..checkpoint import Checkpoints, State
 from ..config import DexmlSettings
 from ..data.batches import Batches, usable_rows
@@ -23,7 +24,6 @@ from ..gradcache import encode_both, encode_cached
 from ..heads import LabelEncoder
 from ..losses import closed_form
 from ..losses_fused import linear_loss
-from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..negatives import brought_along

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import encoders, linear, tuning
+from ..base.rates import bf16_pays
 from ..checkpoint import Checkpoints, State
 from ..config import (
     DexmlSettings,
@@ -37,7 +38,6 @@ from ..memory import Memory
 from ..model import MIN_TUNING, Model
 from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers
-from ..rates import bf16_pays
 from ..tracking import Tracker
 from ..trainer import FitReport, Log, device_of
 from ..types import Corpus, Dataset, Labels, Predictions

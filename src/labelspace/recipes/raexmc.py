@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..checkpoint import Checkpoints, State
 from ..config import RaexmcSettings
 from ..data.batches import Batches, usable_rows
@@ -30,7 +31,6 @@ from ..gradcache import encode_both, encode_cached
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss
-from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..pools import InBatch

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..checkpoint import Checkpoints, State
 from ..clusters import balanced_clusters
 from ..config import UnidecSettings
@@ -34,7 +35,6 @@ from ..heads import (
 )
 from ..losses import ClosedForm, closed_form
 from ..losses_fused import linear_loss
-from ..machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..memory import Memory
 from ..model import Model
 from ..negatives import HardNegatives

@@ -24,8 +24,8 @@ from typing import TextIO, cast
 import numpy as np
 import scipy.sparse as sp
 
+from ...base.machine import require_memory
 from ...errors import DataError
-from ...machine import require_memory
 from ...types import Corpus, Labels
 from . import xc
 from .cells import DECIMAL

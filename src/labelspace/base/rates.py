@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .errors import LabelspaceError
+from ..errors import LabelspaceError
 from .files import atomic_file
 from .machine import cache_folder, processor
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ResourceError
+from ..errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
