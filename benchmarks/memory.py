@@ -34,7 +34,7 @@ import torch
 
 import labelspace as ls
 from labelspace.base.strings import Strings
-from labelspace.evaluation import compare
+from labelspace.evaluation.evaluating import compare
 from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
 

@@ -448,7 +448,7 @@ def rank(given: argparse.Namespace) -> None:
     """Write the best labels of each document by each ranking of a model."""
     import labelspace as ls
     from labelspace.data.scores import save_scores
-    from labelspace.evaluation import longest_filter_row
+    from labelspace.evaluation.evaluating import longest_filter_row
 
     model = ls.Model.load(given.model, precision=given.precision)
     data = ls.load(given.data, seed=_seed(model, given.seed))
@@ -479,7 +479,7 @@ def measure(given: argparse.Namespace) -> None:
     import labelspace as ls
     from labelspace import data as reading
     from labelspace.data.scores import load_scores
-    from labelspace.evaluation import compare
+    from labelspace.evaluation.evaluating import compare
 
     data = ls.load(given.data, seed=given.seed)
     corpus = _corpus(data, given.split)
@@ -519,7 +519,8 @@ def measured(pred: Any, data: Any, corpus: Any, whole: bool = True) -> dict[str,
     """
     import numpy as np
 
-    from labelspace import evaluation, metrics
+    from labelspace.evaluation import evaluating as evaluation
+    from labelspace.evaluation import metrics
     from labelspace.types import Predictions
 
     truth = data.train.targets
@@ -569,9 +570,9 @@ def alone(given: argparse.Namespace) -> None:
     import numpy as np
 
     import labelspace as ls
-    from labelspace import metrics
     from labelspace.data.scores import load_scores
-    from labelspace.evaluation import ranked
+    from labelspace.evaluation import metrics
+    from labelspace.evaluation.evaluating import ranked
 
     data = ls.load(given.data)
     corpus = _corpus(data, "test")
@@ -614,7 +615,7 @@ def mistakes(given: argparse.Namespace) -> None:
     import numpy as np
 
     import labelspace as ls
-    from labelspace.evaluation import longest_filter_row, ranked
+    from labelspace.evaluation.evaluating import longest_filter_row, ranked
 
     model = ls.Model.load(given.model, precision=given.precision)
     data = ls.load(given.data, seed=_seed(model))

@@ -77,7 +77,7 @@ def public() -> str:
                     lines += _described(f"{name}.{part}", getattr(module, part))
         else:
             lines += _described(name, _found(name))
-    return "\n".join(lines) + "\n"
+    return "\n".join(sorted(lines)) + "\n"
 
 
 def _found(name: str) -> Any:

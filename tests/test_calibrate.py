@@ -17,11 +17,12 @@ import scipy.sparse as sp
 from conftest import TINY, rounding, toy_rows
 
 import labelspace as ls
-from labelspace import calibrate, evaluation
-from labelspace.calibrate import Calibration
 from labelspace.cli import main
 from labelspace.data.scores import load_scores, save_scores
 from labelspace.data.writers import write_jsonl, write_table, write_tsv
+from labelspace.evaluation import calibration as calibrate
+from labelspace.evaluation import evaluating as evaluation
+from labelspace.evaluation.calibration import Calibration
 
 
 def sample(n: int, seed: int, shape: str = "sigmoid") -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:

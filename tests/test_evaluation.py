@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 from labelspace.errors import DataError, SettingsError
-from labelspace.evaluation import by_frequency, compare, evaluate, longest_filter_row, render, report
-from labelspace.metrics import frequency_groups
+from labelspace.evaluation.evaluating import by_frequency, compare, evaluate, longest_filter_row, render, report
+from labelspace.evaluation.metrics import frequency_groups
 from labelspace.types import Predictions
 
 

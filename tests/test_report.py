@@ -14,8 +14,9 @@ import pytest
 import scipy.sparse as sp
 
 import labelspace as ls
-from labelspace import charts, evaluation
+from labelspace import charts
 from labelspace.cli import main
+from labelspace.evaluation import evaluating as evaluation
 from labelspace.report import measure
 from labelspace.report_page import render
 

@@ -30,8 +30,8 @@ from hypothesis.errors import Unsatisfiable
 from snippets import Runner
 
 import labelspace as ls
-from labelspace.calibrate import Calibration
 from labelspace.cli import main
+from labelspace.evaluation.calibration import Calibration
 
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import labelspace as ls
-from labelspace import evaluation
 from labelspace.cli import main as labelspace
 from labelspace.errors import SettingsError
+from labelspace.evaluation import evaluating as evaluation
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"

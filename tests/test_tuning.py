@@ -16,9 +16,9 @@ import torch
 import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.cli import main
+from labelspace.evaluation.metrics import barred_labels, propensity_weights
 from labelspace.keys import Keys, Segment
 from labelspace.memory import Memory, Voting
-from labelspace.metrics import barred_labels, propensity_weights
 from labelspace.tuning import METRICS, Grid, _beaten, _Goal, _near, _values, render, tune
 
 N, L, V, D = 60, 15, 40, 8

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data import load
     from .data.conversion import convert
     from .errors import DataError, LabelspaceError, MissingExtraError, ModelError, ResourceError, SettingsError
-    from .evaluation import evaluate
+    from .evaluation.evaluating import evaluate
     from .joining import join
     from .model import Model
     from .recipes import train

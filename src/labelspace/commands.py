@@ -107,7 +107,7 @@ def quickstart(
     seed
         Of the split and of training.
     """
-    from .evaluation import evaluate as measure
+    from .evaluation.evaluating import evaluate as measure
     from .info import describe, render
     from .model import Model
     from .quickstart import icd10cm, made_by_quickstart
@@ -346,7 +346,7 @@ def evaluate(
     from .data import require_texts
     from .data.formats.table import suffix
     from .data.scores import SUFFIXES, load_scores
-    from .evaluation import longest_filter_row, render, render_rankings, report
+    from .evaluation.evaluating import longest_filter_row, render, render_rankings, report
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
@@ -430,7 +430,7 @@ def calibrate(
     device
         auto, cpu, cuda or mps.
     """
-    from .evaluation import threshold_lines
+    from .evaluation.evaluating import threshold_lines
     from .manifest import require_changeable
     from .model import Model
 
@@ -726,7 +726,7 @@ def _align(
     """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
     if list(mine.ids) == list(theirs.ids):
         return given, truths
-    from .evaluation import numbers_among, widened
+    from .evaluation.evaluating import numbers_among, widened
     from .types import Predictions
 
     number = {name: i for i, name in enumerate(theirs.ids)}

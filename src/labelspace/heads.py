@@ -19,9 +19,9 @@ from torch.nn.functional import dropout, normalize
 from .data.tokens import Tokens
 from .encoders.interface import Encoder
 from .errors import ModelError
+from .evaluation.metrics import barred_labels, binary_truth, membership
 from .gradcache import encode_cached
 from .indexes import ExactIndex
-from .metrics import barred_labels, binary_truth, membership
 from .optim import keep_types, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]

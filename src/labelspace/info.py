@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .base.machine import available_memory, gigabytes, minilm_folder
-from .metrics import frequency_groups, label_counts
+from .evaluation.metrics import frequency_groups, label_counts
 from .types import Corpus, Dataset
 
 SAMPLE = 20_000

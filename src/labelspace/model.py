@@ -24,16 +24,19 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from . import __version__, calibrate, linear, metrics
+from . import __version__, linear
 from .base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
 from .base.machine import require_memory
 from .base.rates import bf16_pays
 from .base.strings import Strings
-from .calibrate import Calibration
 from .data import first_words, plain_words, require_texts
 from .data.tokens import LongDocuments
 from .encoders import Encoder, Precision, make_encoder
 from .errors import DataError, ModelError, SettingsError
+from .evaluation import calibration as calibrate
+from .evaluation import metrics
+from .evaluation.calibration import Calibration
+from .evaluation.metrics import label_counts, propensity_constants, weights_of_counts
 from .heads import RANKINGS, TwoHeads
 from .indexes import require_graph
 from .keys import Keys, Segment, digest
@@ -50,7 +53,6 @@ from .manifest import (
     write_manifest,
 )
 from .memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
-from .metrics import label_counts, propensity_constants, weights_of_counts
 from .towers import Tower
 from .trainer import device_of
 from .tuning import (

@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from . import __version__, evaluation, metrics
+from . import __version__
 from .charts import clean
 from .config import RECIPES, to_dict
 from .data import require_texts
 from .errors import ModelError, SettingsError
+from .evaluation import evaluating as evaluation
+from .evaluation import metrics
 from .info import describe
 from .manifest import read_manifest
 from .model import Model

@@ -19,10 +19,10 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from . import metrics
 from .base.machine import require_memory
 from .data import hold_out
 from .errors import SettingsError
+from .evaluation import metrics
 from .model import Model
 from .recipes import train
 from .types import Corpus, Dataset, Labels, Predictions

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .evaluation import evaluate
+from .evaluation.evaluating import evaluate
 from .keys import BoolArray, IntArray
 from .memory import JUDGED, LINEAR, FloatArray, Found, Memory, Voting, weigh
 from .types import Predictions

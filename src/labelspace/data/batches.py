@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from ..metrics import binary_truth, membership
+from ..evaluation.metrics import binary_truth, membership
 from ..types import Batch
 
 

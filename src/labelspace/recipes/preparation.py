@@ -32,7 +32,7 @@ from ..data import fingerprint
 from ..data.tokens import Tokens
 from ..encoders import Encoder, Precision, TransformerEncoder
 from ..estimate import Shape
-from ..evaluation import evaluate, longest_filter_row
+from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..heads import RANKINGS, TwoHeads, best_search_weight
 from ..memory import Memory
 from ..model import MIN_TUNING, Model

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from . import calibrate, metrics
-from .errors import DataError, SettingsError
+from ..errors import DataError, SettingsError
+from . import calibration as calibrate
+from . import metrics
 
 __all__ = [
     "Report",

@@ -1,0 +1,5 @@
+"""Predictions and truth -> figures, and scores -> probabilities; loads no torch."""
+
+from .evaluating import compare, evaluate, longest_filter_row
+
+__all__ = ["compare", "evaluate", "longest_filter_row"]
