@@ -77,7 +77,7 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.bench import MAX_TOKENS, TRAIN_TEXTS, made_up_texts
     from labelspace.config import DexmlSettings
     from labelspace.encoders import open_encoder
-    from labelspace.gradcache import encode_both
+    from labelspace.encoders.gradcache import encode_both
     from labelspace.losses import closed_form
     from labelspace.losses_fused import linear_loss
     from labelspace.optim import clip_gradients

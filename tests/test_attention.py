@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelspace.encoders import attention
-from labelspace.encoders.attention import LENGTHS, Limits, by_products, limits, measured, products_pay
+from labelspace.encoders.fast import attention
+from labelspace.encoders.fast.attention import LENGTHS, Limits, by_products, limits, measured, products_pay
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from labelspace import encoders
-from labelspace.data.tokens import Limit, Tokens, tokenize
 from labelspace.encoders import Encoder, StaticEncoder, TransformerEncoder, build_static, open_encoder
-from labelspace.encoders.inference import FastBert
+from labelspace.encoders.fast.inference import FastBert
+from labelspace.encoders.gradcache import chunks, encode_both, encode_cached
+from labelspace.encoders.tokens import Limit, Tokens, tokenize
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
-from labelspace.gradcache import chunks, encode_both, encode_cached
 
 TEXTS = ["a red oak", "", "history of the very tall vine, notes", "xyz 123", "wild rose"]
 

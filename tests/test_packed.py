@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelspace.data.tokens import Tokens
-from labelspace.encoders import TransformerEncoder, open_encoder, packed
-from labelspace.encoders.inference import ARCHITECTURES, FastBert
+from labelspace.encoders import TransformerEncoder, open_encoder
+from labelspace.encoders.fast import packed
+from labelspace.encoders.fast.inference import ARCHITECTURES, FastBert
+from labelspace.encoders.tokens import Tokens
 from labelspace.errors import SettingsError
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -117,7 +118,7 @@ def test_bf16_stays_near_float32(tiny_transformer: Path) -> None:
 def test_inference_equals_the_modules(
     kind: str, dtype: torch.dtype, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelspace.encoders.inference.WIDE_ROWS", 300)  # the widest vectors in parts
+    monkeypatch.setattr("labelspace.encoders.fast.inference.WIDE_ROWS", 300)  # the widest vectors in parts
     encoder = encoder_of(kind, tiny_transformer, tmp_path)
     for name, parameter in encoder.transformer.named_parameters():
         if "bias" in name or "norm" in name.lower():

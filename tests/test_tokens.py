@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-import labelspace.data.tokens as module
-from labelspace.data.tokens import Limit, Tokens, cut, encoded, frame, log_cut, tokenize
+import labelspace.encoders.tokens as module
+from labelspace.encoders.tokens import Limit, Tokens, cut, encoded, frame, log_cut, tokenize
 from labelspace.errors import SettingsError
 
 CLS, SEP = 100, 101

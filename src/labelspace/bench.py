@@ -31,9 +31,9 @@ from .base.machine import minilm_folder, processor, require_memory
 from .base.rates import bf16_pays, int8_is_exact
 from .config import DexmlSettings
 from .encoders import Precision, TransformerEncoder, open_encoder
+from .encoders.gradcache import encode_both
 from .errors import MissingExtraError
 from .estimate import LOGITS_BLOCK_BYTES
-from .gradcache import encode_both
 from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, normalize
 
-from .data.tokens import Tokens
+from .encoders.gradcache import encode_cached
 from .encoders.interface import Encoder
+from .encoders.tokens import Tokens
 from .errors import ModelError
 from .evaluation.metrics import barred_labels, binary_truth, membership
-from .gradcache import encode_cached
 from .indexes import ExactIndex
 from .optim import keep_types, round_stochastically
 

@@ -30,8 +30,8 @@ from .base.machine import require_memory
 from .base.rates import bf16_pays
 from .base.strings import Strings
 from .data import first_words, plain_words, require_texts
-from .data.tokens import LongDocuments
 from .encoders import Encoder, Precision, make_encoder
+from .encoders.tokens import LongDocuments
 from .errors import DataError, ModelError, SettingsError
 from .evaluation import calibration as calibrate
 from .evaluation import metrics

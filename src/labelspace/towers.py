@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .data.tokens import Tokens
 from .encoders import Encoder, open_encoder
+from .encoders.tokens import Tokens
 from .heads import TwoHeads
 
 FloatArray = npt.NDArray[np.float32]

@@ -16,10 +16,10 @@ import torch
 
 from ..base.machine import cache_folder, minilm_folder
 from ..base.rates import bf16_pays
-from ..data.tokens import LongDocuments
 from ..errors import MissingExtraError, ModelError, SettingsError
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
+from .tokens import LongDocuments
 from .transformer import TransformerEncoder
 from .vectors import TokenVectors
 

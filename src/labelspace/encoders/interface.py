@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..data.tokens import Limit, LongDocuments, Tokens, frame, tokenize
 from ..errors import SettingsError
+from .tokens import Limit, LongDocuments, Tokens, frame, tokenize
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..data.tokens import Limit, LongDocuments, Tokens, encoded, tokenize
 from .interface import Encoder
+from .tokens import Limit, LongDocuments, Tokens, encoded, tokenize
 from .transformer import TransformerEncoder
 from .vectors import TokenVectors
 from .words import count_words

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..data.tokens import Tokens
 from ..errors import SettingsError
-from . import packed
-from .attention import products_pay
-from .inference import FastBert, stamps
+from .fast import packed
+from .fast.attention import products_pay
+from .fast.inference import FastBert, stamps
 from .interface import Encoder, autocast
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..base.files import atomic_folder
-from ..data.tokens import Limit, Tokens, cut, frame
+from .tokens import Limit, Tokens, cut, frame
 from .transformer import TransformerEncoder
 
 if TYPE_CHECKING:

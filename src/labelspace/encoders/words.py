@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..data.tokens import WINDOW
+from .tokens import WINDOW
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

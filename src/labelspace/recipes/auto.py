@@ -14,8 +14,8 @@ from ..base.machine import minilm_folder
 from ..base.rates import bf16_pays
 from ..config import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..data.batches import usable_rows
-from ..data.tokens import Limit, tokenize
 from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
+from ..encoders.tokens import Limit, tokenize
 from ..trainer import device_of
 from ..types import Dataset
 from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds

@@ -17,10 +17,10 @@ from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..checkpoint import Checkpoints, State
 from ..config import DexmlSettings
 from ..data.batches import Batches, usable_rows
-from ..data.tokens import log_cut
+from ..encoders.gradcache import encode_both, encode_cached
+from ..encoders.tokens import log_cut
 from ..errors import DataError, SettingsError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
-from ..gradcache import encode_both, encode_cached
 from ..heads import LabelEncoder
 from ..losses import closed_form
 from ..losses_fused import linear_loss

@@ -29,8 +29,8 @@ from ..config import (
     to_toml,
 )
 from ..data import fingerprint
-from ..data.tokens import Tokens
 from ..encoders import Encoder, Precision, TransformerEncoder
+from ..encoders.tokens import Tokens
 from ..estimate import Shape
 from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..heads import RANKINGS, TwoHeads, best_search_weight

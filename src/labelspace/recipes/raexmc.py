@@ -23,11 +23,11 @@ from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
 from ..checkpoint import Checkpoints, State
 from ..config import RaexmcSettings
 from ..data.batches import Batches, usable_rows
-from ..data.tokens import Tokens, log_cut
 from ..encoders import Encoder
+from ..encoders.gradcache import encode_both, encode_cached
+from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError
 from ..estimate import POOL_A_DOCUMENT, training_bytes
-from ..gradcache import encode_both, encode_cached
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss

@@ -19,11 +19,11 @@ from ..checkpoint import Checkpoints, State
 from ..clusters import balanced_clusters
 from ..config import UnidecSettings
 from ..data.batches import PickedBatches, usable_rows
-from ..data.tokens import Tokens, log_cut
 from ..encoders import Encoder
+from ..encoders.gradcache import encode_cached
+from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError, SettingsError
 from ..estimate import training_bytes
-from ..gradcache import encode_cached
 from ..heads import (
     RANKINGS,
     LabelEncoder,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .data.tokens import Tokens
-from .encoders.interface import Encoder
+from .interface import Encoder
+from .tokens import Tokens
 
 
 def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens: int = 0) -> Tensor:

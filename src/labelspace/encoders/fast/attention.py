@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional as F
 
-from ..base.rates import measured_once
+from ...base.rates import measured_once
 
 logger = logging.getLogger("labelspace")
 

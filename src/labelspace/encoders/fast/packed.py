@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.tokens import Tokens
+from ..tokens import Tokens
 from .attention import by_products, products_pay
 
 NAME = "labelspace_packed"
