@@ -34,7 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import labelspace as ls
 from labelspace.base.files import atomic_file
 from labelspace.errors import LabelspaceError
-from labelspace.memory import Memory
+from labelspace.memory.memory import Memory
 
 SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
 EVERY = 8

@@ -35,8 +35,8 @@ import torch
 import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.evaluation.evaluating import compare
-from labelspace.keys import Keys, Segment
-from labelspace.memory import Memory, Voting
+from labelspace.memory.keys import Keys, Segment
+from labelspace.memory.memory import Memory, Voting
 
 CLUSTER = 100
 """Generated keys around one centre."""

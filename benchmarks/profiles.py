@@ -201,7 +201,7 @@ def loss() -> tuple[Callable[[], object], Callable[[], object]]:
 def search() -> tuple[Callable[[], object], Callable[[], object]]:
     """1,000 queries, the 100 nearest of 178,000 random keys."""
     from labelspace.bench import DEPTH, KEYS, QUERIES, _unit
-    from labelspace.indexes import ExactIndex
+    from labelspace.memory.indexes import ExactIndex
 
     keys, queries = _unit(KEYS, 0), _unit(QUERIES, 1)
     index = ExactIndex(keys)

@@ -41,11 +41,11 @@ PUBLIC = {"metrics": "evaluation.metrics", "calibrate": "evaluation.calibration"
 
 HOME = {
     "config": "training", "charts": "report", "tracking": "training", "losses": "training", "estimate": "training",
-    "losses_fused": "training", "optim": "training", "clusters": "training", "indexes": "memory", "keys": "memory",
-    "linear": "memory", "encoders.gradcache": "encoders", "negatives": "training", "checkpoint": "training",
-    "tuning": "memory", "heads": "training", "pools": "training", "trainer": "training", "info": "data",
+    "losses_fused": "training", "optim": "training", "clusters": "training",
+    "negatives": "training", "checkpoint": "training",
+    "heads": "training", "pools": "training", "trainer": "training", "info": "data",
     "quickstart": "data", "towers": "model", "manifest": "model", "joining": "model", "report_page": "report",
-    "batch": "model", "commands": "cli", "memory_commands": "cli", "encoders.tokens": "encoders",
+    "batch": "model", "commands": "cli", "memory_commands": "cli",
     "data.batches": "training", "serving.command": "cli",
 }  # fmt: skip
 """Where modules that still stand elsewhere belong."""

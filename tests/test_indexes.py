@@ -18,9 +18,9 @@ from labelspace.base.strings import Strings
 from labelspace.cli import main
 from labelspace.encoders import open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
-from labelspace.indexes import ExactIndex, HnswIndex
-from labelspace.keys import REMOVED, Keys, Segment
-from labelspace.memory import Memory, Voting
+from labelspace.memory.indexes import ExactIndex, HnswIndex
+from labelspace.memory.keys import REMOVED, Keys, Segment
+from labelspace.memory.memory import Memory, Voting
 
 
 def vectors(count: int, d: int, seed: int) -> torch.Tensor:
@@ -238,7 +238,7 @@ def graphs_of(folder: Path) -> list[str]:
 def test_graphs_are_saved_opened_kept_and_dropped(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
     folder = tmp_path / "m"
     model.save(folder)
     before = {p.name for p in (folder / "memory").iterdir()}
@@ -292,7 +292,7 @@ def test_graphs_are_saved_opened_kept_and_dropped(
 def test_without_the_extra_every_key_is_scanned(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
     folder = tmp_path / "m"
     exact = model.predict(QUERIES, 5)
     model.build_index(smallest=50)

@@ -12,7 +12,7 @@ from conftest import TINY, VOTES, rounding
 import labelspace as ls
 from labelspace.cli import main
 from labelspace.joining import join
-from labelspace.memory import Voting
+from labelspace.memory.memory import Voting
 
 
 @pytest.fixture(scope="module")

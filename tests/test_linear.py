@@ -15,12 +15,12 @@ from conftest import rounding
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelspace as ls
-from labelspace import linear
 from labelspace.cli import main
 from labelspace.data.writers import write_table
 from labelspace.errors import ModelError
 from labelspace.joining import join
-from labelspace.linear import LinearClassifier
+from labelspace.memory import linear
+from labelspace.memory.linear import LinearClassifier
 from labelspace.recipes.preparation import linear_seconds
 from labelspace.types import told_first
 

@@ -19,8 +19,8 @@ from snippets import Runner
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.keys import Keys
-from labelspace.memory import Memory, Voting
+from labelspace.memory.keys import Keys
+from labelspace.memory.memory import Memory, Voting
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
 IDS = ["L0", "L1", "L2", "L3"]
@@ -146,7 +146,7 @@ def test_a_document_can_be_replaced(model: ls.Model) -> None:
 def test_a_thousand_changes_equal_building_the_final_state(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, votes: Any
 ) -> None:
-    monkeypatch.setattr("labelspace.keys.SMALL", 5)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL", 5)
     rng = np.random.default_rng(0)
     words = ["red", "tall", "wild", "dry", "oak", "rose", "fern", "moss", "vine", "wheat", "old", "short"]
 
@@ -210,8 +210,8 @@ def test_a_thousand_changes_equal_building_the_final_state(
 
 
 def test_only_what_changed_is_written(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.keys.SMALL", 1)
-    monkeypatch.setattr("labelspace.keys.REWRITE_SHARE", 0.5)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.REWRITE_SHARE", 0.5)
     folder = tmp_path / "m"
     model.save(folder)
     before = {p: p.stat().st_ino for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
@@ -439,7 +439,7 @@ def test_a_large_memory_opens_without_being_read(tmp_path: Path, tiny_transforme
     import torch
 
     from labelspace.base.strings import Strings
-    from labelspace.keys import Segment
+    from labelspace.memory.keys import Segment
 
     n = 300_000
     offsets = np.arange(n + 1) * 8

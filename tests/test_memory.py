@@ -13,9 +13,9 @@ import torch
 from labelspace.base.rates import int8_is_exact
 from labelspace.base.strings import Strings
 from labelspace.errors import ModelError
-from labelspace.indexes import ExactIndex, exact
-from labelspace.keys import REMOVED, Keys, Segment
-from labelspace.memory import Memory, Voting
+from labelspace.memory.indexes import ExactIndex, exact
+from labelspace.memory.keys import REMOVED, Keys, Segment
+from labelspace.memory.memory import Memory, Voting
 from labelspace.types import Labels
 
 RNG = np.random.default_rng(0)
@@ -30,8 +30,8 @@ def keys_and_queries(count: int, n: int = 9, d: int = 6) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("block", [3, 7, 1000])
 @pytest.mark.parametrize("k", [1, 4, 40])
 def test_exact_search_equals_a_full_sort(block: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.indexes.exact.KEY_BLOCK", block)
-    monkeypatch.setattr("labelspace.indexes.exact.QUERY_BLOCK", 4)
+    monkeypatch.setattr("labelspace.memory.indexes.exact.KEY_BLOCK", block)
+    monkeypatch.setattr("labelspace.memory.indexes.exact.QUERY_BLOCK", 4)
     keys, queries = keys_and_queries(23)
     products = (queries.double() @ keys.double().T).numpy()
     for allowed in (None, np.array([2, 3, 11, 20])):
@@ -272,7 +272,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     memory, queries = make(truth())
     memory.voting = VOTINGS[0]
     numbers, scores = memory.predict(queries, 5)
-    monkeypatch.setattr("labelspace.memory.VOTE_BLOCK", 2)
+    monkeypatch.setattr("labelspace.memory.memory.VOTE_BLOCK", 2)
     again, same = memory.predict(queries, 5)
     assert np.array_equal(numbers, again) and np.array_equal(scores, same)
 
@@ -304,8 +304,8 @@ def test_sorted_votes_equal_the_sparse_product(
         np.testing.assert_allclose(sums, product.data, rtol=1e-12)
     memory.voting = voting
     by_sorting = memory.predict(queries, 3)
-    monkeypatch.setattr("labelspace.memory.FEW", 0)
-    monkeypatch.setattr("labelspace.memory.SORTED", 400)
+    monkeypatch.setattr("labelspace.memory.memory.FEW", 0)
+    monkeypatch.setattr("labelspace.memory.memory.SORTED", 400)
     for a, b in zip(by_sorting, memory.predict(queries, 3), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     nobody = memory.predict(queries, 3, left_out=np.ones(60, dtype=bool))

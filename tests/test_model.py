@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 import labelspace as ls
 from labelspace.encoders import build_static, open_encoder
-from labelspace.memory import Memory
+from labelspace.memory.memory import Memory
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
 TEXTS = ["a red oak", "history of the wild rose", "", "moss"]

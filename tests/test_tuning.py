@@ -17,9 +17,9 @@ import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.cli import main
 from labelspace.evaluation.metrics import barred_labels, propensity_weights
-from labelspace.keys import Keys, Segment
-from labelspace.memory import Memory, Voting
-from labelspace.tuning import METRICS, Grid, _beaten, _Goal, _near, _values, render, tune
+from labelspace.memory.keys import Keys, Segment
+from labelspace.memory.memory import Memory, Voting
+from labelspace.memory.tune import METRICS, Grid, _beaten, _Goal, _near, _values, render, tune
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -54,7 +54,7 @@ GRID = Grid(
 def test_the_choice_equals_trying_every_setting(
     objective: str, block: int, filtered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelspace.tuning.BLOCK", block)
+    monkeypatch.setattr("labelspace.memory.tune.BLOCK", block)
     memory, queries, truth, weights = made()
     rng = np.random.default_rng(1)
     pairs = np.argwhere(rng.random(truth.shape) < 0.15) if filtered else np.zeros((0, 2), dtype=np.int64)
@@ -94,7 +94,7 @@ def test_the_choice_equals_trying_every_setting(
 
 
 def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.tuning.BLOCK", 10)
+    monkeypatch.setattr("labelspace.memory.tune.BLOCK", 10)
     memory, queries, truth, weights = made()
     ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
     found = memory.search(queries, 15, 60)
@@ -127,7 +127,7 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
 
 
 def test_with_no_time_left_one_block_of_documents_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.tuning.BLOCK", 10)
+    monkeypatch.setattr("labelspace.memory.tune.BLOCK", 10)
     memory, queries, truth, weights = made()
     late = tune(memory, queries, truth, weights, grid=GRID, tolerance=0, until=time.monotonic() - 1)
     first = tune(memory, queries[:10], sp.csr_array(truth[:10]), weights, grid=GRID, tolerance=0)

@@ -34,9 +34,9 @@ from .encoders import Precision, TransformerEncoder, open_encoder
 from .encoders.gradcache import encode_both
 from .errors import MissingExtraError
 from .estimate import LOGITS_BLOCK_BYTES
-from .indexes import ExactIndex
 from .losses import closed_form
 from .losses_fused import linear_loss, linear_loss_plain
+from .memory.indexes import ExactIndex
 from .optim import clip_gradients
 from .recipes.preparation import fill_in, optimizers_of
 
@@ -519,7 +519,7 @@ def hnsw(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
         limits: of the machine.
         seed: of the vectors.
     """
-    from .indexes.faiss import HnswIndex
+    from .memory.indexes.faiss import HnswIndex
 
     require_memory(8 * sizes.many_keys * DIM, "the graph index", "leave it out with --only")
     g = torch.Generator().manual_seed(seed)

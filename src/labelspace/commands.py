@@ -274,7 +274,7 @@ def train(
     seconds = time.monotonic() - command_began()
     tuned = model.info.get("tuning")
     if tuned is not None:
-        from .tuning import render
+        from .memory.tune import render
 
         print(render(tuned))
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")

@@ -19,7 +19,7 @@ from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
 from .errors import LabelspaceError, MissingExtraError, SettingsError
 from .heads import TwoHeads
-from .keys import Keys
+from .memory.keys import Keys
 from .model import Model
 
 logger = logging.getLogger(__name__)

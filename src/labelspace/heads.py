@@ -21,7 +21,7 @@ from .encoders.interface import Encoder
 from .encoders.tokens import Tokens
 from .errors import ModelError
 from .evaluation.metrics import barred_labels, binary_truth, membership
-from .indexes import ExactIndex
+from .memory.indexes import ExactIndex
 from .optim import keep_types, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from .errors import ModelError
-from .keys import Keys
-from .memory import Memory
+from .memory.keys import Keys
+from .memory.memory import Memory
 from .model import Model
 from .towers import Tower
 

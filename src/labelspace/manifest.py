@@ -13,7 +13,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ModelError
-from .memory import Memory
+from .memory.memory import Memory
 from .towers import names as tower_files
 
 FORMAT, FORMAT_VERSION = "labelspace model", 3

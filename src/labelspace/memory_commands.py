@@ -95,8 +95,8 @@ def tune(
         auto, cpu, cuda or mps.
     """
     from .manifest import require_changeable, require_free
+    from .memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
     from .model import Model
-    from .tuning import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
 
     parse_objective(objective)
     grid = Grid.fixed(
@@ -170,8 +170,8 @@ def join(
     """
     from .joining import join as joined
     from .manifest import require_free
+    from .memory.tune import described, parse_objective, render
     from .model import Model
-    from .tuning import described, parse_objective, render
 
     if len(models) < 2:
         raise SettingsError(f"joining takes the folders of two models or more, got {len(models)}")

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from . import __version__, linear
+from . import __version__
 from .base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
 from .base.machine import require_memory
 from .base.rates import bf16_pays
@@ -38,9 +38,6 @@ from .evaluation import metrics
 from .evaluation.calibration import Calibration
 from .evaluation.metrics import label_counts, propensity_constants, weights_of_counts
 from .heads import RANKINGS, TwoHeads
-from .indexes import require_graph
-from .keys import Keys, Segment, digest
-from .linear import LinearClassifier
 from .manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -52,10 +49,12 @@ from .manifest import (
     stamp_of,
     write_manifest,
 )
-from .memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
-from .towers import Tower
-from .trainer import device_of
-from .tuning import (
+from .memory import linear
+from .memory.indexes import require_graph
+from .memory.keys import Keys, Segment, digest
+from .memory.linear import LinearClassifier
+from .memory.memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
+from .memory.tune import (
     DEFAULT_OBJECTIVE,
     DOCUMENTS,
     LEAST_GAIN,
@@ -68,6 +67,8 @@ from .tuning import (
     tune,
     tune_linear,
 )
+from .towers import Tower
+from .trainer import device_of
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
@@ -884,8 +885,8 @@ class Model:
             documents: validation documents to choose by, at most; of more, some are drawn.
             until: when, by `time.monotonic`, no more of them are looked at, though some hundreds are in any case.
             linear: learn a linear classifier beside the keys, which judges what they found by the words of a text, see
-                `labelspace.linear`; kept where it adds to the objective. None keeps one that is there and weighs it
-                anew, False drops it.
+                `labelspace.memory.linear`; kept where it adds to the objective. None keeps one that is there and weighs
+                it anew, False drops it.
             first: from rows of the training documents to their queries (n, D) of the first tower, if they are known;
                 None encodes them for a linear classifier.
 

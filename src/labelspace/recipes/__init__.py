@@ -74,8 +74,8 @@ def train(
     recipe = recipe or recipe_with(settings)
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
+    from ..memory.tune import parse_objective
     from ..tracking import require_tracker
-    from ..tuning import parse_objective
 
     require_tracker(resolved.track)
     if isinstance(resolved, MemorySettings):

@@ -24,7 +24,7 @@ from ..estimate import POOL_A_DOCUMENT, training_bytes
 from ..heads import LabelEncoder
 from ..losses import closed_form
 from ..losses_fused import linear_loss
-from ..memory import Memory
+from ..memory.memory import Memory
 from ..model import Model
 from ..negatives import brought_along
 from ..pools import make_pool

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from .. import encoders, linear, tuning
+from .. import encoders
 from ..base.rates import bf16_pays
 from ..checkpoint import Checkpoints, State
 from ..config import (
@@ -34,7 +34,9 @@ from ..encoders.tokens import Tokens
 from ..estimate import Shape
 from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..heads import RANKINGS, TwoHeads, best_search_weight
-from ..memory import Memory
+from ..memory import linear
+from ..memory import tune as tuning
+from ..memory.memory import Memory
 from ..model import MIN_TUNING, Model
 from ..negatives import Filter, HardNegatives
 from ..optim import make_optimizers

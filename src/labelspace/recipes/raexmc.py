@@ -31,7 +31,7 @@ from ..estimate import POOL_A_DOCUMENT, training_bytes
 from ..heads import LabelEncoder
 from ..losses import ClosedForm, closed_form, decoupled_softmax
 from ..losses_fused import linear_loss
-from ..memory import Memory
+from ..memory.memory import Memory
 from ..model import Model
 from ..pools import InBatch
 from ..trainer import FitReport, Refresh, fit, readable, stop_signals

@@ -35,7 +35,7 @@ from ..heads import (
 )
 from ..losses import ClosedForm, closed_form
 from ..losses_fused import linear_loss
-from ..memory import Memory
+from ..memory.memory import Memory
 from ..model import Model
 from ..negatives import HardNegatives
 from ..optim import RowAdagrad, RowAdamW, make_optimizers

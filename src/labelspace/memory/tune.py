@@ -20,11 +20,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from .errors import SettingsError
-from .evaluation.evaluating import evaluate
+from ..errors import SettingsError
+from ..evaluation.evaluating import evaluate
+from ..types import Predictions
 from .keys import BoolArray, IntArray
 from .memory import JUDGED, LINEAR, FloatArray, Found, Memory, Voting, weigh
-from .types import Predictions
 
 KS = (1, 3, 5)
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in KS)

@@ -32,8 +32,8 @@ import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
-from .base.machine import require_memory
-from .base.strings import Strings
+from ..base.machine import require_memory
+from ..base.strings import Strings
 from .keys import spread, strings_as_tensors, strings_from_tensors
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..base.rates import bf16_pays, int8_is_exact, int8_pays
+from ...base.rates import bf16_pays, int8_is_exact, int8_pays
 
 KEY_BLOCK = 65_536
 """Keys whose products are held at a time where every product is sorted."""

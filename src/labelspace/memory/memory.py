@@ -31,8 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .base.strings import Strings
-from .errors import MissingExtraError, ModelError
+from ..base.strings import Strings
+from ..errors import MissingExtraError, ModelError
+from ..types import Labels, Reason
 from .indexes import HnswIndex
 from .indexes.faiss import PROBES, load_faiss
 from .keys import (
@@ -45,7 +46,6 @@ from .keys import (
     warn_of_lost_graphs,
 )
 from .linear import LinearClassifier
-from .types import Labels, Reason
 
 Scoring = Literal["similarity", "votes"]
 Search = Literal["joint", "two-sided"]
@@ -89,7 +89,7 @@ class Voting:
             take places among the ``depth`` nearest all the same, as in the paper, so fewer documents vote.
         votes: ``raw`` gives each label of a document its whole weight; ``normalized`` shares it between them.
         linear_strength: by how much the evidence of a linear classifier beside the keys changes the votes, see
-            `labelspace.linear`; 0 leaves them as they are.
+            `labelspace.memory.linear`; 0 leaves them as they are.
         linear_prior: documents with which a label's evidence counts half as much.
         linear_base: by how much it counts how often a label was true where neighbours had it.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import MissingExtraError, ModelError, SettingsError
+from ...errors import MissingExtraError, ModelError, SettingsError
 from .exact import ExactIndex, in_order
 
 logger = logging.getLogger(__name__)

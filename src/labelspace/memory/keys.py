@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .base.strings import Strings
+from ..base.strings import Strings
 from .indexes import ExactIndex, HnswIndex
 
 logger = logging.getLogger(__name__)
