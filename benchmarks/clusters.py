@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from labelspace.base.machine import peak_memory
-from labelspace.clusters import balanced_clusters
-from labelspace.data.batches import halves
+from labelspace.training.batches import halves
+from labelspace.training.clusters import balanced_clusters
 
 
 def main() -> None:

@@ -75,13 +75,13 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
 
     from labelspace.bench import MAX_TOKENS, TRAIN_TEXTS, made_up_texts
-    from labelspace.config import DexmlSettings
     from labelspace.encoders import open_encoder
     from labelspace.encoders.gradcache import encode_both
-    from labelspace.losses import closed_form
-    from labelspace.losses_fused import linear_loss
-    from labelspace.optim import clip_gradients
     from labelspace.recipes.preparation import fill_in, optimizers_of
+    from labelspace.training.losses import closed_form
+    from labelspace.training.losses_fused import linear_loss
+    from labelspace.training.optim import clip_gradients
+    from labelspace.training.settings import DexmlSettings
 
     documents, labels = made_up_texts(TRAIN_TEXTS, 22, 0), made_up_texts(TRAIN_TEXTS, 10, 1)
     positives = torch.arange(TRAIN_TEXTS).expand(2, -1).contiguous()
@@ -132,9 +132,9 @@ def static() -> tuple[Callable[[], object], Callable[[], object]]:
 
     from labelspace.base.rates import bf16_pays
     from labelspace.bench import _problem
-    from labelspace.losses import closed_form
-    from labelspace.losses_fused import linear_loss, linear_loss_plain
-    from labelspace.optim import RowAdamW
+    from labelspace.training.losses import closed_form
+    from labelspace.training.losses_fused import linear_loss, linear_loss_plain
+    from labelspace.training.optim import RowAdamW
 
     rng = np.random.default_rng(0)
     rows = 100_000
@@ -178,8 +178,8 @@ def loss() -> tuple[Callable[[], object], Callable[[], object]]:
 
     from labelspace.base.rates import bf16_pays
     from labelspace.bench import _problem
-    from labelspace.losses import closed_form
-    from labelspace.losses_fused import linear_loss, linear_loss_plain
+    from labelspace.training.losses import closed_form
+    from labelspace.training.losses_fused import linear_loss, linear_loss_plain
 
     queries, keys, positives = _problem(131_072, DIM, 1024, 0)
     low = torch.bfloat16 if bf16_pays(torch.device("cpu")) else None

@@ -33,12 +33,12 @@ def measure(labels: int, dim: int, batch_size: int, steps: int, optimizer: str, 
     import scipy.sparse as sp
     import torch
 
-    from labelspace.data.batches import PickedBatches
-    from labelspace.heads import LabelTable, xavier_rows
-    from labelspace.losses import closed_form
-    from labelspace.losses_fused import linear_loss
-    from labelspace.optim import RowAdagrad, RowAdamW, clip_gradients
-    from labelspace.pools import PickSome
+    from labelspace.training.batches import PickedBatches
+    from labelspace.training.label_heads import LabelTable, xavier_rows
+    from labelspace.training.losses import closed_form
+    from labelspace.training.losses_fused import linear_loss
+    from labelspace.training.optim import RowAdagrad, RowAdamW, clip_gradients
+    from labelspace.training.pools import PickSome
 
     begin = anonymous_gb()
     torch.manual_seed(0)

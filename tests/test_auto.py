@@ -15,9 +15,9 @@ import torch
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.config import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with
 from labelspace.recipes.auto import FEW_PASSES, PAIRS_PER_SECOND, _texts_per_second, choose
 from labelspace.recipes.preparation import TUNING_SECONDS
+from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with
 
 
 def corpus(count: int, words: int, labels: int = 50) -> ls.Dataset:
@@ -153,7 +153,7 @@ def test_a_short_limit_still_trains_where_little_is_tuned(
 def test_a_job_that_names_auto_goes_on_by_its_own_command(
     toy_folder: Path, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import labelspace.trainer as trainer
+    import labelspace.training.loop as trainer
 
     out = tmp_path / "run"
     flags = ["train", str(toy_folder), "--recipe", "auto", "--encoder", str(tiny_transformer), "--epochs", "2",

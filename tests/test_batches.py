@@ -11,8 +11,8 @@ import pytest
 import scipy.sparse as sp
 from conftest import random_truth
 
-from labelspace.data.batches import Batches, Draws, usable_rows
-from labelspace.pools import AllLabels, InBatch, make_pool
+from labelspace.training.batches import Batches, Draws, usable_rows
+from labelspace.training.pools import AllLabels, InBatch, make_pool
 from labelspace.types import Batch
 
 TRUTH = random_truth(np.random.default_rng(0), 23, 11)

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import labelspace as ls
-from labelspace.checkpoint import Checkpoints, State
 from labelspace.cli import main
 from labelspace.errors import CheckpointError, SettingsError
+from labelspace.training.checkpoint import Checkpoints, State
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None]:
     """Let training die inside its step after so many; returns what lets it live again."""
-    import labelspace.trainer as trainer
+    import labelspace.training.loop as trainer
 
     real, seen = trainer.clip_gradients, 0
 
@@ -134,7 +134,7 @@ def small(tiny_transformer: Path, **others: object) -> dict[str, Any]:
 def test_an_interrupted_run_is_saved_and_can_go_on(
     data: ls.Dataset, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import labelspace.trainer as trainer
+    import labelspace.training.loop as trainer
 
     options = small(tiny_transformer, checkpoint_minutes=0)
     expected = weights(ls.train(data, **options))
@@ -255,7 +255,7 @@ def test_a_full_disk_stops_no_run(
     def full(*args: Any) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("labelspace.checkpoint.save_file", full)
+    monkeypatch.setattr("labelspace.training.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match="the state after step 2 cannot be written .*No space left"):
         kept.save(2, State({"step": 2}, {}))
     assert sorted(p.name for p in kept.folder.iterdir()) == ["lock", "run.json", "step-1"]

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-import labelspace.clusters
-from labelspace.clusters import balanced_clusters
-from labelspace.data.batches import halves
+import labelspace.training.clusters
+from labelspace.training.batches import halves
+from labelspace.training.clusters import balanced_clusters
 
 
 def unit(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -39,7 +39,7 @@ def plain(x: npt.NDArray[np.float64], rows: list[int], rng: np.random.Generator)
 @pytest.mark.parametrize("count", [2, 7, 40, 41])
 @pytest.mark.parametrize("block", [8, 1000])
 def test_a_split_equals_loops(count: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelspace.clusters, "ROW_BLOCK", block)
+    monkeypatch.setattr(labelspace.training.clusters, "ROW_BLOCK", block)
     for seed in range(3):
         x = vectors_of(count, seed)
         found = balanced_clusters(x, 1, np.random.default_rng(seed)).tolist()

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import labelspace as ls
-from labelspace.config import AutoSettings, RaexmcSettings, UnidecSettings
 from labelspace.recipes import companion, raexmc
 from labelspace.recipes.auto import COMPANION_VALID, ENCODING, ENCODING_SHARE, _texts_per_second, choose
+from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings
 
 
 @pytest.fixture(scope="module")

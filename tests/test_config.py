@@ -7,8 +7,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from labelspace.config import RECIPES, DexmlSettings, read_config, resolve, to_dict, to_toml
 from labelspace.errors import SettingsError
+from labelspace.training.settings import RECIPES, DexmlSettings, read_config, resolve, to_dict, to_toml
 
 
 def test_defaults_and_given_values() -> None:

@@ -15,8 +15,8 @@ import torch
 from conftest import TINY, Clock
 
 import labelspace as ls
-from labelspace import trainer
 from labelspace.recipes import dexml
+from labelspace.training import loop as trainer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labelspace.heads import OneVsAll, OneVsAllSGD
+from labelspace.training.label_heads import OneVsAll, OneVsAllSGD
 
 
 def example(kind: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

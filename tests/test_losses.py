@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from labelspace import losses
-from labelspace.losses_fused import linear_loss, linear_loss_plain
+from labelspace.training import losses
+from labelspace.training.losses_fused import linear_loss, linear_loss_plain
 
 NAMES = ["softmax", "decoupled_softmax", "supcon", "balanced", "bce", "soft_top_k"]
 OF_ROWS = [name for name in NAMES if name != "bce"]
@@ -308,8 +308,8 @@ def test_bad_arguments_are_refused() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("height, width", [(8, 11), (8, 4), (3, 11), (3, 4), (1, 1)])
 def test_linear_loss_equals_its_plain_twin(name: str, height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.losses_fused.ROW_BLOCK", height)
-    monkeypatch.setattr("labelspace.losses_fused.LOGITS_BLOCK_BYTES", 8 * height * width)
+    monkeypatch.setattr("labelspace.training.losses_fused.ROW_BLOCK", height)
+    monkeypatch.setattr("labelspace.training.losses_fused.LOGITS_BLOCK_BYTES", 8 * height * width)
     g = torch.Generator().manual_seed(3)
     form = losses.closed_form(name, **({"k": 2} if name == "soft_top_k" else {}))
     pairs = torch.tensor([[7, 0, 2, 2, 5], [10, 3, 0, 4, 9]])
@@ -332,8 +332,10 @@ def test_linear_loss_equals_its_plain_twin(name: str, height: int, width: int, m
 def test_low_precision_products_err_no_more_than_the_plain_ones(
     name: str, kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelspace.losses_fused.LOGITS_BLOCK_BYTES", 4 * 64 * 96)  # 6 blocks, the last one narrower
-    monkeypatch.setattr("labelspace.losses_fused.KEPT_PRODUCTS", kept * 2 * 64 * 96)
+    monkeypatch.setattr(
+        "labelspace.training.losses_fused.LOGITS_BLOCK_BYTES", 4 * 64 * 96
+    )  # 6 blocks, the last one narrower
+    monkeypatch.setattr("labelspace.training.losses_fused.KEPT_PRODUCTS", kept * 2 * 64 * 96)
     g = torch.Generator().manual_seed(0)
     form = losses.closed_form(name)
     queries = torch.nn.functional.normalize(torch.randn(64, 48, generator=g), dim=1)

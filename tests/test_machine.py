@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from labelspace.base import machine
-from labelspace.config import DexmlSettings
 from labelspace.errors import ResourceError
-from labelspace.estimate import Shape, training_bytes
+from labelspace.training.estimate import Shape, training_bytes
+from labelspace.training.settings import DexmlSettings
 
 
 def test_figures_are_plausible() -> None:

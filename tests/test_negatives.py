@@ -10,7 +10,7 @@ from conftest import random_truth, rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelspace.negatives import Filter, HardNegatives, brought_along
+from labelspace.training.negatives import Filter, HardNegatives, brought_along
 
 EVERYTHING = Filter(range_max=1000)
 

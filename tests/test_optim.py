@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labelspace.optim import RowAdagrad, RowAdamW, clip_gradients, make_optimizers, round_stochastically
+from labelspace.training.optim import RowAdagrad, RowAdamW, clip_gradients, make_optimizers, round_stochastically
 
 
 def sparse(rows: list[int], values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_untouched_rows_do_not_move_and_moments_decay(decay_by: str) -> None:
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for block in (2, 100):
-        monkeypatch.setattr("labelspace.optim.ROW_BLOCK", block)
+        monkeypatch.setattr("labelspace.training.optim.ROW_BLOCK", block)
         g = torch.Generator().manual_seed(0)
         table = torch.nn.Parameter(torch.randn(9, 4, generator=g))
         optimizer = RowAdamW([table], lr=0.1)

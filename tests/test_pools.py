@@ -10,8 +10,8 @@ import pytest
 import scipy.sparse as sp
 from conftest import random_truth
 
-from labelspace.data.batches import Draws, PickedBatches, halves
-from labelspace.pools import PickSome, draw_from
+from labelspace.training.batches import Draws, PickedBatches, halves
+from labelspace.training.pools import PickSome, draw_from
 
 TRUTH = random_truth(np.random.default_rng(0), 40, 60, density=0.08)
 TRUTH = sp.csr_array(TRUTH[np.diff(TRUTH.indptr) > 0])

@@ -14,8 +14,8 @@ from conftest import TINY
 import labelspace as ls
 from labelspace.base.rates import bf16_pays
 from labelspace.cli import main
-from labelspace.losses import closed_form
 from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
+from labelspace.training.losses import closed_form
 
 TAU = 0.3
 

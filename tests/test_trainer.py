@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import Clock
 
-from labelspace.config import FitSettings
 from labelspace.errors import LabelspaceError
-from labelspace.optim import make_optimizers
-from labelspace.trainer import FitReport, Log, Schedule, device_of, fit, stop_signals
+from labelspace.training.loop import FitReport, Log, Schedule, device_of, fit, stop_signals
+from labelspace.training.optim import make_optimizers
+from labelspace.training.settings import FitSettings
 from labelspace.types import Batch
 
 
@@ -104,8 +104,8 @@ def test_evaluations_that_choose_nothing(tmp_path: Path) -> None:
 
 
 def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
-    monkeypatch.setattr("labelspace.trainer.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("labelspace.training.loop.SAVING_SECONDS", 0.0)
+    monkeypatch.setattr("labelspace.training.loop.LOG_SECONDS", 0.0)
     clock = Clock(monkeypatch)
     begun = clock.now
     toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=0.5 / 60, evaluations=2)
@@ -118,7 +118,7 @@ def test_the_clock_ends_the_run_and_the_rate_follows_it(tmp_path: Path, monkeypa
 
 
 def test_slow_steps_and_slow_evaluations_keep_to_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.trainer.SAVING_SECONDS", 0.0)
+    monkeypatch.setattr("labelspace.training.loop.SAVING_SECONDS", 0.0)
     clock = Clock(monkeypatch)
     begun = clock.now
     toy = Toy([1.0] * 300, tmp_path, epochs=1000, max_minutes=2.0 / 60, evaluations=50)

@@ -16,11 +16,11 @@ from conftest import TINY, rounding
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.config import UnidecSettings, resolve
 from labelspace.errors import SettingsError
-from labelspace.heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
 from labelspace.recipes.preparation import validation
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
+from labelspace.training.label_heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
+from labelspace.training.settings import UnidecSettings, resolve
 
 
 @pytest.fixture(scope="module")

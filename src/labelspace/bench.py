@@ -29,16 +29,16 @@ from torch import Tensor
 from . import __version__
 from .base.machine import minilm_folder, processor, require_memory
 from .base.rates import bf16_pays, int8_is_exact
-from .config import DexmlSettings
 from .encoders import Precision, TransformerEncoder, open_encoder
 from .encoders.gradcache import encode_both
 from .errors import MissingExtraError
-from .estimate import LOGITS_BLOCK_BYTES
-from .losses import closed_form
-from .losses_fused import linear_loss, linear_loss_plain
 from .memory.indexes import ExactIndex
-from .optim import clip_gradients
 from .recipes.preparation import fill_in, optimizers_of
+from .training.estimate import LOGITS_BLOCK_BYTES
+from .training.losses import closed_form
+from .training.losses_fused import linear_loss, linear_loss_plain
+from .training.optim import clip_gradients
+from .training.settings import DexmlSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -32,7 +32,7 @@ logger = logging.getLogger("labelspace")
 
 def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
-    from .config import read_config
+    from .training.settings import read_config
 
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
@@ -81,7 +81,7 @@ def _kinds(hint: Any) -> set[Any]:
 def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
     from .commands import SplitOptions
-    from .config import resolve
+    from .training.settings import resolve
 
     others = {*SplitOptions.__dataclass_fields__, "recipe", "out"}
     settings = {k: v for k, v in values.items() if k not in others and v is not None}
@@ -176,8 +176,8 @@ def _logging(quiet: bool) -> Iterator[None]:
 
 def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
-    from .config import RECIPES, read_config, recipe_with
     from .recipes import recipe_of
+    from .training.settings import RECIPES, read_config, recipe_with
 
     def flag(name: str) -> str | None:
         for i, token in enumerate(tokens):
@@ -224,7 +224,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     except CycloptsError as error:
         message = _missing(error) or " ".join(str(error).split()).removesuffix(".")
         if type(error.__cause__).__name__ == "ValidationError":  # pydantic's, not loaded for every command
-            from .config import in_one_sentence
+            from .training.settings import in_one_sentence
 
             message = in_one_sentence(error.__cause__)  # type: ignore[arg-type]
         print(f"labelspace: {message}; see labelspace --help", file=sys.stderr)

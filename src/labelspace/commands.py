@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import Parameter
 
 from .base.machine import command_began
-from .config import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
 from .errors import DataError, SettingsError
+from .training.settings import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
 
 if TYPE_CHECKING:
     from .model import Model

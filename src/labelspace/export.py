@@ -18,9 +18,9 @@ from . import __version__
 from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
 from .errors import LabelspaceError, MissingExtraError, SettingsError
-from .heads import TwoHeads
 from .memory.keys import Keys
 from .model import Model
+from .training.label_heads import TwoHeads
 
 logger = logging.getLogger(__name__)
 

@@ -134,8 +134,8 @@ def _token_counter() -> tuple[str, Any]:
 
 def _training_memory(data: Dataset) -> dict[str, int]:
     """Estimates for the default batch of ``static`` and of ``minilm``, as the recipe makes them."""
-    from .config import DexmlSettings
-    from .estimate import Shape, training_bytes
+    from .training.estimate import Shape, training_bytes
+    from .training.settings import DexmlSettings
 
     folder = minilm_folder()
     config = json.loads((folder / "config.json").read_text()) if folder else {}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .commands import DataOptions, Output, SplitOptions, _as_keywords, _load, _print_json, _recorded
-from .config import require_seed
 from .errors import DataError, SettingsError
+from .training.settings import require_seed
 
 if TYPE_CHECKING:
     from .model import Model

@@ -37,7 +37,6 @@ from .evaluation import calibration as calibrate
 from .evaluation import metrics
 from .evaluation.calibration import Calibration
 from .evaluation.metrics import label_counts, propensity_constants, weights_of_counts
-from .heads import RANKINGS, TwoHeads
 from .manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -68,7 +67,8 @@ from .memory.tune import (
     tune_linear,
 )
 from .towers import Tower
-from .trainer import device_of
+from .training.label_heads import RANKINGS, TwoHeads
+from .training.loop import device_of
 from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)

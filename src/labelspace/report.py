@@ -20,7 +20,6 @@ import scipy.sparse as sp
 
 from . import __version__
 from .charts import clean
-from .config import RECIPES, to_dict
 from .data import require_texts
 from .errors import ModelError, SettingsError
 from .evaluation import evaluating as evaluation
@@ -28,6 +27,7 @@ from .evaluation import metrics
 from .info import describe
 from .manifest import read_manifest
 from .model import Model
+from .training.settings import RECIPES, to_dict
 from .types import Corpus, Dataset, Labels, Predictions, told_first
 
 logger = logging.getLogger(__name__)

@@ -68,7 +68,7 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         batch_size: texts in a step.
         lr: highest learning rate; None for the recipe's.
         max_minutes: end `fit` within this time; None for no limit.
-        settings: further settings of the recipe by name, see `labelspace.config`.
+        settings: further settings of the recipe by name, see `labelspace.training.settings`.
         label_texts: texts of the labels. With an indicator matrix one for each column, else a mapping of labels to
             texts, whose labels can be predicted even if no training text has them. None takes the labels themselves.
         k: labels that `predict` gives a text, at most.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .encoders import Encoder, open_encoder
 from .encoders.tokens import Tokens
-from .heads import TwoHeads
+from .training.label_heads import TwoHeads
 
 FloatArray = npt.NDArray[np.float32]
 

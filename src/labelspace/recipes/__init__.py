@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import AutoSettings, MemorySettings, recipe_with, resolve, to_dict
 from ..errors import CheckpointError, DataError, SettingsError
+from ..training.settings import AutoSettings, MemorySettings, recipe_with, resolve, to_dict
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoints, State
-    from ..config import RunSettings
     from ..model import Model
+    from ..training.checkpoint import Checkpoints, State
+    from ..training.settings import RunSettings
     from ..types import Dataset
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train(
             recipe and settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the
             same machine. With ``out`` naming the same folder, a run that has not begun yet begins.
         started: when the work began, by `time.monotonic`; ``max_minutes`` counts from there. None for now.
-        settings: any setting of the recipe by name, see `labelspace.config`.
+        settings: any setting of the recipe by name, see `labelspace.training.settings`.
 
     Returns:
         The model with the weights of the best validation nDCG@5.
@@ -75,7 +75,7 @@ def train(
     resolved = resolve(recipe, settings)
     from ..data import load, require_texts
     from ..memory.tune import parse_objective
-    from ..tracking import require_tracker
+    from ..training.tracking import require_tracker
 
     require_tracker(resolved.track)
     if isinstance(resolved, MemorySettings):
@@ -94,8 +94,8 @@ def train(
     if out is None:
         return learn(data, resolved, None, started)
 
-    from ..checkpoint import Checkpoints
     from ..manifest import require_writable
+    from ..training.checkpoint import Checkpoints
 
     out = Path(out).expanduser().resolve()
     require_writable(out)
@@ -132,8 +132,8 @@ def require_place(out: str | Path | None, resume: str | Path | None, overwrite: 
     """
     if out is None or resume is not None:
         return
-    from ..checkpoint import Checkpoints
     from ..manifest import require_free
+    from ..training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(Path(out).expanduser().resolve())
     if checkpoints.step is not None and not overwrite:
@@ -188,7 +188,7 @@ def recipe_of(resume: str | Path) -> str | None:
     Args:
         resume: folder that the run writes its model to.
     """
-    from ..checkpoint import Checkpoints
+    from ..training.checkpoint import Checkpoints
 
     run = Checkpoints(Path(resume).expanduser().resolve()).described()
     return None if run is None else str(run["recipe"])
@@ -218,7 +218,7 @@ def unfinished(
         CheckpointError: there is no such run.
         SettingsError: a setting other than that of the run.
     """
-    from ..checkpoint import Checkpoints
+    from ..training.checkpoint import Checkpoints
 
     folder = Path(resume).expanduser().resolve()
     if out is not None and Path(out).expanduser().resolve() != folder:

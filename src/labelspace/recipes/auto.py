@@ -12,11 +12,11 @@ import torch
 
 from ..base.machine import minilm_folder
 from ..base.rates import bf16_pays
-from ..config import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
-from ..data.batches import usable_rows
 from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
 from ..encoders.tokens import Limit, tokenize
-from ..trainer import device_of
+from ..training.batches import usable_rows
+from ..training.loop import device_of
+from ..training.settings import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..types import Dataset
 from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds
 from .preparation import linear_seconds, tuned_on, tuning_seconds

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..config import RaexmcSettings, UnidecSettings
-from ..data.batches import usable_rows
 from ..errors import LabelspaceError
 from ..joining import join
 from ..model import Model
+from ..training.batches import usable_rows
+from ..training.settings import RaexmcSettings, UnidecSettings
 from ..types import Dataset
 from . import raexmc
 from .preparation import tuned_on, tuning_seconds

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
-from ..checkpoint import Checkpoints, State
-from ..config import DexmlSettings
-from ..data.batches import Batches, usable_rows
 from ..encoders.gradcache import encode_both, encode_cached
 from ..encoders.tokens import log_cut
 from ..errors import DataError, SettingsError
-from ..estimate import POOL_A_DOCUMENT, training_bytes
-from ..heads import LabelEncoder
-from ..losses import closed_form
-from ..losses_fused import linear_loss
 from ..memory.memory import Memory
 from ..model import Model
-from ..negatives import brought_along
-from ..pools import make_pool
-from ..trainer import Refresh, fit, readable, stop_signals
+from ..training.batches import Batches, usable_rows
+from ..training.checkpoint import Checkpoints, State
+from ..training.estimate import POOL_A_DOCUMENT, training_bytes
+from ..training.label_heads import LabelEncoder
+from ..training.loop import Refresh, fit, readable, stop_signals
+from ..training.losses import closed_form
+from ..training.losses_fused import linear_loss
+from ..training.negatives import brought_along
+from ..training.pools import make_pool
+from ..training.settings import DexmlSettings
 from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,

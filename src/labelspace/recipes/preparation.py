@@ -17,8 +17,21 @@ from torch import Tensor
 
 from .. import encoders
 from ..base.rates import bf16_pays
-from ..checkpoint import Checkpoints, State
-from ..config import (
+from ..data import fingerprint
+from ..encoders import Encoder, Precision, TransformerEncoder
+from ..encoders.tokens import Tokens
+from ..evaluation.evaluating import evaluate, longest_filter_row
+from ..memory import linear
+from ..memory import tune as tuning
+from ..memory.memory import Memory
+from ..model import MIN_TUNING, Model
+from ..training.checkpoint import Checkpoints, State
+from ..training.estimate import Shape
+from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
+from ..training.loop import FitReport, Log, device_of
+from ..training.negatives import Filter, HardNegatives
+from ..training.optim import make_optimizers
+from ..training.settings import (
     DexmlSettings,
     MemorySettings,
     MiningSettings,
@@ -28,20 +41,7 @@ from ..config import (
     to_dict,
     to_toml,
 )
-from ..data import fingerprint
-from ..encoders import Encoder, Precision, TransformerEncoder
-from ..encoders.tokens import Tokens
-from ..estimate import Shape
-from ..evaluation.evaluating import evaluate, longest_filter_row
-from ..heads import RANKINGS, TwoHeads, best_search_weight
-from ..memory import linear
-from ..memory import tune as tuning
-from ..memory.memory import Memory
-from ..model import MIN_TUNING, Model
-from ..negatives import Filter, HardNegatives
-from ..optim import make_optimizers
-from ..tracking import Tracker
-from ..trainer import FitReport, Log, device_of
+from ..training.tracking import Tracker
 from ..types import Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger(__name__)

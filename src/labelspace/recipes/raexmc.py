@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 
 from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
-from ..checkpoint import Checkpoints, State
-from ..config import RaexmcSettings
-from ..data.batches import Batches, usable_rows
 from ..encoders import Encoder
 from ..encoders.gradcache import encode_both, encode_cached
 from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError
-from ..estimate import POOL_A_DOCUMENT, training_bytes
-from ..heads import LabelEncoder
-from ..losses import ClosedForm, closed_form, decoupled_softmax
-from ..losses_fused import linear_loss
 from ..memory.memory import Memory
 from ..model import Model
-from ..pools import InBatch
-from ..trainer import FitReport, Refresh, fit, readable, stop_signals
+from ..training.batches import Batches, usable_rows
+from ..training.checkpoint import Checkpoints, State
+from ..training.estimate import POOL_A_DOCUMENT, training_bytes
+from ..training.label_heads import LabelEncoder
+from ..training.loop import FitReport, Refresh, fit, readable, stop_signals
+from ..training.losses import ClosedForm, closed_form, decoupled_softmax
+from ..training.losses_fused import linear_loss
+from ..training.pools import InBatch
+from ..training.settings import RaexmcSettings
 from ..types import Batch, Dataset
 from .preparation import (
     MIN_VALID,

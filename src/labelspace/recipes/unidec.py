@@ -15,32 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
-from ..checkpoint import Checkpoints, State
-from ..clusters import balanced_clusters
-from ..config import UnidecSettings
-from ..data.batches import PickedBatches, usable_rows
 from ..encoders import Encoder
 from ..encoders.gradcache import encode_cached
 from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError, SettingsError
-from ..estimate import training_bytes
-from ..heads import (
-    RANKINGS,
-    LabelEncoder,
-    LabelTable,
-    OneVsAll,
-    OneVsAllSGD,
-    TwoHeads,
-    xavier_rows,
-)
-from ..losses import ClosedForm, closed_form
-from ..losses_fused import linear_loss
 from ..memory.memory import Memory
 from ..model import Model
-from ..negatives import HardNegatives
-from ..optim import RowAdagrad, RowAdamW, make_optimizers
-from ..pools import PickSome
-from ..trainer import Refresh, fit, readable, stop_signals
+from ..training.batches import PickedBatches, usable_rows
+from ..training.checkpoint import Checkpoints, State
+from ..training.clusters import balanced_clusters
+from ..training.estimate import training_bytes
+from ..training.label_heads import RANKINGS, LabelEncoder, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
+from ..training.loop import Refresh, fit, readable, stop_signals
+from ..training.losses import ClosedForm, closed_form
+from ..training.losses_fused import linear_loss
+from ..training.negatives import HardNegatives
+from ..training.optim import RowAdagrad, RowAdamW, make_optimizers
+from ..training.pools import PickSome
+from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
 from .companion import companion_seconds, with_companion
 from .preparation import (

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 from typing import Any
 
-from .errors import LabelspaceError, MissingExtraError
+from ..errors import LabelspaceError, MissingExtraError
 
 logger = logging.getLogger(__name__)
 

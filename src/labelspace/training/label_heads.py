@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, normalize
 
-from .encoders.gradcache import encode_cached
-from .encoders.interface import Encoder
-from .encoders.tokens import Tokens
-from .errors import ModelError
-from .evaluation.metrics import barred_labels, binary_truth, membership
-from .memory.indexes import ExactIndex
+from ..encoders.gradcache import encode_cached
+from ..encoders.interface import Encoder
+from ..encoders.tokens import Tokens
+from ..errors import ModelError
+from ..evaluation.metrics import barred_labels, binary_truth, membership
+from ..memory.indexes import ExactIndex
 from .optim import keep_types, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]

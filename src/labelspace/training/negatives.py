@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from .memory.indexes import ExactIndex
+from ..memory.indexes import ExactIndex
 
 logger = logging.getLogger("labelspace")
 

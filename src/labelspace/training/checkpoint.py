@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .base.files import atomic_file, atomic_folder, writing
-from .errors import CheckpointError
+from ..base.files import atomic_file, atomic_folder, writing
+from ..errors import CheckpointError
 
 FORMAT_VERSION = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import RunSettings
+from .settings import RunSettings
 
 POOL_A_DOCUMENT = 32
 """Labels that a document adds to a pool at the most, for the estimate."""

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .base.files import writing
-from .base.machine import peak_memory
+from ..base.files import writing
+from ..base.machine import peak_memory
+from ..errors import CheckpointError, LabelspaceError
+from ..types import Batch
 from .checkpoint import Checkpoints, State
-from .config import FitSettings
-from .errors import CheckpointError, LabelspaceError
 from .optim import clip_gradients
+from .settings import FitSettings
 from .tracking import Tracker
-from .types import Batch
 
 logger = logging.getLogger(__name__)
 

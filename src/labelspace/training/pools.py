@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .data.batches import Draws
+from .batches import Draws
 
 
 class AllLabels:
