@@ -103,7 +103,7 @@ def write_parquet(path: Path, rows: Iterator[tuple[str, str, list[str]]]) -> Non
 
 def measure(folder: Path) -> None:
     """Read and tokenise in this process; prints a line a step."""
-    from labelspace.data import fingerprint, load
+    from labelspace.data.loading import fingerprint, load
     from labelspace.encoders import open_encoder
 
     encoder = open_encoder("minilm")

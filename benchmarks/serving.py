@@ -130,7 +130,7 @@ def main() -> None:
     if options.wrk and shutil.which("wrk") is None:
         parser.error("wrk is not installed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is ended too
-    from labelspace.data import read_texts
+    from labelspace.data.texts import read_texts
 
     texts = read_texts(options.texts)[1][: options.count]
     bodies = [json.dumps({"texts": [text], "k": options.k}).encode() for text in texts]

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import attempt, damage, jsonl, put, refused, truth
 
-from labelspace.data import load, read_texts
+from labelspace.data.describe import describe, render
 from labelspace.data.formats import detect
-from labelspace.info import describe, render
+from labelspace.data.loading import load
+from labelspace.data.texts import read_texts
 
 VOCABULARY = "<http://y/1>\tcats\n<http://y/2>\tdogs\t59.1\n<http://y/3>\n<http://y/4>\tblue; birds\n"
 TSV = "my cat\t<http://y/1>\n\na dog, a cat\t<http://y/2> http://y/1\nnothing\t\n"

@@ -20,7 +20,7 @@ from conftest import toy_rows
 import labelspace as ls
 from labelspace.batch import predict_blocks, predict_file
 from labelspace.cli import main
-from labelspace.data import TextSource
+from labelspace.data.texts import TextSource
 from labelspace.errors import DataError, SettingsError
 
 TEXTS = toy_rows(50, 3)[0]

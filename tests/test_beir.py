@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from test_formats import attempt, damage, jsonl, put, refused, truth
 
 import labelspace as ls
-from labelspace.data import fingerprint, load, read_texts
+from labelspace.data.describe import describe, render
+from labelspace.data.loading import fingerprint, load
+from labelspace.data.texts import read_texts
 from labelspace.errors import DataError, SettingsError
-from labelspace.info import describe, render
 
 CORPUS = [
     {"_id": "d1", "title": "Cats", "text": "small felines"},

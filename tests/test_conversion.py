@@ -20,8 +20,8 @@ from test_formats import TEST, jsonl, put, write_lf, write_xc
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.data import fingerprint, load
 from labelspace.data.conversion import convert
+from labelspace.data.loading import fingerprint, load
 from labelspace.errors import DataError, SettingsError
 from labelspace.types import Corpus, Dataset, Labels
 

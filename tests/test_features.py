@@ -17,9 +17,10 @@ from test_formats import attempt, damage, put, refused, truth
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.data import load, read_texts
+from labelspace.data.describe import describe, render
+from labelspace.data.loading import load
+from labelspace.data.texts import read_texts
 from labelspace.errors import DataError
-from labelspace.info import describe, render
 
 OLD = {"train": "4 5 3\n0,2 0:0.5 4:1e-3\n 1:1\n1\n\n", "test": "2 5 3\n2 3:1\n0,1 0:-1.5 2:3\n"}
 TRUTH = {"train": [{0: 1.0, 2: 1.0}, {}, {1: 1.0}, {}], "test": [{2: 1.0}, {0: 1.0, 1: 1.0}]}

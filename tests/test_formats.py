@@ -20,8 +20,10 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelspace.data import fingerprint, hold_out, load, read_texts
 from labelspace.data.formats.filters import read_pairs
+from labelspace.data.loading import fingerprint, load
+from labelspace.data.split import hold_out
+from labelspace.data.texts import read_texts
 from labelspace.errors import DataError, LabelspaceError, SettingsError
 from labelspace.types import Dataset
 

@@ -46,8 +46,8 @@ HOME = {
     "charts": "report", 
     
     
-    "info": "data",
-    "quickstart": "data", "towers": "model", "manifest": "model", "joining": "model", "report_page": "report",
+    
+    "towers": "model", "manifest": "model", "joining": "model", "report_page": "report",
     "batch": "model", "commands": "cli", "memory_commands": "cli",
     "serving.command": "cli",
 }  # fmt: skip

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from test_formats import jsonl, put, refused, truth
 
-from labelspace.data import load, read_texts
 from labelspace.data.formats.parquet import BATCH
+from labelspace.data.loading import load
+from labelspace.data.texts import read_texts
 from labelspace.errors import DataError, MissingExtraError
 
 pa = pytest.importorskip("pyarrow")

@@ -12,7 +12,7 @@ import pytest
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.quickstart import icd10cm
+from labelspace.data.quickstart import icd10cm
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_command_on_a_part(
         data.name, ls.Labels(data.labels.ids[:800], data.labels.texts[:800]), _part(data.train, keep),
         _part(data.train, keep[:30]), _part(data.train, keep[200:]), keep[:30], dict(data.options),
     )  # fmt: skip
-    monkeypatch.setattr("labelspace.quickstart.icd10cm", lambda seed: small)
+    monkeypatch.setattr("labelspace.data.quickstart.icd10cm", lambda seed: small)
     monkeypatch.setattr(
         "labelspace.encoders._resolve", lambda name: tiny_transformer if name == "minilm" else Path(name)
     )

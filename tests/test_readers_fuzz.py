@@ -23,10 +23,11 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from labelspace.data import load, read_texts
 from labelspace.data.formats.filters import read_pairs
+from labelspace.data.loading import load
 from labelspace.data.npz import read_npz
 from labelspace.data.scores import load_scores
+from labelspace.data.texts import read_texts
 from labelspace.errors import DataError, LabelspaceError
 from labelspace.types import Corpus, Dataset
 

@@ -7,8 +7,9 @@ import logging
 import pytest
 from test_formats import jsonl, put, refused, truth, write_lf
 
-from labelspace.data import formats, load
+from labelspace.data import formats
 from labelspace.data.formats.corpus import ReadSettings
+from labelspace.data.loading import load
 from labelspace.errors import DataError, SettingsError
 from labelspace.types import Corpus, Labels
 

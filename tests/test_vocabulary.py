@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import damage, jsonl, put, refused, truth
 
-from labelspace.data import load
 from labelspace.data.formats.corpus import ReadSettings
 from labelspace.data.formats.text import TextFiles
 from labelspace.data.formats.vocabulary import Vocabulary, find_vocabulary, read_vocabulary
+from labelspace.data.loading import load
 from labelspace.errors import DataError, LabelspaceError, MissingExtraError, SettingsError
 
 Y = "http://example.org/y/"

@@ -6,7 +6,7 @@ python codes.py makes codes/ with train.csv, test.csv and labels.csv, of the pac
 import csv
 from pathlib import Path
 
-from labelspace.quickstart import icd10cm
+from labelspace.data.quickstart import icd10cm
 
 data = icd10cm()
 kept = [row for row, name in enumerate(data.labels.ids) if name[0] in "ABCDE"]

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .base.files import atomic_file
-from .data import TextSource, writers
+from .data import writers
 from .data.scores import save_scores
+from .data.texts import TextSource
 from .errors import SettingsError
 from .model import Model
 from .types import Predictions

@@ -107,10 +107,10 @@ def quickstart(
     seed
         Of the split and of training.
     """
+    from .data.describe import describe, render
+    from .data.quickstart import icd10cm, made_by_quickstart
     from .evaluation.evaluating import evaluate as measure
-    from .info import describe, render
     from .model import Model
-    from .quickstart import icd10cm, made_by_quickstart
     from .recipes import require_place
     from .recipes import train as run
     from .recipes.preparation import make_encoder
@@ -161,7 +161,7 @@ def info(data: Path, *, options: SplitOptions = SplitOptions(), output: Output =
     data
         Folder or file.
     """
-    from .info import describe, render
+    from .data.describe import describe, render
 
     report = describe(_load(data, options))
     if output.json:
@@ -343,8 +343,8 @@ def evaluate(
     precision
         In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
     """
-    from .data import require_texts
     from .data.formats.table import suffix
+    from .data.loading import require_texts
     from .data.scores import SUFFIXES, load_scores
     from .evaluation.evaluating import longest_filter_row, render, render_rankings, report
 
@@ -504,7 +504,7 @@ def predict(
         jsonl and Parquet.
     """
     from .batch import check_out, predict_blocks, predict_file, write_blocks
-    from .data import TextSource, read_texts
+    from .data.texts import TextSource, read_texts
     from .model import Model
 
     style = "jsonl" if output.json else style
@@ -562,7 +562,7 @@ def export(
     overwrite
         Replace what this command wrote there before.
     """
-    from .data import read_texts
+    from .data.texts import read_texts
     from .export import export as write
     from .model import Model
 
@@ -675,7 +675,7 @@ def _as_keywords(options: DataOptions) -> dict[str, Any]:
 
 
 def _load(path: Path, options: DataOptions, seed: int = 0) -> Dataset:
-    from .data import load
+    from .data.loading import load
 
     data = load(path, **_as_keywords(options), seed=seed)
     logger.info("read %s: %d documents, %d labels", data.name, len(data.train), len(data.labels))

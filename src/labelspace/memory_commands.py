@@ -220,7 +220,7 @@ def documents_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_documents
+    from .data.edits import read_documents
 
     opened = _opened(model, device)
     options, _ = _recorded(options, opened)
@@ -246,7 +246,7 @@ def documents_remove(model: Path, file: Source, *, output: Output = Output()) ->
         File with one document id a line, or a table with the column id (documents list --json writes one); - for lines
         of standard input.
     """
-    from .data import read_ids
+    from .data.edits import read_ids
 
     opened, ids = _opened(model), read_ids(file)
     opened.remove_documents(ids)
@@ -297,7 +297,7 @@ def labels_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_labels
+    from .data.edits import read_labels
 
     opened = _opened(model, device)
     ids, texts = read_labels(file, text_column=text_column)
@@ -322,7 +322,7 @@ def labels_rename(
     device
         auto, cpu, cuda or mps.
     """
-    from .data import read_labels
+    from .data.edits import read_labels
 
     opened = _opened(model, device)
     ids, texts = read_labels(file, text_column=text_column)
@@ -348,7 +348,7 @@ def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> No
     file
         File with one label id a line, or a table with the column id; - for lines of standard input.
     """
-    from .data import read_ids
+    from .data.edits import read_ids
 
     opened, ids = _opened(model), read_ids(file)
     opened.remove_labels(ids)
@@ -411,7 +411,7 @@ def index(
     seed
         Of the draw of documents.
     """
-    from .data import read_texts
+    from .data.texts import read_texts
     from .manifest import require_changeable
     from .model import Model
 

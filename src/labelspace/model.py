@@ -29,7 +29,8 @@ from .base.files import atomic_file, atomic_folder, finish, folder_lock, sync, w
 from .base.machine import require_memory
 from .base.rates import bf16_pays
 from .base.strings import Strings
-from .data import first_words, plain_words, require_texts
+from .data.loading import require_texts
+from .data.split import first_words, plain_words
 from .encoders import Encoder, Precision, make_encoder
 from .encoders.tokens import LongDocuments
 from .errors import DataError, ModelError, SettingsError

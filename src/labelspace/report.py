@@ -20,11 +20,11 @@ import scipy.sparse as sp
 
 from . import __version__
 from .charts import clean
-from .data import require_texts
+from .data.describe import describe
+from .data.loading import require_texts
 from .errors import ModelError, SettingsError
 from .evaluation import evaluating as evaluation
 from .evaluation import metrics
-from .info import describe
 from .manifest import read_manifest
 from .model import Model
 from .training.settings import RECIPES, to_dict

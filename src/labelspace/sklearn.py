@@ -20,7 +20,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .base.machine import require_memory
-from .data import hold_out
+from .data.split import hold_out
 from .errors import SettingsError
 from .evaluation import metrics
 from .model import Model

@@ -21,10 +21,10 @@ from .. import __version__
 from ..base.files import atomic_folder
 from ..errors import DataError, MissingExtraError, SettingsError
 from ..types import Corpus, Dataset
-from . import RECORD, load
 from .formats import lf, table
 from .formats.filters import NAMES
 from .formats.text import TextFiles, json_lines, listed
+from .loading import RECORD, load
 
 logger = logging.getLogger("labelspace.data")
 

@@ -73,7 +73,7 @@ def train(
             return Model.load(Path(resume).expanduser())
     recipe = recipe or recipe_with(settings)
     resolved = resolve(recipe, settings)
-    from ..data import load, require_texts
+    from ..data.loading import load, require_texts
     from ..memory.tune import parse_objective
     from ..training.tracking import require_tracker
 
@@ -246,7 +246,7 @@ def unfinished(
 
 
 def _identity(data: Dataset) -> dict[str, Any]:
-    from ..data import fingerprint
+    from ..data.loading import fingerprint
 
     rows = hashlib.sha256(data.valid_rows.tobytes()).hexdigest()[:16]
     return {"name": data.name, "fingerprint": fingerprint(data), "valid_rows": rows}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import encoders
 from ..base.rates import bf16_pays
-from ..data import fingerprint
+from ..data.loading import fingerprint
 from ..encoders import Encoder, Precision, TransformerEncoder
 from ..encoders.tokens import Tokens
 from ..evaluation.evaluating import evaluate, longest_filter_row

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .errors import MissingExtraError
-from .types import Corpus, Dataset, Labels
+from ..errors import MissingExtraError
+from ..types import Corpus, Dataset, Labels
 
 TEST_SHARE, VALID_SHARE = 0.1, 0.05
 

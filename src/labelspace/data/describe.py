@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .base.machine import available_memory, gigabytes, minilm_folder
-from .evaluation.metrics import frequency_groups, label_counts
-from .types import Corpus, Dataset
+from ..base.machine import available_memory, gigabytes, minilm_folder
+from ..evaluation.metrics import frequency_groups, label_counts
+from ..types import Corpus, Dataset
 
 SAMPLE = 20_000
 """Texts whose length is measured."""
@@ -134,8 +134,8 @@ def _token_counter() -> tuple[str, Any]:
 
 def _training_memory(data: Dataset) -> dict[str, int]:
     """Estimates for the default batch of ``static`` and of ``minilm``, as the recipe makes them."""
-    from .training.estimate import Shape, training_bytes
-    from .training.settings import DexmlSettings
+    from ..training.estimate import Shape, training_bytes
+    from ..training.settings import DexmlSettings
 
     folder = minilm_folder()
     config = json.loads((folder / "config.json").read_text()) if folder else {}

@@ -1,0 +1,186 @@
+"""Texts to predict, checked whole, then read in blocks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from ..errors import DataError
+from .formats import annif, features, lf, table
+from .formats.corpus import given_id
+from .formats.parquet import ParquetRows
+from .formats.text import TextFiles, listed, plain_lines, text_value
+
+T = TypeVar("T")
+
+
+class TextSource:
+    """Documents to predict, read a block at a time; every row is checked before the first is given.
+
+    Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
+    column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``), and so has Parquet. Without the text
+    column they may have ``title`` and ``content`` instead. Annif's TSV has no header, the text comes first. All but
+    Parquet may be gzip. Documents without ids are numbered from 0. What can be read only once, standard input or a
+    pipe, is kept in a temporary file; `close` removes it.
+
+    Attributes:
+        unnamed: documents without an id of their own, as far as they were read.
+
+    Args:
+        path: the file, or "-" for standard input.
+        text_column: the column that holds the text.
+        fields: for ``title`` and ``content``: "title", "title+content", or "auto" (the title alone when the names of
+            file or folder contain "titles").
+        encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+
+    Raises:
+        DataError: no such file, or one that does not hold texts.
+    """
+
+    def __init__(
+        self, path: str | Path, *, text_column: str = "text", fields: str = "auto", encoding: str | None = None
+    ):
+        self._files = TextFiles(encoding)
+        self._kept: Path | None = None
+        self._count: int | None = None
+        self.unnamed = 0
+        self._text_column = text_column
+        piped = str(path) == "-"
+        self._path = path = Path("standard input") if piped else Path(path)
+        self._kind = kind = table.suffix(path)
+        if not piped:
+            if not path.exists():
+                raise DataError("there is no such file", path)
+            if path.is_dir():
+                raise DataError("this is a folder; name a file of texts", path)
+            if kind not in (*table.SUFFIXES, ".txt", ""):
+                raise DataError(
+                    f"texts come from .txt, {', '.join(table.SUFFIXES)}, text files plain or .gz, or '-'", path
+                )
+        self._fields = lf.choose_fields(fields, "/".join(path.resolve().parts[-2:]))
+        once = piped or not path.is_file()
+        self._short = kind == ".tsv" and not once and annif.sniff(path)
+        if kind == ".txt" and not once and features.is_features(path):
+            raise DataError("these are features without texts; name a file of texts, one a line", path)
+        if once:
+            descriptor, name = tempfile.mkstemp(prefix="labelspace-")
+            self._kept = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as kept:
+                    if piped:
+                        shutil.copyfileobj(sys.stdin.buffer, kept)
+                    else:
+                        with path.open("rb") as pipe:
+                            shutil.copyfileobj(pipe, kept)
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self) -> TextSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary file, if there is one."""
+        if self._kept is not None:
+            self._kept.unlink(missing_ok=True)
+            self._kept = None
+
+    def __len__(self) -> int:
+        """Documents; the first time they are counted, by a pass that keeps none of them.
+
+        Raises:
+            DataError: no texts, or a row that cannot be read, with file and line.
+        """
+        if self._count is None:
+            self._count = self._whole(lambda rows: sum(1 for _ in rows))
+            if not self._count:
+                raise DataError("there are no texts", self._path)
+        return self._count
+
+    def read(self) -> tuple[list[str], list[str]]:
+        """All ids and texts, in one pass."""
+        pairs = self._whole(list)
+        if not pairs:
+            raise DataError("there are no texts", self._path)
+        return [name for name, _ in pairs], [text for _, text in pairs]
+
+    def blocks(self, size: int) -> Iterator[tuple[list[str], list[str]]]:
+        """Ids and texts in order, ``size`` at a time; only a block is in memory.
+
+        Args:
+            size: documents of a block.
+
+        Raises:
+            DataError: as from ``len``, before the first block.
+        """
+        len(self)
+        if self._kind == ".parquet":
+            rows = self._named(ParquetRows(self._place).records())
+        else:
+            rows = self._files.again(self._path, self._rows, self._kept)
+        while block := list(itertools.islice(rows, size)):
+            yield [name for name, _ in block], [text for _, text in block]
+
+    @property
+    def _place(self) -> Path:
+        return self._path if self._kept is None else self._kept
+
+    def _numbered(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for row, text in enumerate(texts):
+            self.unnamed = row + 1
+            yield str(row), text
+
+    def _whole(self, parse: Callable[[Iterator[tuple[str, str]]], T]) -> T:
+        if self._kind == ".parquet":
+            return parse(self._named(ParquetRows(self._place).records()))
+        return self._files.read(self._path, lambda stream: parse(self._rows(stream)), self._kept)
+
+    def _rows(self, stream: TextIO) -> Iterator[tuple[str, str]]:
+        """Id and text of every document of a text file."""
+        if self._short:
+            return self._numbered(text for _, _, text, _ in annif.short_texts(stream, self._path, {}))
+        if self._kind in table.SUFFIXES:
+            return self._named(table.records(stream, self._path))
+        return self._numbered(plain_lines(stream))
+
+    def _named(self, records: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
+        self.unnamed = 0
+        for row, (line, record) in enumerate(records):
+            identifier = given_id(record, table.ID_COLUMNS, self._path, line)
+            self.unnamed += identifier is None
+            yield identifier or str(row), self._text(record, line)
+
+    def _text(self, record: dict[str, Any], line: int) -> str:
+        column, path = self._text_column, self._path
+        if column in record:
+            return text_value(record[column], column, path, line)
+        if "title" in record or "content" in record:
+            return lf.record_text(record, self._fields, path, line)
+        raise DataError(f"there is no text column {column!r}, only {listed(record)}; set text_column", path, line)
+
+
+def read_texts(
+    path: str | Path, *, text_column: str = "text", fields: str = "auto", encoding: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Read documents to predict, as (ids, texts), all at once; `TextSource` reads them in blocks.
+
+    Args:
+        path: the file, or "-" for standard input.
+        text_column: the column that holds the text.
+        fields: as for `TextSource`.
+        encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+
+    Raises:
+        DataError: no such file, no texts in it, or a row that cannot be read, with file and line.
+    """
+    with TextSource(path, text_column=text_column, fields=fields, encoding=encoding) as source:
+        return source.read()
