@@ -116,7 +116,7 @@ def _signature(value: Any) -> str:
         text = str(inspect.signature(value))
     except ValueError:
         return "(...)"
-    return re.sub(r"\b[\w.]+\.(?=\w)", "", text) if "labelspace" in text else text
+    return re.sub(r"\b[A-Za-z_][\w.]*\.(?=\w)", "", text) if "labelspace" in text else text
 
 
 def flags() -> str:

@@ -18,10 +18,10 @@ import scipy.sparse as sp
 from conftest import toy_rows
 
 import labelspace as ls
-from labelspace.batch import predict_blocks, predict_file
 from labelspace.cli import main
 from labelspace.data.texts import TextSource
 from labelspace.errors import DataError, SettingsError
+from labelspace.model.batch import predict_blocks, predict_file
 
 TEXTS = toy_rows(50, 3)[0]
 

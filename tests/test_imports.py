@@ -38,7 +38,7 @@ FOLDERS: dict[str, set[str]] = {
 
 PUBLIC = {
     "metrics": "evaluation.metrics", "calibrate": "evaluation.calibration", "losses": "training.losses",
-    "config": "training.settings",
+    "config": "training.settings", "batch": "model.batch",
 }  # fmt: skip
 """Modules that hold nothing but the public names of another; inside the package nobody imports them."""
 
@@ -47,8 +47,8 @@ HOME = {
     
     
     
-    "towers": "model", "manifest": "model", "joining": "model", "report_page": "report",
-    "batch": "model", "commands": "cli", "memory_commands": "cli",
+    "report_page": "report",
+    "commands": "cli", "memory_commands": "cli",
     "serving.command": "cli",
 }  # fmt: skip
 """Where modules that still stand elsewhere belong."""

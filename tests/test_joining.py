@@ -11,8 +11,8 @@ from conftest import TINY, VOTES, rounding
 
 import labelspace as ls
 from labelspace.cli import main
-from labelspace.joining import join
 from labelspace.memory.memory import Voting
+from labelspace.model.joining import join
 
 
 @pytest.fixture(scope="module")

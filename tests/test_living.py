@@ -345,7 +345,7 @@ def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, m
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr("labelspace.model.sync", fail)
+        patch.setattr("labelspace.model.model.sync", fail)
         model.save()
     assert np.array_equal(ls.Model.load(folder).predict(TEXTS, 4).scores, expected.scores)
     model.save()
@@ -415,7 +415,7 @@ def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
     most = 8
     assert ls.Model.load(folder).memory.n_documents == 3 + 8 and tries == 9
     most = 10**6
-    monkeypatch.setattr("labelspace.model.PATIENCE", 0.2)
+    monkeypatch.setattr("labelspace.model.model.PATIENCE", 0.2)
     with pytest.raises(ls.ModelError, match="another process changes it all the time; try again when that is done"):
         ls.Model.load(folder)
     most = 0

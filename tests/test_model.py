@@ -350,7 +350,7 @@ def test_texts_are_encoded_in_bf16_where_that_is_asked_for(saved: Path, monkeypa
     low.precision = "float32"
     assert cosines(changed, low.encode(TEXTS)).min() > 0.99 > cosines(changed, found).min()
     for pays in (True, False):
-        monkeypatch.setattr("labelspace.model.bf16_pays", lambda device, pays=pays: pays)
+        monkeypatch.setattr("labelspace.model.model.bf16_pays", lambda device, pays=pays: pays)
         assert ls.Model.load(saved, "cpu", precision="auto").precision == ("bf16" if pays else "float32")
     with pytest.raises(ls.SettingsError, match="unknown precision 'half'; choose one of auto, float32, bf16"):
         model.precision = "half"  # type: ignore[assignment]
@@ -368,7 +368,7 @@ def test_a_model_in_bf16_is_saved_in_float32(saved: Path, model: ls.Model, tmp_p
 def test_documents_kept_in_bf16_are_encoded_in_it_where_it_pays(
     tiny_transformer: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch, pays: bool
 ) -> None:
-    monkeypatch.setattr("labelspace.model.bf16_pays", lambda device: pays)
+    monkeypatch.setattr("labelspace.model.model.bf16_pays", lambda device: pays)
     data = ls.load(toy_folder)
     seen = []
     encode = ls.Model.encode_documents

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .data.conversion import convert
     from .errors import DataError, LabelspaceError, MissingExtraError, ModelError, ResourceError, SettingsError
     from .evaluation.evaluating import evaluate
-    from .joining import join
-    from .model import Model
+    from .model.joining import join
+    from .model.model import Model
     from .recipes import train
     from .types import Corpus, Dataset, Labels, Predictions
 
@@ -27,8 +27,8 @@ _HOMES = {
     "convert": ".data.conversion",
     "train": ".recipes",
     "evaluate": ".evaluation",
-    "join": ".joining",
-    "Model": ".model",
+    "join": ".model.joining",
+    "Model": ".model.model",
     "Predictions": ".types",
     "Corpus": ".types",
     "Dataset": ".types",

@@ -22,7 +22,7 @@ from .errors import DataError, SettingsError
 from .training.settings import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .model.model import Model
     from .types import Corpus, Dataset, Labels, Predictions
 
 logger = logging.getLogger("labelspace")
@@ -110,7 +110,7 @@ def quickstart(
     from .data.describe import describe, render
     from .data.quickstart import icd10cm, made_by_quickstart
     from .evaluation.evaluating import evaluate as measure
-    from .model import Model
+    from .model.model import Model
     from .recipes import require_place
     from .recipes import train as run
     from .recipes.preparation import make_encoder
@@ -355,7 +355,7 @@ def evaluate(
     seed = 0
     scores = model.is_file() or (not model.is_dir() and suffix(model) in SUFFIXES)
     if not scores:
-        from .model import Model
+        from .model.model import Model
 
         opened = Model.load(model, device, precision=precision)
         options, seed = _recorded(options, opened)
@@ -431,8 +431,8 @@ def calibrate(
         auto, cpu, cuda or mps.
     """
     from .evaluation.evaluating import threshold_lines
-    from .manifest import require_changeable
-    from .model import Model
+    from .model.manifest import require_changeable
+    from .model.model import Model
 
     require_changeable(model, ", or calibrate a copy of it")
     opened = Model.load(model, device)
@@ -503,9 +503,9 @@ def predict(
         Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
         jsonl and Parquet.
     """
-    from .batch import check_out, predict_blocks, predict_file, write_blocks
     from .data.texts import TextSource, read_texts
-    from .model import Model
+    from .model.batch import check_out, predict_blocks, predict_file, write_blocks
+    from .model.model import Model
 
     style = "jsonl" if output.json else style
     if out is not None:
@@ -564,7 +564,7 @@ def export(
     """
     from .data.texts import read_texts
     from .export import export as write
-    from .model import Model
+    from .model.model import Model
 
     opened = Model.load(model, "cpu", graphs=False)
     tried = None if texts is None else read_texts(texts)[1]
@@ -616,7 +616,7 @@ def report(
     if data is None and (split != "auto" or documents is not None):
         raise SettingsError("--split and --documents say what to measure on; add --data DATA")
     from .base.files import atomic_file
-    from .manifest import read_manifest
+    from .model.manifest import read_manifest
     from .report import measure
     from .report_page import render
 

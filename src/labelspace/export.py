@@ -19,7 +19,7 @@ from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
 from .errors import LabelspaceError, MissingExtraError, SettingsError
 from .memory.keys import Keys
-from .model import Model
+from .model.model import Model
 from .training.label_heads import TwoHeads
 
 logger = logging.getLogger(__name__)

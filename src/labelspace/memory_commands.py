@@ -18,7 +18,7 @@ from .errors import DataError, SettingsError
 from .training.settings import require_seed
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .model.model import Model
 
 Source = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
@@ -94,9 +94,9 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .manifest import require_changeable, require_free
     from .memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
-    from .model import Model
+    from .model.manifest import require_changeable, require_free
+    from .model.model import Model
 
     parse_objective(objective)
     grid = Grid.fixed(
@@ -168,10 +168,10 @@ def join(
     device
         auto, cpu, cuda or mps.
     """
-    from .joining import join as joined
-    from .manifest import require_free
     from .memory.tune import described, parse_objective, render
-    from .model import Model
+    from .model.joining import join as joined
+    from .model.manifest import require_free
+    from .model.model import Model
 
     if len(models) < 2:
         raise SettingsError(f"joining takes the folders of two models or more, got {len(models)}")
@@ -412,8 +412,8 @@ def index(
         Of the draw of documents.
     """
     from .data.texts import read_texts
-    from .manifest import require_changeable
-    from .model import Model
+    from .model.manifest import require_changeable
+    from .model.model import Model
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
@@ -459,8 +459,8 @@ def compact(model: Path, *, output: Output = Output()) -> None:
 
 def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
     """A model that shall be changed, or only looked at."""
-    from .manifest import require_changeable
-    from .model import Model
+    from .model.manifest import require_changeable
+    from .model.model import Model
 
     if change:
         require_changeable(model, ", or change a copy of it")

@@ -25,8 +25,8 @@ from .data.loading import require_texts
 from .errors import ModelError, SettingsError
 from .evaluation import evaluating as evaluation
 from .evaluation import metrics
-from .manifest import read_manifest
-from .model import Model
+from .model.manifest import read_manifest
+from .model.model import Model
 from .training.settings import RECIPES, to_dict
 from .types import Corpus, Dataset, Labels, Predictions, told_first
 

@@ -23,7 +23,7 @@ from .base.machine import require_memory
 from .data.split import hold_out
 from .errors import SettingsError
 from .evaluation import metrics
-from .model import Model
+from .model.model import Model
 from .recipes import train
 from .types import Corpus, Dataset, Labels, Predictions
 

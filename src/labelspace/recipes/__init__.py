@@ -13,7 +13,7 @@ from ..errors import CheckpointError, DataError, SettingsError
 from ..training.settings import AutoSettings, MemorySettings, recipe_with, resolve, to_dict
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
     from ..training.checkpoint import Checkpoints, State
     from ..training.settings import RunSettings
     from ..types import Dataset
@@ -68,7 +68,7 @@ def train(
         if run is not None:
             recipe, settings, out = run["recipe"], run["settings"], resume
         elif finished(resume):
-            from ..model import Model
+            from ..model.model import Model
 
             return Model.load(Path(resume).expanduser())
     recipe = recipe or recipe_with(settings)
@@ -94,7 +94,7 @@ def train(
     if out is None:
         return learn(data, resolved, None, started)
 
-    from ..manifest import require_writable
+    from ..model.manifest import require_writable
     from ..training.checkpoint import Checkpoints
 
     out = Path(out).expanduser().resolve()
@@ -132,7 +132,7 @@ def require_place(out: str | Path | None, resume: str | Path | None, overwrite: 
     """
     if out is None or resume is not None:
         return
-    from ..manifest import require_free
+    from ..model.manifest import require_free
     from ..training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(Path(out).expanduser().resolve())

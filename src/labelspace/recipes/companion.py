@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import LabelspaceError
-from ..joining import join
-from ..model import Model
+from ..model.joining import join
+from ..model.model import Model
 from ..training.batches import usable_rows
 from ..training.settings import RaexmcSettings, UnidecSettings
 from ..types import Dataset

@@ -18,7 +18,7 @@ from ..encoders.gradcache import encode_both, encode_cached
 from ..encoders.tokens import log_cut
 from ..errors import DataError, SettingsError
 from ..memory.memory import Memory
-from ..model import Model
+from ..model.model import Model
 from ..training.batches import Batches, usable_rows
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import POOL_A_DOCUMENT, training_bytes

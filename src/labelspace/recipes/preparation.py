@@ -24,7 +24,7 @@ from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..memory import linear
 from ..memory import tune as tuning
 from ..memory.memory import Memory
-from ..model import MIN_TUNING, Model
+from ..model.model import MIN_TUNING, Model
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight

@@ -20,7 +20,7 @@ from ..encoders.gradcache import encode_cached
 from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError, SettingsError
 from ..memory.memory import Memory
-from ..model import Model
+from ..model.model import Model
 from ..training.batches import PickedBatches, usable_rows
 from ..training.checkpoint import Checkpoints, State
 from ..training.clusters import balanced_clusters

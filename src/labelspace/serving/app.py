@@ -11,7 +11,7 @@ from fastapi import Body, Depends, FastAPI, Query, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from .. import __version__
-from ..model import Model
+from ..model.model import Model
 from .annif import annif_routes
 from .answers import labels_of
 from .http import BodyLimit, HeadAsGet, RefusedError, answer_errors, as_json

@@ -86,8 +86,8 @@ def serve(
     _require_packages()
     import uvicorn
 
-    from ..manifest import read_manifest
-    from ..model import Model
+    from ..model.manifest import read_manifest
+    from ..model.model import Model
     from .app import make_app
     from .http import json_protocol
     from .service import Settings

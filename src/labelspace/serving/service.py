@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
-from ..manifest import read_manifest
-from ..model import Model
+from ..model.manifest import read_manifest
+from ..model.model import Model
 from .http import RefusedError
 from .labels import LabelSearch
 from .schemas import ErrorAnswer

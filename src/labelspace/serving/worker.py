@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LabelspaceError
-from ..model import Model
+from ..model.model import Model
 from ..types import Predictions
 
 logger = logging.getLogger(__name__)

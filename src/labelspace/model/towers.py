@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .encoders import Encoder, open_encoder
-from .encoders.tokens import Tokens
-from .training.label_heads import TwoHeads
+from ..encoders import Encoder, open_encoder
+from ..encoders.tokens import Tokens
+from ..training.label_heads import TwoHeads
 
 FloatArray = npt.NDArray[np.float32]
 

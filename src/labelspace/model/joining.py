@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .errors import ModelError
-from .memory.keys import Keys
-from .memory.memory import Memory
+from ..errors import ModelError
+from ..memory.keys import Keys
+from ..memory.memory import Memory
 from .model import Model
 from .towers import Tower
 

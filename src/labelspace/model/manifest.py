@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import ModelError
-from .memory.memory import Memory
+from .. import __version__
+from ..errors import ModelError
+from ..memory.memory import Memory
 from .towers import names as tower_files
 
 FORMAT, FORMAT_VERSION = "labelspace model", 3

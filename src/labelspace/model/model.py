@@ -24,37 +24,26 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from . import __version__
-from .base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
-from .base.machine import require_memory
-from .base.rates import bf16_pays
-from .base.strings import Strings
-from .data.loading import require_texts
-from .data.split import first_words, plain_words
-from .encoders import Encoder, Precision, make_encoder
-from .encoders.tokens import LongDocuments
-from .errors import DataError, ModelError, SettingsError
-from .evaluation import calibration as calibrate
-from .evaluation import metrics
-from .evaluation.calibration import Calibration
-from .evaluation.metrics import label_counts, propensity_constants, weights_of_counts
-from .manifest import (
-    FORMAT,
-    FORMAT_VERSION,
-    checking,
-    is_model,
-    read_manifest,
-    remove_others,
-    require_writable,
-    stamp_of,
-    write_manifest,
-)
-from .memory import linear
-from .memory.indexes import require_graph
-from .memory.keys import Keys, Segment, digest
-from .memory.linear import LinearClassifier
-from .memory.memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
-from .memory.tune import (
+from .. import __version__
+from ..base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
+from ..base.machine import require_memory
+from ..base.rates import bf16_pays
+from ..base.strings import Strings
+from ..data.loading import require_texts
+from ..data.split import first_words, plain_words
+from ..encoders import Encoder, Precision, make_encoder
+from ..encoders.tokens import LongDocuments
+from ..errors import DataError, ModelError, SettingsError
+from ..evaluation import calibration as calibrate
+from ..evaluation import metrics
+from ..evaluation.calibration import Calibration
+from ..evaluation.metrics import label_counts, propensity_constants, weights_of_counts
+from ..memory import linear
+from ..memory.indexes import require_graph
+from ..memory.keys import Keys, Segment, digest
+from ..memory.linear import LinearClassifier
+from ..memory.memory import GRAPH_FROM, LINEAR, Found, Memory, Voting
+from ..memory.tune import (
     DEFAULT_OBJECTIVE,
     DOCUMENTS,
     LEAST_GAIN,
@@ -67,10 +56,21 @@ from .memory.tune import (
     tune,
     tune_linear,
 )
+from ..training.label_heads import RANKINGS, TwoHeads
+from ..training.loop import device_of
+from ..types import Corpus, Dataset, Labels, Predictions, Reason
+from .manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    checking,
+    is_model,
+    read_manifest,
+    remove_others,
+    require_writable,
+    stamp_of,
+    write_manifest,
+)
 from .towers import Tower
-from .training.label_heads import RANKINGS, TwoHeads
-from .training.loop import device_of
-from .types import Corpus, Dataset, Labels, Predictions, Reason
 
 logger = logging.getLogger(__name__)
 
