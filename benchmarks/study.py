@@ -848,7 +848,7 @@ class Results:
         return self._picture(f"time-{_file(metric)}", f"{metric} on test documents by minutes", metric, chosen)
 
     def _picture(self, name: str, title: str, metric: str, series: list[tuple[str, list[tuple[float, float]]]]) -> str:
-        from labelspace import charts
+        from labelspace.report import charts
 
         series = [(told, points) for told, points in series if points]
         if not series:

@@ -38,16 +38,16 @@ FOLDERS: dict[str, set[str]] = {
 
 PUBLIC = {
     "metrics": "evaluation.metrics", "calibrate": "evaluation.calibration", "losses": "training.losses",
-    "config": "training.settings", "batch": "model.batch",
+    "config": "training.settings", "batch": "model.batch", "report_page": "report.page",
 }  # fmt: skip
 """Modules that hold nothing but the public names of another; inside the package nobody imports them."""
 
 HOME = {
-    "charts": "report", 
     
     
     
-    "report_page": "report",
+    
+    
     "commands": "cli", "memory_commands": "cli",
     "serving.command": "cli",
 }  # fmt: skip

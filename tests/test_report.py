@@ -14,11 +14,11 @@ import pytest
 import scipy.sparse as sp
 
 import labelspace as ls
-from labelspace import charts
 from labelspace.cli import main
 from labelspace.evaluation import evaluating as evaluation
-from labelspace.report import measure
-from labelspace.report_page import render
+from labelspace.report import charts
+from labelspace.report.measuring import measure
+from labelspace.report.page import render
 
 SVG = "{http://www.w3.org/1999/xhtml}"
 

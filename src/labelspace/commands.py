@@ -617,8 +617,8 @@ def report(
         raise SettingsError("--split and --documents say what to measure on; add --data DATA")
     from .base.files import atomic_file
     from .model.manifest import read_manifest
-    from .report import measure
-    from .report_page import render
+    from .report.measuring import measure
+    from .report.page import render
 
     dataset = None
     if data is not None and runs:

@@ -18,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from . import __version__
+from .. import __version__
+from ..data.describe import describe
+from ..data.loading import require_texts
+from ..errors import ModelError, SettingsError
+from ..evaluation import evaluating as evaluation
+from ..evaluation import metrics
+from ..model.manifest import read_manifest
+from ..model.model import Model
+from ..training.settings import RECIPES, to_dict
+from ..types import Corpus, Dataset, Labels, Predictions, told_first
 from .charts import clean
-from .data.describe import describe
-from .data.loading import require_texts
-from .errors import ModelError, SettingsError
-from .evaluation import evaluating as evaluation
-from .evaluation import metrics
-from .model.manifest import read_manifest
-from .model.model import Model
-from .training.settings import RECIPES, to_dict
-from .types import Corpus, Dataset, Labels, Predictions, told_first
 
 logger = logging.getLogger(__name__)
 
