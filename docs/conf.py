@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 import labelspace
-from labelspace.cli import COMMANDS, GROUPS, MEMORY_COMMANDS, main
+from labelspace.cli.app import COMMANDS, GROUPS, MEMORY_COMMANDS, main
 
 project, author, copyright = "labelspace", "The labelspace developers", "The labelspace developers"
 version = release = labelspace.__version__

@@ -121,7 +121,7 @@ def _signature(value: Any) -> str:
 
 def flags() -> str:
     """Flags of every command: names, default, and what may be chosen, a line each, sorted."""
-    from labelspace.cli import _app
+    from labelspace.cli.app import _app
 
     lines = []
     for command in COMMANDS:

@@ -279,7 +279,7 @@ def _child(arguments: list[str], folder: str, environment: dict[str, str], strea
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if arguments[:1] != ["python"]:
-        from labelspace.cli import main
+        from labelspace.cli.app import main
 
         return main(arguments)
     sys.path.insert(0, "")

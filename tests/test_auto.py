@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import torch
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.recipes.auto import FEW_PASSES, PAIRS_PER_SECOND, _texts_per_second, choose
 from labelspace.recipes.preparation import TUNING_SECONDS
 from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with

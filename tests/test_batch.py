@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from conftest import toy_rows
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.texts import TextSource
 from labelspace.errors import DataError, SettingsError
 from labelspace.model.batch import predict_blocks, predict_file

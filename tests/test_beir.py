@@ -97,7 +97,7 @@ def test_a_test_part_alone_is_measured_on_but_not_trained_on(tmp_path, caplog, c
     with pytest.raises(DataError, match="d has no training documents"):
         ls.train(folder, recipe="dexml")
     sp.save_npz(tmp_path / "score.npz", sp.csr_array(np.array([[0.1, 0.9, 0.0]])))
-    from labelspace.cli import main
+    from labelspace.cli.app import main
 
     assert main(["evaluate", str(tmp_path / "score.npz"), str(folder), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]

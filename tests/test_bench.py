@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from labelspace import bench
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.errors import MissingExtraError
 
 SMALL = bench.Sizes(runs=2, steady_runs=2, texts=12, labels={500: True, 900: False, 131_073: False}, many_keys=2000)

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from conftest import TINY, rounding, toy_rows
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.scores import load_scores, save_scores
 from labelspace.data.writers import write_jsonl, write_table, write_tsv
 from labelspace.evaluation import calibration as calibrate

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.errors import CheckpointError, SettingsError
 from labelspace.training.checkpoint import Checkpoints, State
 
@@ -269,7 +269,7 @@ def test_nothing_is_replaced_unless_that_is_asked_for(
     data: ls.Dataset, toy_folder: Path, tiny_transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from labelspace.cli import main
+    from labelspace.cli.app import main
 
     out, options = tmp_path / "run", small(tiny_transformer, epochs=1)
     revive = kill_after(monkeypatch, 3)

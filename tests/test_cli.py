@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from snippets import Runner
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from test_features import write as write_features
 from test_formats import TEST, jsonl, put, write_lf, write_xc
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.conversion import convert
 from labelspace.data.loading import fingerprint, load
 from labelspace.errors import DataError, SettingsError

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, toy_rows
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.errors import LabelspaceError, MissingExtraError, SettingsError
 from labelspace.export import card, export
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_formats import attempt, damage, put, refused, truth
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.describe import describe, render
 from labelspace.data.loading import load
 from labelspace.data.texts import read_texts

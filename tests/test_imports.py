@@ -42,20 +42,9 @@ PUBLIC = {
 }  # fmt: skip
 """Modules that hold nothing but the public names of another; inside the package nobody imports them."""
 
-HOME = {
-    
-    
-    
-    
-    
-    "commands": "cli", "memory_commands": "cli",
-    "serving.command": "cli",
-}  # fmt: skip
-"""Where modules that still stand elsewhere belong."""
-
 
 def folder_of(module: str) -> str:
-    return HOME.get(module) or HOME.get(module.partition(".")[0]) or module.partition(".")[0]
+    return module.partition(".")[0]
 
 
 def modules() -> dict[str, Path]:

@@ -15,7 +15,7 @@ import torch
 import labelspace as ls
 from labelspace.base.rates import int8_is_exact
 from labelspace.base.strings import Strings
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.encoders import open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
 from labelspace.memory.indexes import ExactIndex, HnswIndex

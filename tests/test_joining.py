@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, VOTES, rounding
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.memory.memory import Voting
 from labelspace.model.joining import join
 

@@ -15,7 +15,7 @@ from conftest import rounding
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.writers import write_table
 from labelspace.errors import ModelError
 from labelspace.memory import linear

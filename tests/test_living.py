@@ -18,7 +18,7 @@ from conftest import TINY, VOTES, rounding
 from snippets import Runner
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.memory.keys import Keys
 from labelspace.memory.memory import Memory, Voting
 

@@ -392,7 +392,7 @@ def test_documents_kept_in_bf16_are_encoded_in_it_where_it_pays(
 def test_precision_from_the_command_line(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from labelspace.cli import main
+    from labelspace.cli.app import main
 
     (tmp_path / "texts.txt").write_text("red oak\n")
     used = []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.quickstart import icd10cm
 
 

@@ -13,7 +13,7 @@ from conftest import TINY
 
 import labelspace as ls
 from labelspace.base.rates import bf16_pays
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
 from labelspace.training.losses import closed_form
 

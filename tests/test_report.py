@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.evaluation import evaluating as evaluation
 from labelspace.report import charts
 from labelspace.report.measuring import measure

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_beir import write_beir
 from test_formats import damage, put
 
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.data.scores import load_scores, save_scores
 from labelspace.data.writers import write_tsv
 from labelspace.errors import DataError, LabelspaceError

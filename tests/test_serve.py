@@ -30,7 +30,7 @@ from hypothesis.errors import Unsatisfiable
 from snippets import Runner
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.evaluation.calibration import Calibration
 
 pytest.importorskip("fastapi")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import labelspace as ls
-from labelspace.cli import main as labelspace
+from labelspace.cli.app import main as labelspace
 from labelspace.errors import SettingsError
 from labelspace.evaluation import evaluating as evaluation
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.errors import LabelspaceError, MissingExtraError
 
 FAKE = """

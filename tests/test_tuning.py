@@ -15,7 +15,7 @@ import torch
 
 import labelspace as ls
 from labelspace.base.strings import Strings
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.evaluation.metrics import barred_labels, propensity_weights
 from labelspace.memory.keys import Keys, Segment
 from labelspace.memory.memory import Memory, Voting

@@ -15,7 +15,7 @@ import torch
 from conftest import TINY, rounding
 
 import labelspace as ls
-from labelspace.cli import main
+from labelspace.cli.app import main
 from labelspace.errors import SettingsError
 from labelspace.recipes.preparation import validation
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers

@@ -1,5 +1,5 @@
 """``python -m labelspace``."""
 
-from .cli import run
+from .cli.app import run
 
 run()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .commands import DataOptions, Output, SplitOptions, _as_keywords, _load, _print_json, _recorded
-from .errors import DataError, SettingsError
-from .training.settings import require_seed
+from ..errors import DataError, SettingsError
+from ..training.settings import require_seed
+from .options import DataOptions, Output, SplitOptions, as_keywords, as_read_for, load_data, print_json
 
 if TYPE_CHECKING:
-    from .model.model import Model
+    from ..model.model import Model
 
 Source = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
@@ -94,9 +94,9 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from .memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
-    from .model.manifest import require_changeable, require_free
-    from .model.model import Model
+    from ..memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
+    from ..model.manifest import require_changeable, require_free
+    from ..model.model import Model
 
     parse_objective(objective)
     grid = Grid.fixed(
@@ -112,22 +112,22 @@ def tune(
     else:
         require_changeable(model, ", or name another folder with --out")
     opened = Model.load(model, device)
-    options, seed = _recorded(options, opened)
+    options, seed = as_read_for(options, opened)
     found = None
     if like is None:
         found = opened.tune(
-            _load(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
+            load_data(data, options, seed), objective=objective, grid=grid, tolerance=tolerance, precision=precision,
             linear=linear,
         )  # fmt: skip
     else:
-        opened.vote_like(Model.load(like, device), _load(data, options, seed), precision=precision)
+        opened.vote_like(Model.load(like, device), load_data(data, options, seed), precision=precision)
     opened.save(out)
     if output.json:
         made = opened.calibration
         calibration = None if made is None else {"kind": made.kind, "features": list(made.features), **made.fitted}
         tuning = None if found is None else found.as_dict()
         voting = opened.memory.settings
-        _print_json({"model": str(out or model), "voting": voting, "tuning": tuning, "calibration": calibration})
+        print_json({"model": str(out or model), "voting": voting, "tuning": tuning, "calibration": calibration})
     elif found is not None:
         print(render(found.as_dict()))
     else:
@@ -168,10 +168,10 @@ def join(
     device
         auto, cpu, cuda or mps.
     """
-    from .memory.tune import described, parse_objective, render
-    from .model.joining import join as joined
-    from .model.manifest import require_free
-    from .model.model import Model
+    from ..memory.tune import described, parse_objective, render
+    from ..model.joining import join as joined
+    from ..model.manifest import require_free
+    from ..model.model import Model
 
     if len(models) < 2:
         raise SettingsError(f"joining takes the folders of two models or more, got {len(models)}")
@@ -183,14 +183,14 @@ def join(
         raise SettingsError(f"--out {out} is one of the models to join; name another folder")
     require_free(out, overwrite)
     opened = [Model.load(model, device) for model in models]
-    options, seed = _recorded(options, opened[0])
+    options, seed = as_read_for(options, opened[0])
     made = joined(opened)
-    found = made.tune(_load(data, options, seed), objective=objective, tolerance=tolerance, precision=precision)
+    found = made.tune(load_data(data, options, seed), objective=objective, tolerance=tolerance, precision=precision)
     made.save(out)
     shares = [round(tower.share, 4) for tower in made.towers]
     if output.json:
         tuning = None if found is None else found.as_dict()
-        _print_json({"model": str(out), "shares": shares, "voting": made.memory.settings, "tuning": tuning})
+        print_json({"model": str(out), "shares": shares, "voting": made.memory.settings, "tuning": tuning})
         return
     print("shares of the encoders in the label keys: " + ", ".join(f"{share:g}" for share in shares))
     voting = described(made.memory.voting)
@@ -220,11 +220,11 @@ def documents_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data.edits import read_documents
+    from ..data.edits import read_documents
 
     opened = _opened(model, device)
-    options, _ = _recorded(options, opened)
-    corpus, labels = read_documents(file, **_as_keywords(options))
+    options, _ = as_read_for(options, opened)
+    corpus, labels = read_documents(file, **as_keywords(options))
     bounds = corpus.targets.indptr.tolist()
     found, values = corpus.targets.indices.tolist(), corpus.targets.data.tolist()
     rows = [[labels.ids[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
@@ -246,7 +246,7 @@ def documents_remove(model: Path, file: Source, *, output: Output = Output()) ->
         File with one document id a line, or a table with the column id (documents list --json writes one); - for lines
         of standard input.
     """
-    from .data.edits import read_ids
+    from ..data.edits import read_ids
 
     opened, ids = _opened(model), read_ids(file)
     opened.remove_documents(ids)
@@ -297,7 +297,7 @@ def labels_add(
     device
         auto, cpu, cuda or mps.
     """
-    from .data.edits import read_labels
+    from ..data.edits import read_labels
 
     opened = _opened(model, device)
     ids, texts = read_labels(file, text_column=text_column)
@@ -322,7 +322,7 @@ def labels_rename(
     device
         auto, cpu, cuda or mps.
     """
-    from .data.edits import read_labels
+    from ..data.edits import read_labels
 
     opened = _opened(model, device)
     ids, texts = read_labels(file, text_column=text_column)
@@ -348,7 +348,7 @@ def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> No
     file
         File with one label id a line, or a table with the column id; - for lines of standard input.
     """
-    from .data.edits import read_ids
+    from ..data.edits import read_ids
 
     opened, ids = _opened(model), read_ids(file)
     opened.remove_labels(ids)
@@ -411,9 +411,9 @@ def index(
     seed
         Of the draw of documents.
     """
-    from .data.texts import read_texts
-    from .model.manifest import require_changeable
-    from .model.model import Model
+    from ..data.texts import read_texts
+    from ..model.manifest import require_changeable
+    from ..model.model import Model
 
     if not 0 < recall <= 1:
         raise SettingsError(f"--recall is a share above 0 and at most 1, got {recall}")
@@ -430,7 +430,7 @@ def index(
         opened.save()
     found = opened.memory.indexes()
     if output.json:
-        _print_json({"model": str(model), "indexes": found})
+        print_json({"model": str(model), "indexes": found})
         return
     for part in found:
         shown = f"{part['count']:>12,} {part['keys']:<10} {part['kind']}"
@@ -459,8 +459,8 @@ def compact(model: Path, *, output: Output = Output()) -> None:
 
 def _opened(model: Path, device: str = "cpu", change: bool = True) -> Model:
     """A model that shall be changed, or only looked at."""
-    from .model.manifest import require_changeable
-    from .model.model import Model
+    from ..model.manifest import require_changeable
+    from ..model.model import Model
 
     if change:
         require_changeable(model, ", or change a copy of it")
@@ -475,7 +475,7 @@ def _report(opened: Model, model: Path, done: str, ids: Sequence[str], kind: str
     memory = opened.memory
     counts = {"documents": memory.n_documents, "without_labels": memory.n_silent, "labels": len(opened.labels)}
     if output.json:
-        _print_json({"model": str(model), done: list(ids), **counts})
+        print_json({"model": str(model), done: list(ids), **counts})
     else:
         shown = f"{len(ids)} {kind}" if ids else kind
         silent = f", {memory.n_silent} of them without a label" if memory.n_silent else ""

@@ -2,8 +2,8 @@
 ``report | export | bench``, and what makes a model another: ``tune | join | documents | labels | index | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `commands`,
-`memory_commands` and `serving.command`, which are loaded when one of them runs.
+plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `training`,
+`data`, `models`, `memory` and `serve`, which are loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, get_args
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict, Env
 
-from . import __version__
-from .base.machine import ask_for_huge_pages, start_clock
-from .errors import LabelspaceError, SettingsError
+from .. import __version__
+from ..base.machine import ask_for_huge_pages, start_clock
+from ..errors import LabelspaceError, SettingsError
 
 PROCESS_BEGAN = time.monotonic()
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("labelspace")
 
 def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
-    from .training.settings import read_config
+    from ..training.settings import read_config
 
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
@@ -80,8 +80,8 @@ def _kinds(hint: Any) -> set[Any]:
 
 def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
-    from .commands import SplitOptions
-    from .training.settings import resolve
+    from ..training.settings import resolve
+    from .options import SplitOptions
 
     others = {*SplitOptions.__dataclass_fields__, "recipe", "out"}
     settings = {k: v for k, v in values.items() if k not in others and v is not None}
@@ -100,6 +100,8 @@ COMMANDS = {
     "export": "Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.",
     "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
+MODULES = {"quickstart": "training", "train": "training", "bench": "training", "info": "data", "convert": "data"}
+"""Where a command is, if not in `models`."""
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
     "join": "Make one model of several of the same labels, and choose their shares on validation documents.",
@@ -144,15 +146,17 @@ def _app(recipe: str) -> App:
     )
     for name, text in COMMANDS.items():
         function = f"train_{recipe}" if name == "train" else name
-        app.command(f"labelspace.commands:{function}", name=(name, *ALIASES.get(name, ())), help=text)
+        app.command(
+            f"labelspace.cli.{MODULES.get(name, 'models')}:{function}", name=(name, *ALIASES.get(name, ())), help=text
+        )
     for name, text in MEMORY_COMMANDS.items():
-        app.command(f"labelspace.memory_commands:{name}", name=name, help=text)
-    app.command("labelspace.serving.command:serve", name="serve", help=SERVE)
+        app.command(f"labelspace.cli.memory:{name}", name=name, help=text)
+    app.command("labelspace.cli.serve:serve", name="serve", help=SERVE)
     for group, verbs in GROUPS.items():
         part = App(name=group, help=verbs["help"], help_format="plaintext")
         for verb, text in verbs.items():
             if verb != "help":
-                part.command(f"labelspace.memory_commands:{group}_{verb}", name=verb, help=text)
+                part.command(f"labelspace.cli.memory:{group}_{verb}", name=verb, help=text)
         app.command(part)
     return app
 
@@ -176,8 +180,8 @@ def _logging(quiet: bool) -> Iterator[None]:
 
 def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
-    from .recipes import recipe_of
-    from .training.settings import RECIPES, read_config, recipe_with
+    from ..recipes import recipe_of
+    from ..training.settings import RECIPES, read_config, recipe_with
 
     def flag(name: str) -> str | None:
         for i, token in enumerate(tokens):
@@ -224,7 +228,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     except CycloptsError as error:
         message = _missing(error) or " ".join(str(error).split()).removesuffix(".")
         if type(error.__cause__).__name__ == "ValidationError":  # pydantic's, not loaded for every command
-            from .training.settings import in_one_sentence
+            from ..training.settings import in_one_sentence
 
             message = in_one_sentence(error.__cause__)  # type: ignore[arg-type]
         print(f"labelspace: {message}; see labelspace --help", file=sys.stderr)

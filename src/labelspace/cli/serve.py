@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ..commands import Output, _print_json
 from ..errors import LabelspaceError, MissingExtraError, SettingsError
+from .options import Output, print_json
 
 logger = logging.getLogger("labelspace")
 
@@ -88,9 +88,9 @@ def serve(
 
     from ..model.manifest import read_manifest
     from ..model.model import Model
-    from .app import make_app
-    from .http import json_protocol
-    from .service import Settings
+    from ..serving.app import make_app
+    from ..serving.http import json_protocol
+    from ..serving.service import Settings
 
     read_manifest(model.expanduser())
     called = name or re.sub(r"[^A-Za-z0-9_-]+", "-", model.expanduser().resolve().name).strip("-") or "model"
@@ -119,7 +119,7 @@ def serve(
         at = listener.getsockname()[1]
         address = f"http://{f'[{host}]' if ':' in host else host}:{at}/"
         if output.json:
-            _print_json({"url": address, "model": str(model), "name": called, "allow_edit": allow_edit})
+            print_json({"url": address, "model": str(model), "name": called, "allow_edit": allow_edit})
             sys.stdout.flush()
         else:
             logger.warning("%s is served at %s; Ctrl-C ends it", model, address)

@@ -1,0 +1,232 @@
+"""The commands that train: ``quickstart``, ``train``, and ``bench``, which measures speed."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ..base.machine import command_began
+from ..errors import SettingsError
+from ..training.settings import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
+from .options import Output, SplitOptions, as_recorded, load_data, print_json
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+
+logger = logging.getLogger("labelspace")
+
+
+def quickstart(
+    *,
+    out: Path = Path("runs/quickstart"),
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
+    """Train on ICD-10-CM, print metrics before and after, and ten predictions; takes under three minutes.
+
+    Parameters
+    ----------
+    out
+        Folder of the model; that of an earlier quickstart is replaced.
+    overwrite
+        Replace any other model that is in the folder too.
+    seed
+        Of the split and of training.
+    """
+    from ..data.describe import describe, render
+    from ..data.quickstart import icd10cm, made_by_quickstart
+    from ..evaluation.evaluating import evaluate as measure
+    from ..model.model import Model
+    from ..recipes import require_place
+    from ..recipes import train as run
+    from ..recipes.preparation import make_encoder
+
+    overwrite = overwrite or made_by_quickstart(out)
+    require_place(out, None, overwrite)
+    data = icd10cm(seed)
+    described = describe(data)
+    if not output.json:
+        print(render(described) + "\n", flush=True)
+    settings: dict[str, Any] = {"epochs": 8, "seed": seed, "max_tokens": 64, "valid_documents": 500, "evaluations": 4}
+
+    test = data.test
+    assert test is not None
+
+    def figures(model: Model) -> dict[str, float]:
+        pred = model.predict(test.texts, k=100)
+        return measure(pred, test.targets, data.train.targets, name=data.name)
+
+    untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
+    before = figures(untrained)
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite}
+    model = run(data, recipe="dexml", **where, started=command_began(), max_minutes=2.3, **settings)
+    after = figures(model)
+    if output.json:
+        print_json({"data": described, "before": before, "metrics": after, "model": str(out)})
+        return
+    print(f"metrics on {len(test)} held-out phrases, in percent")
+    print(f"{'':<12}{'untrained':>10}{'trained':>10}")
+    for name in after:
+        print(f"{name:<12}{before[name]:>10.2f}{after[name]:>10.2f}")
+    print("\nten held-out phrases (* marks a true code)")
+    rows = list(range(0, len(test), max(1, len(test) // 10)))[:10]
+    pred = model.predict([test.texts[i] for i in rows], k=3)
+    for place, row in enumerate(rows):
+        true = {data.labels.ids[j] for j in test.targets[[row]].indices}
+        print(f"\n{test.texts[row]}")
+        for name, text, score in pred.named(place):
+            print(f"  {'*' if name in true else ' '} {score:.2f}  {name:<8} {text}")
+    print(f"\nmodel saved in {out}; try: echo 'iron deficiency from blood loss' | labelspace predict {out} -")
+
+
+def train(
+    data: Path,
+    *,
+    out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    resume: Path | None = None,
+    recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None,
+    settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
+    options: SplitOptions = SplitOptions(),
+    config: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    output: Output = Output(),
+) -> None:
+    """Train a model and save it with its log and settings.
+
+    Parameters
+    ----------
+    data
+        Folder or file.
+    out
+        Folder of the model, empty or not there; needed unless --dry-run or --resume is given.
+    overwrite
+        Replace a model that is in the folder, and drop a run that was stopped there.
+    resume
+        Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
+        same folder a run that has not begun yet begins.
+    recipe
+        auto, dexml, unidec or raexmc, whose settings these are. When not given, that of the run to resume, or the one
+        that has the settings given, auto before the others: it chooses by data and device, and says what and why.
+    config
+        TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
+    dry_run
+        Print the settings as a configuration file (or as JSON with --json), and stop.
+    """
+    from ..recipes import finished, require_place, unfinished
+    from ..recipes import train as run
+
+    _warn_of_unknown_variables()
+    taken = next(name for name, kind in RECIPES.items() if kind is type(settings))
+    if dry_run:
+        if output.json:
+            print_json({"recipe": taken, **to_dict(settings)})
+        else:
+            print(to_toml(settings, taken), end="")
+        return
+    if out is None and resume is None:
+        raise SettingsError("no folder to save the model to was given; add --out DIR")
+    require_place(out, resume, overwrite)
+    values, seed = to_dict(settings), settings.seed
+    if resume is not None:
+        plain = to_dict(type(settings)())
+        values = {name: value for name, value in values.items() if value != plain[name]}
+        found = unfinished(resume, out, recipe, values)
+        if found is None and finished(resume):
+            if output.json:
+                print_json({"model": str(resume), "fit": None})
+            return
+        if found is not None:
+            seed = found["settings"]["seed"]
+            options = as_recorded(options, found["reading"])
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume}
+    model = run(load_data(data, options, seed), recipe=taken, **where, started=command_began(), **values)
+    out = out or resume
+    fitted = model.info["fit"]
+    if output.json:
+        print_json({"model": str(out), **model.info["metrics"], "fit": fitted, "config": model.info["config"]})
+        return
+    metrics = model.info["metrics"]["validation"]
+    seconds = time.monotonic() - command_began()
+    tuned = model.info.get("tuning")
+    if tuned is not None:
+        from ..memory.tune import render
+
+        print(render(tuned))
+    print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
+    if metrics:
+        print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+def _train_by(recipe: str) -> Callable[..., None]:
+    """The command `train` with the settings of a recipe as its flags."""
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        train(*args, **{"settings": kind(), **kwargs})
+
+    kind = RECIPES[recipe]
+    signature = inspect.signature(train, eval_str=True)
+    own = signature.parameters["settings"].replace(annotation=Annotated[kind, Parameter(name="*")], default=kind())
+    parameters = [own if p.name == "settings" else p for p in signature.parameters.values()]
+    command.__doc__ = train.__doc__
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+train_auto = _train_by("auto")
+
+
+train_dexml = _train_by("dexml")
+
+
+train_raexmc = _train_by("raexmc")
+
+
+train_unidec = _train_by("unidec")
+
+
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    only: tuple[Literal["machine", "train", "encode", "loss", "search", "hnsw"], ...] = (),
+    seed: int = 0,
+    output: Output = Output(),
+) -> None:
+    """Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.
+
+    Parameters
+    ----------
+    quick
+        Smaller sizes and fewer runs: five minutes on two cores without AVX512.
+    only
+        Parts to measure, beside what the machine can do at all; all when not given.
+    seed
+        Of the generated texts and vectors.
+    """
+    require_seed(seed)
+    from ..bench import PARTS, render
+    from ..bench import bench as measure
+
+    report = measure(quick=quick, only=tuple(dict.fromkeys(only)) or PARTS, seed=seed)
+    if output.json:
+        print_json(report)
+    else:
+        print(render(report))
+
+
+def _warn_of_unknown_variables() -> None:
+    """Say when an environment variable looks like a setting and is none."""
+    known = {name for kind in RECIPES.values() for name in kind.__dataclass_fields__}
+    known |= {*SplitOptions.__dataclass_fields__, *Output.__dataclass_fields__}
+    known |= {"cache", "data", "out", "overwrite", "resume", "recipe", "config", "dry_run"}
+    for name in sorted(os.environ):
+        if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:
+            logger.warning("the environment variable %s is no setting and is not used", name)
