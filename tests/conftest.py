@@ -29,7 +29,7 @@ NOISE = "the of a study notes on some old new very long short history guide".spl
 
 
 NUMERIC = {
-    "attention", "encoders", "heads", "indexes", "linear", "losses", "memory", "metrics", "negatives", "optim",
+    "attention", "encoders", "label_heads", "indexes", "linear", "losses", "memory", "metrics", "negatives", "optim",
     "packed", "pools",
 }  # fmt: skip
 """Files whose tests compare numbers; test_processors.py runs them as another processor would. What trains whole models
