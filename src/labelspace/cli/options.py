@@ -144,7 +144,7 @@ def align(
     """Predictions in the numbers of the data's labels; labels that only the model has come after those."""
     if list(mine.ids) == list(theirs.ids):
         return given, truths
-    from ..evaluation.evaluating import numbers_among, widened
+    from ..labels import numbers_among, widened
     from ..types import Predictions
 
     number = {name: i for i, name in enumerate(theirs.ids)}

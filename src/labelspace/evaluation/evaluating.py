@@ -775,26 +775,3 @@ def ranked(
     """
     scored = _score(pred, targets, None, filter_pairs, None, 5, False)
     return scored.indices, scored.found
-
-
-def numbers_among(ids: Sequence[str], number: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Numbers of a model's labels among those of the data, so that its predictions can meet the truth.
-
-    Args:
-        ids: L ids of the model's labels.
-        number: numbers by id; ids that are not there get the next ones, and are added.
-
-    Returns:
-        (L + 1,) the number of each label, and -1 at the end, so that -1 stays -1.
-    """
-    return np.array([*(number.setdefault(name, len(number)) for name in ids), -1], dtype=np.int64)
-
-
-def widened(truth: sp.csr_array, n_labels: int) -> sp.csr_array:
-    """A truth with more labels, none of which is true.
-
-    Args:
-        truth: (n, L).
-        n_labels: how many, at least L.
-    """
-    return sp.csr_array((truth.data, truth.indices, truth.indptr), shape=(truth.shape[0], n_labels))

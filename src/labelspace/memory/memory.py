@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..base.strings import Strings
 from ..errors import MissingExtraError, ModelError
+from ..labels import numbers_in
 from ..types import Labels, Reason
 from .indexes import HnswIndex
 from .indexes.faiss import PROBES, load_faiss
@@ -362,8 +363,7 @@ class Memory:
             Rows of the same shape, -1 for labels without one.
         """
         if self._rows is None:
-            row = {} if self.linear is None else {name: i for i, name in enumerate(self.linear.ids)}
-            own = np.array([row.get(name, -1) for name in self.labels.ids], dtype=np.int64)
+            own = numbers_in(self.labels.ids, () if self.linear is None else self.linear.ids)
             self._rows = np.concatenate([own, [-1]])  # the last for no label
         return self._rows[numbers]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import ModelError
+from ..labels import numbers_in
 from ..memory.keys import Keys
 from ..memory.memory import Memory
 from .model import Model
@@ -34,13 +35,12 @@ def join(models: Sequence[Model]) -> Model:
     if len(models) < 2:
         raise ModelError(f"joining takes two models or more, got {len(models)}")
     first = models[0]
-    order = {name: row for row, name in enumerate(first.labels.ids)}
     towers, keys = [], []
     for number, model in enumerate(models):
-        places = [order.get(name, -1) for name in model.labels.ids]
-        missing = set(order) - set(model.labels.ids)
-        if -1 in places or missing:
-            name = next(iter(missing), None) or model.labels.ids[places.index(-1)]
+        number_in_first = numbers_in(model.labels.ids, first.labels.ids)
+        missing = set(first.labels.ids) - set(model.labels.ids)
+        if (number_in_first < 0).any() or missing:
+            name = next(iter(missing), None) or model.labels.ids[int(number_in_first.argmin())]
             raise ModelError(
                 f"model {number + 1} has other labels than the first: {name!r} is in one of them alone; join models "
                 "that were trained on the same labels"
@@ -48,7 +48,7 @@ def join(models: Sequence[Model]) -> Model:
         _warn_of_data(first, model, number + 1)
         own = model.memory.keys.float().cpu()
         keys.append(torch.empty_like(own))
-        keys[-1][torch.tensor(places)] = own / len(models)
+        keys[-1][torch.from_numpy(number_in_first)] = own / len(models)
         towers += [Tower(tower.encoder, tower.heads, tower.share / len(models)) for tower in model.towers]
     labels = Memory.of_labels(torch.cat(keys, dim=1).to(first.memory.device), first.labels).label_keys
     kept = [segment.shared() for segment in first.memory.compacted().document_keys.segments]

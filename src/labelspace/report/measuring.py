@@ -24,6 +24,7 @@ from ..data.loading import require_texts
 from ..errors import ModelError, SettingsError
 from ..evaluation import evaluating as evaluation
 from ..evaluation import metrics
+from ..labels import numbers_among, widened
 from ..model.manifest import read_manifest
 from ..model.model import Model
 from ..training.settings import RECIPES, to_dict
@@ -293,7 +294,7 @@ class _Meeting:
         return len(self.data.labels) + len(self.extra)
 
     def truth(self, targets: sp.csr_array) -> sp.csr_array:
-        return evaluation.widened(targets, self.n_labels)
+        return widened(targets, self.n_labels)
 
     def arguments(self) -> dict[str, Any]:
         """What every evaluation is given beside predictions."""
@@ -319,7 +320,7 @@ class _Meeting:
             return None
         if self.number is None:
             self.number = {name: i for i, name in enumerate(theirs)}
-        place = evaluation.numbers_among(labels.ids, self.number)
+        place = numbers_among(labels.ids, self.number)
         if (place[:-1] >= len(theirs)).all():
             raise SettingsError(
                 f"the model and {self.data.name} have no label id in common; is this the data that the model is for?"
