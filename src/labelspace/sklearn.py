@@ -363,7 +363,7 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             weakref.finalize(self.model_, shutil.rmtree, folder, ignore_errors=True)
-            self.model_.folder = None  # nothing is to be saved there
+            self.model_.core.folder = None  # nothing is to be saved there
 
 
 def _files_of(model: Model) -> dict[str, bytes]:

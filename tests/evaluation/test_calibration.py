@@ -377,7 +377,7 @@ def test_probabilities_of_some_labels_are_those_among_all(trained: Path, folder:
         {},
         model.memory.settings,
     )
-    model._calibration = made
+    model.core.calibration = made
     every = model.predict(data.train.texts[:30], k=24, probabilities=True)
     some = model.predict(data.train.texts[:30], k=3, labels=[2, 5, 11], probabilities=True)
     assert every.probabilities is not None and some.probabilities is not None
@@ -419,7 +419,7 @@ def test_a_calibration_is_dropped_when_the_memory_scores_otherwise(
     model.memory.voting = dataclasses.replace(model.memory.voting, temperature=0.2)
     with caplog.at_level(logging.WARNING, logger="labelspace"):
         assert model.calibration is None
-    assert "the calibration is dropped" in caplog.text
+    assert "the calibration does not count" in caplog.text
     with pytest.raises(ls.ModelError, match="not calibrated"):
         model.predict("an oak", threshold=0.5)
     with pytest.raises(ls.ModelError, match="holds another model"):

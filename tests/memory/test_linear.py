@@ -313,7 +313,7 @@ def test_it_is_weighed_anew_and_dropped(folder: Path, data: ls.Dataset, tmp_path
 def test_where_nothing_can_be_tuned(
     folder: Path, data: ls.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.model.model.MIN_TUNING", 10_000)
+    monkeypatch.setattr("labelspace.model.tuning.MIN_TUNING", 10_000)
     model = ls.Model.load(folder, "cpu")
     assert model.tune(data, linear=True) is None
     assert "no linear classifier is learned" in caplog.text and model.memory.linear is not None
@@ -346,7 +346,7 @@ def test_words_are_always_among_the_reasons(folder: Path, data: ls.Dataset) -> N
 def test_what_adds_nothing_is_left_out(
     plain: Path, data: ls.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.model.model.LEAST_GAIN", 100.0)
+    monkeypatch.setattr("labelspace.model.tuning.LEAST_GAIN", 100.0)
     model = ls.Model.load(plain, "cpu")
     with caplog.at_level("INFO"):
         found = model.tune(data, linear=True)

@@ -13,6 +13,7 @@ import labelspace as ls
 from labelspace.cli.app import main
 from labelspace.memory.memory import Voting
 from labelspace.model.joining import join
+from labelspace.model.tuning import set_shares
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_a_joined_model_sums_the_similarities_of_its_parts(folders: list[Path], 
 def test_other_shares_scale_the_label_keys_alone(folders: list[Path], data: ls.Dataset) -> None:
     parts = opened(folders)
     made = join(parts)
-    made._share([0.8, 0.2])
+    set_shares(made.core, [0.8, 0.2])
     made.memory.voting = Voting(label_depth=30, document_depth=30, weight=0.3, softmax="apart", label_temperature=0.2)
     text = data.valid.texts[0]
     queries = [m.encode([text])[0].astype(np.float64) for m in parts]

@@ -293,9 +293,9 @@ found = []
 for point in range(1, 200):
     folder = home / f"m{point}"
     shutil.copytree(home / "whole", folder)
-    model.memory, model.labels = ls.memory.Memory.open(folder / "memory", entry), made.labels
-    model.history = json.loads((folder / "manifest.json").read_text())["history"]
-    model.folder, model._revision, model._numbers = folder.resolve(), 1, None
+    model.core.memory, model.core.labels = ls.memory.Memory.open(folder / "memory", entry), made.labels
+    model.core.history = json.loads((folder / "manifest.json").read_text())["history"]
+    model.core.folder, model.core.revision, model.core._names = folder.resolve(), 1, None
     child = os.fork()
     if child == 0:
         kill_at(point)
@@ -345,7 +345,7 @@ def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, m
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr("labelspace.model.model.sync", fail)
+        patch.setattr("labelspace.model.folder.sync", fail)
         model.save()
     assert np.array_equal(ls.Model.load(folder).predict(TEXTS, 4).scores, expected.scores)
     model.save()
@@ -415,7 +415,7 @@ def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
     most = 8
     assert ls.Model.load(folder).memory.n_documents == 3 + 8 and tries == 9
     most = 10**6
-    monkeypatch.setattr("labelspace.model.model.PATIENCE", 0.2)
+    monkeypatch.setattr("labelspace.model.folder.PATIENCE", 0.2)
     with pytest.raises(ls.ModelError, match="another process changes it all the time; try again when that is done"):
         ls.Model.load(folder)
     most = 0

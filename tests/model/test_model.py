@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 import labelspace as ls
 from labelspace.encoders import build_static, open_encoder
 from labelspace.memory.memory import Memory
+from labelspace.model.core import Core
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
 TEXTS = ["a red oak", "history of the wild rose", "", "moss"]
@@ -350,7 +351,7 @@ def test_texts_are_encoded_in_bf16_where_that_is_asked_for(saved: Path, monkeypa
     low.precision = "float32"
     assert cosines(changed, low.encode(TEXTS)).min() > 0.99 > cosines(changed, found).min()
     for pays in (True, False):
-        monkeypatch.setattr("labelspace.model.model.bf16_pays", lambda device, pays=pays: pays)
+        monkeypatch.setattr("labelspace.model.core.bf16_pays", lambda device, pays=pays: pays)
         assert ls.Model.load(saved, "cpu", precision="auto").precision == ("bf16" if pays else "float32")
     with pytest.raises(ls.SettingsError, match="unknown precision 'half'; choose one of auto, float32, bf16"):
         model.precision = "half"  # type: ignore[assignment]
@@ -368,16 +369,16 @@ def test_a_model_in_bf16_is_saved_in_float32(saved: Path, model: ls.Model, tmp_p
 def test_documents_kept_in_bf16_are_encoded_in_it_where_it_pays(
     tiny_transformer: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch, pays: bool
 ) -> None:
-    monkeypatch.setattr("labelspace.model.model.bf16_pays", lambda device: pays)
+    monkeypatch.setattr("labelspace.model.editing.bf16_pays", lambda device: pays)
     data = ls.load(toy_folder)
     seen = []
-    encode = ls.Model.encode_documents
+    encode = Core.encode_documents
 
-    def spy(model: ls.Model, texts: list[str], batch_size: int = 256) -> np.ndarray:
-        seen.append(model.encoder.precision)
-        return encode(model, texts, batch_size)
+    def spy(core: Core, texts: list[str], batch_size: int) -> np.ndarray:
+        seen.append(core.encoder.precision)
+        return encode(core, texts, batch_size)
 
-    monkeypatch.setattr(ls.Model, "encode_documents", spy)
+    monkeypatch.setattr(Core, "encode_documents", spy)
     model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu", precision="bf16")
     model.add_documents(["a red oak"], [["L0"]])
     assert set(seen) == {"bf16" if pays else "float32"} and len(seen) == 2 and model.precision == "float32"

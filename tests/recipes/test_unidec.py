@@ -77,7 +77,7 @@ def test_three_rankings_come_of_one_encoding(
     texts = list(data.test.texts)[:50]
     whole, seen = model.rankings(texts, k=7), []
     encode = model.encode
-    monkeypatch.setattr("labelspace.model.model.QUERY_BLOCK", 16)
+    monkeypatch.setattr("labelspace.model.predicting.QUERY_BLOCK", 16)
     monkeypatch.setattr(model, "encode", lambda part, *rest: [seen.extend(part), encode(part, *rest)][1])
     blocks = model.rankings(texts, k=7, probabilities=model.calibration is not None)
     assert seen == texts

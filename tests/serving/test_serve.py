@@ -64,7 +64,7 @@ def saved(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = ls.Model.load(plain, "cpu")
     model.add_documents(["an old red oak", "ferns, tall", "roses of the wild"], [["L4"], ["L1", "L3"], ["wild rose"]])
     nothing = np.zeros((2, 0))
-    model._calibration = Calibration(
+    model.core.calibration = Calibration(
         "logistic", "linear", ("score",), np.array([4.0]), -1.0, nothing, scoring=model.memory.settings
     )
     model.save(folder)

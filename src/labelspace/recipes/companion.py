@@ -82,7 +82,7 @@ def with_companion(
         logger.warning("static was interrupted, so the model is not joined with it")
         return model
     made = join([other, model] if settings.documents_by == "companion" else [model, other])
-    made.info = {**model.info, "companion": {name: other.info[name] for name in ("recipe", "config", "fit")}}
+    made.core.info = {**model.info, "companion": {name: other.info[name] for name in ("recipe", "config", "fit")}}
     return made
 
 

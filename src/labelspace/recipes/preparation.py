@@ -24,7 +24,8 @@ from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..memory import linear
 from ..memory import tune as tuning
 from ..memory.memory import Memory
-from ..model.model import MIN_TUNING, Model
+from ..model.model import Model
+from ..model.tuning import MIN_TUNING
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight

@@ -1,0 +1,328 @@
+"""Documents and labels added, renamed and removed; nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from ..base.machine import require_memory
+from ..base.rates import bf16_pays
+from ..base.strings import Strings
+from ..encoders import Precision
+from ..errors import DataError, SettingsError
+from ..memory.indexes import require_graph
+from ..memory.keys import Segment, digest
+from .core import Core, checked_texts
+
+logger = logging.getLogger(__name__)
+
+
+def add_documents(
+    core: Core,
+    texts: Sequence[str],
+    labels: Sequence[Iterable[str | int]],
+    ids: Sequence[str] | None,
+    relevances: Sequence[Sequence[float]] | None,
+    replace: bool,
+    batch_size: int,
+) -> list[str]:
+    """`Model.add_documents`."""
+    texts = checked_texts(texts, "document")
+    for what, given in (("labels", labels), ("relevances", relevances)):
+        if given is not None and len(given) != len(texts):
+            raise DataError(f"there are {len(texts)} documents, but {what} of {len(given)}")
+    names = _new_ids(core, "documents", texts, ids)
+    there = check_new(core, "documents", names, texts, replace)
+    rows = []
+    for row, (name, chosen) in enumerate(zip(names, labels, strict=True)):
+        wanted = [chosen] if isinstance(chosen, str | int | np.integer) else _listed(chosen, "labels")
+        if not wanted:
+            raise DataError(f"the document {name!r} has no label, so it could vote for none; leave it out")
+        shares = [1.0] * len(wanted) if relevances is None else _listed(relevances[row], "relevances")
+        rows.append(_relevances(core, name, wanted, shares))
+    columns = [number for row in rows for number in row]
+    targets = sp.csr_array(
+        (
+            np.array([value for row in rows for value in row.values()], dtype=np.float32),
+            np.array(columns, dtype=np.int64),
+            np.cumsum([0, *map(len, rows)]),
+        ),
+        shape=(len(texts), len(core.labels)),
+    )
+    segment = document_segment(core, names, texts, targets, "float32", batch_size)
+    core.memory.document_keys.remove(there)
+    core.memory.document_keys.append(segment)
+    if core.memory.voting.scoring == "similarity":
+        core.memory.voting = dataclasses.replace(core.memory.voting, scoring="votes")
+        if "tuning" not in core.info:
+            logger.info("documents vote from now on, by untuned settings; choose better ones with: labelspace tune")
+    core.note("add documents", names)
+    return names
+
+
+def _relevances(core: Core, name: str, labels: Sequence[str | int], shares: Sequence[float]) -> dict[int, float]:
+    """Relevance by label number, rising; of a label that is given twice the highest counts."""
+    if len(shares) != len(labels):
+        raise DataError(f"the document {name!r} has {len(labels)} labels, but relevances of {len(shares)}")
+    numbers = core.label_numbers(labels).tolist()
+    if all(share == 1 for share in shares):
+        return dict.fromkeys(numbers, 1.0)
+    found = dict.fromkeys(numbers, 0.0)
+    for label, share in zip(labels, shares, strict=True):
+        if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share <= 1:
+            raise DataError(f"the relevance {share!r} of the document {name!r} is not above 0 and at most 1")
+        for number in core.label_numbers([label]).tolist():
+            found[number] = max(found[number], float(share))
+    return found
+
+
+def remove_documents(core: Core, ids: Iterable[str]) -> None:
+    """`Model.remove_documents`."""
+    found = _find(core, "documents", ids)
+    _forget(core, "documents", found)
+    _without_documents(core)
+
+
+def _without_documents(core: Core) -> None:
+    """Labels are ranked by similarity again when the last document that votes is gone."""
+    memory = core.memory
+    if memory.n_documents == memory.n_silent and memory.voting.scoring == "votes":
+        memory.voting = dataclasses.replace(memory.voting, scoring="similarity")
+
+
+def add_labels(core: Core, texts: Sequence[str], ids: Sequence[str] | None, batch_size: int) -> list[str]:
+    """`Model.add_labels`."""
+    texts = checked_texts(texts, "label")
+    names = _new_ids(core, "labels", texts, texts if ids is None else ids)
+    check_new(core, "labels", names, texts, replace=False)
+    keys = core.on_device(core.encode_labels(texts, batch_size))
+    slots = core.memory.slots + np.arange(len(texts), dtype=np.int32)
+    _add_label_keys(core, names, texts, keys, slots)
+    core.memory.slots += len(texts)
+    core.labels_changed()
+    core.note("add labels", names)
+    return list(names)
+
+
+def rename_labels(core: Core, texts: Mapping[str, str], batch_size: int) -> None:
+    """`Model.rename_labels`."""
+    names = list(texts)
+    new = checked_texts([texts[name] for name in names], "label")
+    _require_spoken("labels", names, new)
+    found = _find(core, "labels", names)
+    slots = np.array([s.slots[s.indptr[row]] for s, row in found], dtype=np.int32)
+    old = [s.keys[row] for s, row in found]
+    keys = _renamed_keys(
+        core,
+        torch.stack(old) if old else torch.zeros(0, core.memory.label_keys.dim),
+        [s.texts[row] for s, row in found],
+        new,
+        batch_size,
+    )
+    core.memory.label_keys.remove(found)
+    _add_label_keys(core, names, new, keys, slots)
+    core.labels_changed()
+    core.note("rename labels", names)
+
+
+def remove_labels(core: Core, ids: Iterable[str]) -> None:
+    """`Model.remove_labels`."""
+    found = _find(core, "labels", ids)
+    if len(found) == len(core.labels):
+        raise DataError("a model needs at least one label, so not all can be removed")
+    _forget(core, "labels", found)
+    core.labels_changed()
+    before = core.memory.n_silent
+    core.memory.document_keys.silence(core.memory.number_of >= 0)
+    if core.memory.n_silent > before:
+        logger.warning(
+            "%d documents have no label left and vote for nothing; remove them, or give them labels with: "
+            "labelspace documents add --replace",
+            core.memory.n_silent - before,
+        )
+    _without_documents(core)
+
+
+def document_segment(
+    core: Core,
+    names: Sequence[str],
+    texts: Sequence[str],
+    targets: sp.csr_array,
+    precision: Precision,
+    batch_size: int,
+    vectors: npt.NDArray[np.float32] | None = None,
+) -> Segment:
+    """New document keys, not yet in the memory, by given vectors or by encoding the texts."""
+    there = core.memory.document_keys.segments
+    if there:  # keys of a kind are all alike
+        precision = "bf16" if there[0].keys.dtype == torch.bfloat16 else "float32"
+    if vectors is None:
+        before = core.encoder.precision  # of the one tower that documents pass
+        if precision == "bf16" and bf16_pays(core.encoder.device):
+            core.encoder.precision = "bf16"
+        try:
+            vectors = core.encode_many(core.encode_documents, texts, batch_size)
+        finally:
+            core.encoder.precision = before
+    keys = core.on_device(vectors)
+    return Segment(
+        keys.bfloat16() if precision == "bf16" else keys,
+        targets.indptr.astype(np.int64),
+        core.memory.slot_of[targets.indices].astype(np.int32),
+        None if (targets.data == 1).all() else targets.data.astype(np.float32),
+        Strings.of(names),
+        Strings.of(texts),
+    )
+
+
+def _renamed_keys(core: Core, old: torch.Tensor, before: list[str], texts: list[str], batch_size: int) -> torch.Tensor:
+    """Keys (n, D) of labels, given those under the texts before; what a classifier learned of a label stays."""
+    ends = np.cumsum([0, *(tower.dim for tower in core.towers)]).tolist()
+    parts = [old[:, a:b] for a, b in itertools.pairwise(ends)]
+    pairs = zip(core.towers, parts, strict=True)
+    return torch.cat([tower.renamed(part, before, texts, batch_size) for tower, part in pairs], dim=1)
+
+
+def _add_label_keys(
+    core: Core, names: Sequence[str], texts: Sequence[str], keys: torch.Tensor, slots: npt.NDArray[np.int32]
+) -> None:
+    segment = Segment(keys, np.arange(len(names) + 1), slots, None, Strings.of(names), Strings.of(texts))
+    core.memory.label_keys.append(segment)
+
+
+def _new_ids(core: Core, kind: str, texts: Sequence[str], ids: Sequence[str] | None) -> list[str]:
+    """Checked ids of checked texts, or new ones that no document ever had."""
+    if ids is not None:
+        names = [ids] if isinstance(ids, str) else checked_texts(ids, "id")
+        if len(names) != len(texts):
+            raise DataError(f"there are {len(names)} ids for {len(texts)} {kind}")
+        _require_spoken(kind, range(len(texts)) if ids is texts else names, texts)
+        held, gone = core.keys_of(kind), core.memory.removed[kind]
+        for name in names:  # those of training may be of any kind, and so may come back
+            wrong = _cannot_be_named(name)
+            if wrong and held.find(name) is None and name not in gone:
+                raise DataError(f"the {kind[:-1]} id {name!r} {wrong}, so that no line could name it; take another")
+        return names
+    _require_spoken(kind, range(len(texts)), texts)
+    keys, gone = core.memory.document_keys, core.memory.removed["documents"]
+    names, number = [], len(keys) + len(gone)
+    while len(names) < len(texts):
+        number += 1
+        name = f"added-{number}"
+        if name not in gone and keys.find(name) is None:
+            names.append(name)
+    return names
+
+
+def check_new(
+    core: Core, kind: str, names: Sequence[str], texts: Sequence[str], replace: bool
+) -> list[tuple[Segment, int]]:
+    """Refuse ids that cannot be added; those to be replaced are returned."""
+    keys, gone = core.keys_of(kind), core.memory.removed[kind]
+    there, seen = [], set()
+    for name, text in zip(names, texts, strict=True):
+        if name in seen:
+            raise DataError(f"the {kind[:-1]} {name!r} is given twice")
+        seen.add(name)
+        found = keys.find(name)
+        if found is not None:
+            if not replace:
+                hint = "; remove it, or ask to replace it" if kind == "documents" else "; rename it instead"
+                raise DataError(f"the model has a {kind[:-1]} {name!r} already{hint}")
+            there.append(found)
+        elif name in gone and gone[name] != digest(text):
+            raise DataError(
+                f"{name!r} was the id of a {kind[:-1]} with another text, which was removed; take another id"
+            )
+    return there
+
+
+def _find(core: Core, kind: str, ids: Iterable[str]) -> list[tuple[Segment, int]]:
+    """Keys by id, refusing what is not there."""
+    names = [ids] if isinstance(ids, str) else list(ids)
+    keys, found, seen = core.keys_of(kind), [], set()
+    for name in names:
+        at = keys.find(name)
+        if at is None or name in seen:
+            there = (key for s in keys.segments for key in s.ids if keys.find(key) is not None)
+            known = itertools.islice(there, 50_000)
+            near = difflib.get_close_matches(str(name), known, n=3) if at is None else []
+            hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+            what = "is given twice" if name in seen else f"is not in the model{hint}"
+            raise DataError(f"the {kind[:-1]} {name!r} {what}")
+        seen.add(name)
+        found.append(at)
+    return found
+
+
+def _forget(core: Core, kind: str, found: list[tuple[Segment, int]]) -> None:
+    """Strike keys out and keep their ids from coming back as others."""
+    names = [segment.ids[row] for segment, row in found]
+    for name, (segment, row) in zip(names, found, strict=True):
+        core.memory.removed[kind][name] = digest(segment.texts[row])
+    core.keys_of(kind).remove(found)
+    core.note(f"remove {kind}", names)
+
+
+def compact(core: Core) -> None:
+    """`Model.compact`."""
+    core.memory = core.memory.compacted()
+    core.note("compact", [])
+
+
+def build_index(
+    core: Core, kind: str, texts: Sequence[str] | None, batch_size: int, graph: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """`Model.build_index`; ``graph`` holds its other arguments by name."""
+    if kind not in ("hnsw", "exact"):
+        raise SettingsError(f"unknown kind {kind!r} of index; choose one of hnsw, exact")
+    require_graph(graph["links"], graph["ef_construction"], graph["recall"], graph["depth"])
+    if kind == "exact":
+        core.memory.drop_graphs()
+    else:
+        segments = (*core.memory.label_keys.segments, *core.memory.document_keys.segments)
+        large = [segment for segment in segments if len(segment) >= graph["smallest"]]
+        needed = sum(len(segment) * (2 * segment.keys.shape[1] + 10 * graph["links"]) for segment in large)
+        require_memory(needed, "the graphs", "lower links, or take an encoder of a smaller width")
+        queries = None
+        if texts is not None:
+            queries = core.on_device(core.encode(checked_texts(texts, "text"), batch_size))
+        core.memory.build_graphs(queries=queries, **graph)
+    core.note(f"index {kind}", [])
+    return core.memory.indexes()
+
+
+def _require_spoken(kind: str, names: Iterable[str | int], texts: Sequence[str]) -> None:
+    """Refuse empty texts."""
+    for name, text in zip(names, texts, strict=True):
+        if not text.strip():
+            which = f"number {name} (from 0)" if isinstance(name, int) else repr(name)
+            raise DataError(f"the {kind[:-1]} {which} has an empty text; give it one, or leave it out")
+
+
+def _cannot_be_named(name: str) -> str | None:
+    """What keeps an id from standing on a line of its own."""
+    if not name.strip():
+        return "is empty"
+    if name != name.strip():
+        return "has blanks around it"
+    if any(unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") for mark in name):
+        return "holds a line end, a tab or another control character"
+    return None
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise DataError(f"a list of {what} was expected for each document, got {type(values).__name__}") from error

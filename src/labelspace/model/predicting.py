@@ -1,0 +1,226 @@
+"""Texts -> predictions: encoded and answered a block at a time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from ..data.split import first_words, plain_words
+from ..errors import DataError, ModelError
+from ..evaluation import metrics
+from ..evaluation.calibration import DEPTH, Calibration
+from ..memory.memory import Memory
+from ..training.label_heads import RANKINGS
+from ..types import Dataset, Predictions, Reason
+from .core import Core, Vectors, require_room
+
+QUERY_BLOCK = 4096
+"""Texts encoded and answered at a time."""
+DEFAULT_K = 5
+"""Labels a text where neither k nor a threshold is given."""
+
+Encode = Callable[[slice], Vectors]
+"""Queries of a slice of the texts; each slice is asked for once."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of every text, as `Model.predict` takes it."""
+
+    k: int | None = None
+    labels: Iterable[str | int] | None = None
+    threshold: float | None = None
+    probabilities: bool = False
+    why: bool = False
+    left_out: npt.NDArray[np.bool_] | None = None
+
+
+def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> Predictions:
+    """`Model.predict` for checked texts."""
+    left_out, k = _checked_mask(core, wanted.left_out), wanted.k
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
+        raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
+    wanted = dataclasses.replace(wanted, left_out=left_out)
+    if wanted.threshold is not None or wanted.probabilities:
+        return _predict_probable(core, texts, encode, wanted)
+    k, count = DEFAULT_K if k is None else int(k), len(texts)
+    require_room(count, k)
+    chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
+    indices = np.full((count, k), -1, dtype=np.int64)
+    scores = np.full((count, k), -np.inf, dtype=np.float32)
+    depth = min(k, len(core.labels))
+    reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
+    for start in range(0, count, QUERY_BLOCK):
+        part = slice(start, min(start + QUERY_BLOCK, count))
+        queries = torch.from_numpy(encode(part)).to(core.memory.device)
+        words = core.memory.features(texts[part])
+        indices[part, :depth], scores[part, :depth] = core.memory.predict(queries, depth, chosen, left_out, words)
+        if reasons is not None:
+            reasons += core.memory.explain(queries, indices[part, :depth], chosen, left_out, words)
+    return Predictions(indices, scores, core.labels.ids, core.labels.texts, reasons=reasons)
+
+
+def rankings(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> dict[str, Predictions]:
+    """`Model.rankings` for checked texts; what is wanted beside k holds for the first of them."""
+    heads, k = core.heads, wanted.k or DEFAULT_K
+    if heads is None or len(core.towers) > 1:
+        return {"combined": predict(core, texts, encode, wanted)}
+    keys = core.memory.keys
+    parts = {name: Memory.of_labels(keys[:, heads.columns(name)]) for name in RANKINGS[1:]}
+    others: dict[str, list[tuple[npt.NDArray[Any], ...]]] = {name: [] for name in parts}
+
+    def encode_and_rank(part: slice) -> Vectors:
+        vectors = encode(part)
+        queries = torch.from_numpy(vectors).to(keys.device)
+        for name, memory in parts.items():
+            indices, scores = memory.predict(queries[:, heads.columns(name)], min(k, len(core.labels)))
+            others[name].append((indices, scores / np.float32(heads.weight(name))))
+        return vectors
+
+    found = {"combined": predict(core, texts, encode_and_rank, wanted)}
+    none = np.zeros((0, min(k, len(core.labels))))
+    for name, blocks in others.items():
+        blocks = blocks or [(none.astype(np.int64), none.astype(np.float32))]
+        indices, scores = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+        wide = ((0, 0), (0, k - indices.shape[1]))
+        indices, scores = np.pad(indices, wide, constant_values=-1), np.pad(scores, wide, constant_values=-np.inf)
+        found[name] = Predictions(indices, scores, core.labels.ids, core.labels.texts)
+    return found
+
+
+def with_weight(core: Core, weight: float) -> Core:
+    """`Model.with_weight`."""
+    if core.memory.voting.scoring == "similarity":
+        raise DataError("this model has no documents that vote, so their votes can have no weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not 0 <= weight <= 1:
+        raise DataError(f"weight, of the documents' votes, must be from 0 to 1, got {weight!r}")
+    other = copy.copy(core)
+    other.memory = copy.copy(core.memory)
+    other.memory.voting = dataclasses.replace(core.memory.voting, weight=float(weight))
+    other.calibration = None
+    return other
+
+
+def _checked_mask(core: Core, left_out: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+    """A mask of document keys, refused where it is of other keys."""
+    if left_out is None:
+        return None
+    mask, places = np.asarray(left_out), int(core.memory.document_keys.starts[-1])
+    if mask.dtype != bool or mask.shape != (places,):
+        raise DataError(
+            f"left_out must be a mask of {places} True or False, one for each document key, got "
+            f"{mask.dtype} of shape {mask.shape}; take that of held_out, anew after every change of the documents"
+        )
+    return mask
+
+
+def _predict_probable(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> Predictions:
+    """`predict` with probabilities, and those below a threshold left out."""
+    calibration, k, threshold, left_out = core.current_calibration(), wanted.k, wanted.threshold, wanted.left_out
+    if calibration is None:
+        raise ModelError(
+            "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
+            "calibrate it on held-out documents: labelspace calibrate MODEL DATA, or Model.calibrate"
+        )
+    if threshold is not None and not (isinstance(threshold, int | float | np.number) and 0 <= threshold <= 1):
+        raise DataError(f"threshold must be a probability from 0 to 1, got {threshold!r}")
+    if k is None and threshold is None:
+        k = DEFAULT_K
+    chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
+    parts, asked, count = [], [], len(texts)
+    for start in range(0, count, QUERY_BLOCK):
+        part = slice(start, min(start + QUERY_BLOCK, count))
+        queries = torch.from_numpy(encode(part)).to(core.memory.device)
+        words = core.memory.features(texts[part])
+        asked.append((queries, words))
+        depth = DEPTH if k is None else int(k)
+        while True:
+            require_room(count, depth)
+            label_ids, scores, probable = _probable(
+                core, queries, min(depth, len(core.labels)), chosen, calibration, left_out, words
+            )
+            passed = (label_ids >= 0) & (probable >= (threshold or 0))
+            if k is not None or depth >= len(core.labels) or not passed[:, -1].any():
+                break
+            depth *= 4  # more labels pass than were looked at
+        parts.append(
+            (np.where(passed, label_ids, -1), np.where(passed, scores, -np.inf), np.where(passed, probable, 0))
+        )
+    widest = max((int((label_ids >= 0).sum(axis=1).max()) for label_ids, _, _ in parts), default=0)
+    shape = (count, max(1, widest) if k is None else int(k))
+    indices = np.full(shape, -1, dtype=np.int64)
+    whole: list[npt.NDArray[Any]] = [indices, np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)]
+    for number, arrays in enumerate(parts):
+        rows = slice(QUERY_BLOCK * number, QUERY_BLOCK * number + len(arrays[0]))
+        for array, into in zip(arrays, whole, strict=True):
+            into[rows, : array.shape[1]] = array[:, : shape[1]]
+    reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
+    if reasons is not None:
+        for number, (queries, words) in enumerate(asked):
+            numbers = indices[QUERY_BLOCK * number : QUERY_BLOCK * number + len(queries)]
+            reasons += core.memory.explain(queries, numbers, None, left_out, words)  # all labels took part
+    ids, names = core.labels.ids, core.labels.texts
+    return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
+
+
+def _probable(
+    core: Core,
+    queries: torch.Tensor,
+    depth: int,
+    chosen: npt.NDArray[np.int64] | None,
+    calibration: Calibration,
+    left_out: npt.NDArray[np.bool_] | None,
+    words: sp.csr_array | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The best labels of queries, their scores and probabilities, (n, depth) each."""
+    around = min(DEPTH, len(core.labels))
+    if chosen is None:
+        label_ids, scores = core.memory.predict(queries, max(depth, around), None, left_out, words)
+        ranking = scores
+    else:  # what the document is like is judged by all labels, as when the calibration was fitted
+        label_ids, scores = core.memory.predict_among(queries, depth, chosen, left_out, words)
+        ranking = scores
+        if calibration.looks_around:
+            ranking = core.memory.predict(queries, around, None, left_out, words)[1]
+    label_ids, scores = label_ids[:, :depth], scores[:, :depth]
+    probable = np.zeros(scores.shape, dtype=np.float32)
+    for rows in metrics.row_blocks(*scores.shape):
+        probable[rows] = calibration(scores[rows], ranking[rows])
+    return label_ids, scores, probable
+
+
+def held_out(core: Core, data: Dataset) -> npt.NDArray[np.bool_]:
+    """`Model.held_out`."""
+    keys = core.memory.document_keys
+    names = distinct(data.train.ids)
+    own = {names[i] for i in data.valid_rows.tolist()}
+    starts = {first_words(text) for text in data.valid.texts}
+    texts = {plain_words(text) for text in data.valid.texts}
+    left_out = np.zeros(int(keys.starts[-1]), dtype=bool)
+    for segment, start in zip(keys.segments, keys.starts, strict=False):
+        for row, (name, text) in enumerate(zip(segment.ids, segment.texts, strict=True)):
+            if name in own or (first_words(text) in starts and plain_words(text) in texts):
+                left_out[start + row] = True
+    return left_out
+
+
+def distinct(ids: Sequence[str]) -> list[str]:
+    """Ids, those met before with a number behind them."""
+    counts: Counter[str] = Counter()
+    names = []
+    taken = set(ids)
+    for name in ids:
+        counts[name] += 1
+        while counts[name] > 1 and f"{name}#{counts[name]}" in taken:
+            counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return names
