@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -208,7 +210,7 @@ def test_other_folders_are_not_overwritten(toy_folder: Path, capsys: pytest.Capt
 def test_data_of_other_labels_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.csv").write_text("text,labels\na red oak,apples\nwild rose,pears\n")
     code, _, err = run(capsys, "evaluate", trained, tmp_path)
-    assert code == 2 and "no label id in common" in err
+    assert code == 1 and "no label id in common" in err
 
 
 def test_labels_are_matched_by_id_when_the_data_orders_them_otherwise(
@@ -255,6 +257,28 @@ def test_ctrl_c_leaves_a_usable_model(toy_folder: Path, tiny_transformer: Path, 
     model = ls.Model.load(tmp_path / "m")
     assert model.info["fit"]["stopped"] == "interrupted" and model.info["fit"]["best_step"] > 0
     assert model.predict("a red oak").indices.shape == (1, 5)
+
+
+def test_sigterm_leaves_nothing_half_written(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    command = [sys.executable, "-m", "labelspace", "predict", str(trained), "-", "--out", str(tmp_path / "out.jsonl")]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
+    )  # fmt: skip
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write("a red oak\n" * 10_000)
+    process.stdin.flush()
+    latest = time.monotonic() + 120
+    while not list((tmp_path / "scratch").iterdir()) and process.poll() is None and time.monotonic() < latest:
+        time.sleep(0.1)
+    assert list((tmp_path / "scratch").iterdir()), "it waits for the rest of the texts"
+    process.terminate()
+    assert process.wait(60) == 143
+    assert "Traceback" not in process.stderr.read()
+    process.stdin.close()
+    process.stderr.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["scratch"] and not list((tmp_path / "scratch").iterdir())
 
 
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:

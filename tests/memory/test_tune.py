@@ -425,6 +425,23 @@ def test_a_last_training_on_all_documents_votes_like_one_that_held_some_out(
     silent = ls.Model.from_encoder(str(tiny_transformer), data.labels, device="cpu")
     with pytest.raises(ls.ModelError, match="do not vote; tune it first"):
         last.vote_like(silent, data)
+    foreign = ls.Labels([f"other {name}" for name in data.labels.ids], data.labels.texts)
+    with pytest.raises(ls.ModelError, match="no label id in common"):
+        ls.Model.from_encoder(str(tiny_transformer), foreign, device="cpu").vote_like(first, data)
+
+
+def test_nothing_is_chosen_where_filter_pairs_leave_no_label_right(
+    toy_folder: Path, tiny_transformer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = ls.load(toy_folder)
+    pairs = np.argwhere(data.valid.targets.toarray() > 0)
+    barred = dataclasses.replace(data, valid=dataclasses.replace(data.valid, filter_pairs=pairs))
+    with caplog.at_level("WARNING"):
+        model = ls.Model.from_encoder(str(tiny_transformer), barred, device="cpu")
+    assert model.memory.voting == Voting() and model.memory.n_documents == 300
+    assert "only 0 validation documents with labels that count" in caplog.text
+    one_less = dataclasses.replace(data.valid, filter_pairs=pairs[1:])
+    assert model.tune(dataclasses.replace(data, valid=one_less)) is not None
 
 
 def test_without_a_recipe_nothing_need_be_held_out(toy_folder: Path, tiny_transformer: Path, tmp_path: Path) -> None:

@@ -228,3 +228,14 @@ def test_a_model_without_training_is_the_same_by_every_way(
         strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(mine.segments[0].keys.numpy(), theirs.segments[0].keys.numpy(), atol=TINY)
+
+
+def test_what_a_run_ends_with_is_measured_on_the_model_that_it_saves(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    data = ls.load(toy_folder, valid_max=10)  # too few to tune by
+    options = {"encoder": "static", "base": str(tiny_transformer), "epochs": 1, "device": "cpu"}
+    model = ls.train(data, recipe="raexmc", out=tmp_path / "model", **options)
+    predictions = model.predict(data.valid.texts, 25, left_out=model.held_out(data))
+    expected = ls.evaluate(predictions, data.valid.targets, data.train.targets, name=data.name)
+    assert model.memory.n_documents == 300 and model.info["metrics"]["validation"] == expected

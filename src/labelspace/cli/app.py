@@ -2,8 +2,8 @@
 ``report | export | bench``, and what makes a model another: ``tune | join | documents | labels | index | compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
-plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe. What the commands do is in `training`,
-`data`, `models`, `memory` and `serve`, which are loaded when one of them runs.
+plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe, 143 terminated. What the commands do is in
+`training`, `data`, `models`, `memory` and `serve`, which are loaded when one of them runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -275,4 +276,5 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
 
 def run() -> None:
     """Entry point of the ``labelspace`` command."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half-written is removed
     sys.exit(main(began=PROCESS_BEGAN))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -153,9 +153,7 @@ def align(
     unknown = len(theirs) - (len(mine) - extra)
     logger.warning("the model and the data differ in labels: %d only in the model, %d only in the data", extra, unknown)
     if unknown == len(theirs):
-        raise SettingsError(
-            "the model and the data have no label id in common; is this the data that the model is for?"
-        )
+        raise DataError("the model and the data have no label id in common; is this the data that the model is for?")
     wide = [widened(truth, len(number)) for truth in truths]
     there = {
         name: Predictions(place[found.indices], found.scores, probabilities=found.probabilities)

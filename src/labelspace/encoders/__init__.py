@@ -175,7 +175,7 @@ def open_encoder(
 
 def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceTransformer:
     """A model opened by sentence-transformers, without its messages."""
-    quiet = logging.getLogger("transformers"), logging.getLogger("sentence_transformers")
+    quiet = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "huggingface_hub")]
     levels = [q.level for q in quiet]
     try:
         with warnings.catch_warnings():
@@ -190,7 +190,8 @@ def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceT
             return SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
     except Exception as error:  # the libraries raise a dozen kinds for one cause: nothing usable of that name
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot open the encoder {name!r}: {reason}") from error
+        known = "" if isinstance(path, Path) else "; static and minilm need no download"
+        raise ModelError(f"cannot open the encoder {name!r}: {reason}{known}") from error
     finally:
         for q, level in zip(quiet, levels, strict=True):
             q.setLevel(level)

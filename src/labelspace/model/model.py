@@ -322,7 +322,7 @@ class Model:
 
         Raises:
             DataError: no texts, or no label in common.
-            ModelError: keys of the other model do not vote, or it is joined of other encoders.
+            ModelError: keys of the other model do not vote, or it has other labels or encoders.
             ResourceError: the document keys would not fit into memory.
         """
         tuning.vote_like(self.core, other.core, data, precision, batch_size)

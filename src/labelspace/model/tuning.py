@@ -87,8 +87,10 @@ def tune(core: Core, data: Dataset, how: TuneOptions) -> Tuned | None:
     if len(rows) > how.documents:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), how.documents, replace=False))
     valid = data.valid.rows(rows)
-    if len(rows) < MIN_TUNING or not valid.targets.nnz:
-        _settle(core, how, len(rows) if valid.targets.nnz else 0)
+    barred = metrics.barred_labels(valid.filter_pairs, *valid.targets.shape)
+    right = metrics.binary_truth(valid.targets)
+    if len(rows) < MIN_TUNING or right.multiply(barred).nnz == right.nnz:  # where no label is right, none is better
+        _settle(core, how, len(rows) if right.multiply(barred).nnz < right.nnz else 0)
         return None
     texts = list(valid.texts)
     queries = core.on_device(core.encode_many(core.encode, texts, how.batch_size))
@@ -98,7 +100,6 @@ def tune(core: Core, data: Dataset, how: TuneOptions) -> Tuned | None:
     weights = weights_of_counts(own, len(data.train), *propensity_constants(data.name))
     left_out = held_out(core, data)
     truth = renumbered_targets(valid.targets, number, len(core.labels))
-    barred = metrics.barred_labels(valid.filter_pairs, *valid.targets.shape)
     barred = renumbered_pairs(barred, number, len(core.labels))
     options: dict[str, Any] = {"left_out": left_out, "barred": barred, "objective": how.objective}
     if len(core.towers) > 1:
@@ -140,7 +141,7 @@ def _settle(core: Core, how: TuneOptions, documents: int) -> None:
         core.info.pop("tuning", None)
         core.note("tune")
     logger.warning(
-        "only %d validation documents with labels, and tuning needs %d: keys vote by %s; "
+        "only %d validation documents with labels that count, and tuning needs %d: keys vote by %s; "
         "tune --like MODEL takes over what was chosen for another model",
         *(documents, MIN_TUNING, described(core.memory.voting)),
     )
@@ -157,6 +158,8 @@ def vote_like(core: Core, other: Core, data: Dataset, precision: Precision, batc
             f"{other.folder or 'the other model'} has {len(other.towers)} encoders and this model "
             f"{len(core.towers)}, so it cannot vote like that one"
         )
+    if (numbers_in(other.labels.ids, core.labels.ids) < 0).all():
+        raise ModelError(f"{other.folder or 'the other model'} has no label id in common with this model")
     require_texts(data)
     number = _numbers_of(core, data.labels)
     _remember(core, data, number, precision, batch_size, None)
@@ -168,6 +171,8 @@ def vote_like(core: Core, other: Core, data: Dataset, precision: Precision, batc
     core.memory.set_linear(made)
     core.memory.voting = other.memory.voting
     core.calibration = other.calibration
+    if core.calibration is not None:
+        logger.info("probabilities are those of %s too", other.folder or "the other model")
     core.info.pop("tuning", None)
     core.note("tune")
 

@@ -461,9 +461,27 @@ def give_memory(
         linear=settings.linear,
         first=asked,
     )
-    if tuned is not None:
-        model.info["metrics"]["validation"] = tuned.metrics
-        log.write(event="tuned", took=time.monotonic() - tuning_from, **tuned.metrics)
+    # what was measured while training was the labels alone, which is not the model that is saved
+    metrics = measured_with_memory(model, data, settings) if tuned is None else tuned.metrics
+    if metrics:
+        model.info["metrics"]["validation"] = metrics
+        log.write(event="tuned", took=time.monotonic() - tuning_from, **metrics)
+
+
+def measured_with_memory(model: Model, data: Dataset, settings: RunSettings) -> dict[str, float]:
+    """Metrics of a model on the validation documents that its run looks at, which do not vote; {} without such.
+
+    Args:
+        model: with document keys.
+        data: as it was given.
+        settings: of the run.
+    """
+    corpus = looked_at(data.valid, settings)
+    if not len(corpus) or not corpus.targets.nnz:
+        return {}
+    depth = min(100 + longest_filter_row(corpus.filter_pairs), len(data.labels))
+    predictions = model.predict(corpus.texts, depth, left_out=model.held_out(data))
+    return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
 
 
 def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:

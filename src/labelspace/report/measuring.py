@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from .. import __version__
 from ..data.describe import describe
 from ..data.loading import require_texts
-from ..errors import ModelError, SettingsError
+from ..errors import DataError, ModelError, SettingsError
 from ..evaluation import evaluating as evaluation
 from ..evaluation import metrics
 from ..labels import numbers_among, widened
@@ -322,7 +322,7 @@ class _Meeting:
             self.number = {name: i for i, name in enumerate(theirs)}
         place = numbers_among(labels.ids, self.number)
         if (place[:-1] >= len(theirs)).all():
-            raise SettingsError(
+            raise DataError(
                 f"the model and {self.data.name} have no label id in common; is this the data that the model is for?"
             )
         new = np.flatnonzero(place[:-1] >= self.n_labels).tolist()
