@@ -34,7 +34,7 @@ import torch
 
 import labelspace as ls
 from labelspace.base.strings import Strings
-from labelspace.evaluation.evaluating import compare
+from labelspace.evaluation.comparing import compare
 from labelspace.memory.keys import Keys, Segment
 from labelspace.memory.memory import Memory, Voting
 

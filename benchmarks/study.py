@@ -479,7 +479,7 @@ def measure(given: argparse.Namespace) -> None:
     import labelspace as ls
     from labelspace import data as reading
     from labelspace.data.scores import load_scores
-    from labelspace.evaluation.evaluating import compare
+    from labelspace.evaluation.comparing import compare
 
     data = ls.load(given.data, seed=given.seed)
     corpus = _corpus(data, given.split)
@@ -519,14 +519,14 @@ def measured(pred: Any, data: Any, corpus: Any, whole: bool = True) -> dict[str,
     """
     import numpy as np
 
+    from labelspace.evaluation import comparing, metrics
     from labelspace.evaluation import evaluating as evaluation
-    from labelspace.evaluation import metrics
     from labelspace.types import Predictions
 
     truth = data.train.targets
     arguments = {"train_targets": truth, "filter_pairs": corpus.filter_pairs, "name": data.name}
     report = evaluation.report(pred, corpus.targets, **arguments)
-    limits = evaluation.intervals(pred, corpus.targets, **arguments)
+    limits = comparing.intervals(pred, corpus.targets, **arguments)
     told: dict[str, Any] = {
         "metrics": {
             metric: limits.get(metric, {"value": value, "low": None, "high": None})

@@ -9,8 +9,10 @@ import pytest
 import scipy.sparse as sp
 
 from labelspace.errors import DataError, SettingsError
-from labelspace.evaluation.evaluating import by_frequency, compare, evaluate, longest_filter_row, render, report
+from labelspace.evaluation.comparing import compare
+from labelspace.evaluation.evaluating import by_frequency, evaluate, longest_filter_row, report
 from labelspace.evaluation.metrics import frequency_groups
+from labelspace.evaluation.render import render
 from labelspace.types import Predictions
 
 

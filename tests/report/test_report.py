@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 import labelspace as ls
 from labelspace.cli.app import main
-from labelspace.evaluation import evaluating as evaluation
+from labelspace.evaluation import comparing
 from labelspace.report import charts
 from labelspace.report.measuring import measure
 from labelspace.report.page import render
@@ -79,7 +79,7 @@ def test_figures_are_those_of_evaluate_and_compare(told: dict[str, Any], runs: P
         expected = ls.evaluate(preds[run["name"]], data.test.targets, data.train.targets, name=data.name)
         assert {m: one["value"] for m, one in run["measured"]["metrics"].items()} == pytest.approx(expected)
         assert run["measured"]["counts"]["documents"] == 80
-    both = evaluation.compare(
+    both = comparing.compare(
         preds["trained"], preds["memory"], data.test.targets, data.train.targets, name=data.name, draws=200
     )
     assert [(pair["a"], pair["b"]) for pair in told["comparisons"]] == [("trained", "memory")]
@@ -92,14 +92,14 @@ def test_intervals_are_percentiles_of_redrawn_documents() -> None:
     truth = (rng.random((30, 6)) < 0.4).astype(float)
     indices = np.argsort(rng.random((30, 6)))[:, :2]
     pred = ls.Predictions(indices, np.tile([2.0, 1.0], (30, 1)))
-    found = evaluation.intervals(pred, sp.csr_array(truth), ks=(2,), draws=50, seed=7)["P@2"]
+    found = comparing.intervals(pred, sp.csr_array(truth), ks=(2,), draws=50, seed=7)["P@2"]
     hits = [sum(truth[i, j] for j in indices[i]) / 2 for i in range(30)]
     generator = np.random.default_rng(7)
     means = [100 * np.mean([hits[i] for i in generator.integers(30, size=30)]) for _ in range(50)]
     assert found["value"] == pytest.approx(100 * np.mean(hits))
     assert [found["low"], found["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]))
     with pytest.raises(ls.SettingsError, match="draws"):
-        evaluation.intervals(pred, truth, draws=0)
+        comparing.intervals(pred, truth, draws=0)
 
 
 def test_mistaken_pairs_are_counted(told: dict[str, Any], runs: Path, data: ls.Dataset) -> None:

@@ -72,7 +72,8 @@ def evaluate(
     from ..data.formats.table import suffix
     from ..data.loading import require_texts
     from ..data.scores import SUFFIXES, load_scores
-    from ..evaluation.evaluating import longest_filter_row, render, render_rankings, report
+    from ..evaluation.evaluating import longest_filter_row, report
+    from ..evaluation.render import render, render_rankings
 
     if k < 1:
         raise SettingsError(f"--k must be at least 1, got {k}")
@@ -156,7 +157,7 @@ def calibrate(
     device
         auto, cpu, cuda or mps.
     """
-    from ..evaluation.evaluating import threshold_lines
+    from ..evaluation.render import threshold_lines
     from ..model.manifest import require_changeable
     from ..model.model import Model
 

@@ -22,8 +22,8 @@ from .. import __version__
 from ..data.describe import describe
 from ..data.loading import require_texts
 from ..errors import DataError, ModelError, SettingsError
+from ..evaluation import comparing, metrics
 from ..evaluation import evaluating as evaluation
-from ..evaluation import metrics
 from ..labels import numbers_among, widened
 from ..model.manifest import read_manifest
 from ..model.model import Model
@@ -341,7 +341,7 @@ class _Meeting:
         found = model.predict(corpus.texts, k=depth, probabilities=probable, left_out=left_out)
         pred = self.here(found, place)
         told = evaluation.report(pred, **self.arguments())
-        limits = evaluation.intervals(pred, **self.arguments(), draws=self.draws)
+        limits = comparing.intervals(pred, **self.arguments(), draws=self.draws)
         indices, hits = evaluation.ranked(pred, self.truth(corpus.targets), corpus.filter_pairs)
         known = len(self.data.labels) if place is None else int((place[:-1] < len(self.data.labels)).sum())
         best, worst = self.chosen(indices, hits, pred)
@@ -369,7 +369,7 @@ class _Meeting:
         return Predictions(labels, found.scores, probabilities=found.probabilities)
 
     def compared(self, first: Predictions, pred: Predictions) -> dict[str, dict[str, float]]:
-        return evaluation.compare(first, pred, **self.arguments(), draws=self.draws)
+        return comparing.compare(first, pred, **self.arguments(), draws=self.draws)
 
     def mistaken(self, indices: IntArray, hits: BoolArray) -> list[dict[str, Any]]:
         """Labels that came first and are wrong, beside the true labels that the first five places miss."""
