@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,9 @@ class Model:
         model = cls.__new__(cls)
         model.core = core
         return model
+
+    def __copy__(self) -> Model:
+        return self._of(copy.copy(self.core))  # with a folder and labels of its own
 
     @property
     def towers(self) -> tuple[Tower, ...]:
