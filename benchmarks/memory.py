@@ -36,7 +36,8 @@ import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.evaluation.comparing import compare
 from labelspace.memory.keys import Keys, Segment
-from labelspace.memory.memory import Memory, Voting
+from labelspace.memory.memory import Memory
+from labelspace.memory.voting import Voting
 
 CLUSTER = 100
 """Generated keys around one centre."""

@@ -20,7 +20,8 @@ from labelspace.encoders import open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
 from labelspace.memory.indexes import ExactIndex, HnswIndex
 from labelspace.memory.keys import REMOVED, Keys, Segment
-from labelspace.memory.memory import Memory, Voting
+from labelspace.memory.memory import Memory
+from labelspace.memory.voting import Voting
 
 
 def vectors(count: int, d: int, seed: int) -> torch.Tensor:

@@ -15,7 +15,8 @@ from labelspace.base.strings import Strings
 from labelspace.errors import ModelError
 from labelspace.memory.indexes import ExactIndex, exact
 from labelspace.memory.keys import REMOVED, Keys, Segment
-from labelspace.memory.memory import Memory, Voting
+from labelspace.memory.memory import Memory
+from labelspace.memory.voting import Voting
 from labelspace.types import Labels
 
 RNG = np.random.default_rng(0)

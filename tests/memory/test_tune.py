@@ -17,9 +17,12 @@ import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.cli.app import main
 from labelspace.evaluation.metrics import barred_labels, propensity_weights
+from labelspace.memory.candidates import METRICS, Goal, beaten
+from labelspace.memory.grid import Grid
 from labelspace.memory.keys import Keys, Segment
-from labelspace.memory.memory import Memory, Voting
-from labelspace.memory.tune import METRICS, Grid, _beaten, _Goal, _near, _values, render, tune
+from labelspace.memory.memory import Memory
+from labelspace.memory.tune import _near, _values, render, tune
+from labelspace.memory.voting import Voting
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -98,7 +101,7 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
     memory, queries, truth, weights = made()
     ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
     found = memory.search(queries, 15, 60)
-    given = memory, found, ways, np.array(GRID.weights, dtype=float), _Goal(truth, weights, None), columns
+    given = memory, found, ways, np.array(GRID.weights, dtype=float), Goal(truth, weights, None), columns
     every, seen = _values(*given)
     assert (every >= 0).all() and seen == len(queries)
     for margin in (0.5, 3.0, 10.0):
@@ -389,7 +392,7 @@ def test_votes_that_nearly_tie_are_ranked_where_they_count_alone() -> None:
     wanted = [
         [int((w * row_a + (1 - w) * row_q > 0).sum()) for w in weights] for row_a, row_q in zip(a, q, strict=True)
     ]
-    assert _beaten(a, q, weights).tolist() == wanted == [[1, 2, 2]]
+    assert beaten(a, q, weights).tolist() == wanted == [[1, 2, 2]]
 
 
 def test_a_last_training_on_all_documents_votes_like_one_that_held_some_out(

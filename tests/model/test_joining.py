@@ -11,7 +11,7 @@ from conftest import TINY, VOTES, rounding
 
 import labelspace as ls
 from labelspace.cli.app import main
-from labelspace.memory.memory import Voting
+from labelspace.memory.voting import Voting
 from labelspace.model.joining import join
 from labelspace.model.tuning import set_shares
 

@@ -20,7 +20,8 @@ from snippets import Runner
 import labelspace as ls
 from labelspace.cli.app import main
 from labelspace.memory.keys import Keys
-from labelspace.memory.memory import Memory, Voting
+from labelspace.memory.memory import Memory
+from labelspace.memory.voting import Voting
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
 IDS = ["L0", "L1", "L2", "L3"]

@@ -94,7 +94,8 @@ def tune(
     device
         auto, cpu, cuda or mps.
     """
-    from ..memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, Grid, described, parse_objective, render
+    from ..memory.grid import Grid, described
+    from ..memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, parse_objective, render
     from ..model.manifest import require_changeable, require_free
     from ..model.model import Model
 
@@ -168,7 +169,8 @@ def join(
     device
         auto, cpu, cuda or mps.
     """
-    from ..memory.tune import described, parse_objective, render
+    from ..memory.grid import described
+    from ..memory.tune import parse_objective, render
     from ..model.joining import join as joined
     from ..model.manifest import require_free
     from ..model.model import Model

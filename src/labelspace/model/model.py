@@ -17,8 +17,9 @@ import numpy.typing as npt
 from ..encoders import Encoder, Precision
 from ..encoders.tokens import LongDocuments
 from ..evaluation.calibration import Calibration
+from ..memory.grid import Grid
 from ..memory.memory import GRAPH_FROM, Memory
-from ..memory.tune import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Grid, Tuned
+from ..memory.tune import DEFAULT_OBJECTIVE, DOCUMENTS, TOLERANCE, Tuned
 from ..training.label_heads import TwoHeads
 from ..types import Dataset, Labels, Predictions
 from . import calibrating, editing, folder, predicting, tuning, zero_shot

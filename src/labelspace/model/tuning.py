@@ -24,21 +24,20 @@ from ..evaluation.metrics import label_counts, propensity_constants, weights_of_
 from ..labels import numbers_in, renumbered_pairs, renumbered_targets
 from ..memory import linear
 from ..memory import tune as grids
+from ..memory.grid import Grid, described
 from ..memory.keys import digest
 from ..memory.linear import LinearClassifier
-from ..memory.memory import LINEAR, Found, Voting
 from ..memory.tune import (
     DEFAULT_OBJECTIVE,
     DOCUMENTS,
     LEAST_GAIN,
     TOLERANCE,
-    Grid,
     Tuned,
     best_shares,
-    described,
     parse_objective,
     tune_linear,
 )
+from ..memory.voting import LINEAR, Found, Voting
 from ..types import Dataset, Labels, Predictions
 from .calibrating import calibrate_if_possible
 from .core import Core, Vectors
