@@ -35,6 +35,7 @@ import labelspace as ls
 from labelspace.base.files import atomic_file
 from labelspace.errors import LabelspaceError
 from labelspace.memory.memory import Memory
+from labelspace.memory.voting import Query
 
 SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
 EVERY = 8
@@ -176,7 +177,7 @@ def lessons(data: ls.Dataset, folder: Path) -> sp.csr_array:
     for first in range(0, len(data.train), 8192):
         rows = slice(first, min(len(data.train), first + 8192))
         queries = torch.from_numpy(model.encode(data.train.texts[rows])).to(memory.device)
-        labels, scores = memory.predict(queries, 5 * TAUGHT)
+        labels, scores = memory.predict(Query(queries), 5 * TAUGHT)
         sure = np.exp((scores - scores[:, :1]) / temperature)
         sure *= np.diff(truth.indptr)[rows, None] / sure.sum(axis=1, keepdims=True)
         sure = np.where(sure >= LEAST, np.minimum(sure, 1), 0)[:, :TAUGHT]

@@ -35,9 +35,11 @@ import torch
 import labelspace as ls
 from labelspace.base.strings import Strings
 from labelspace.evaluation.comparing import compare
+from labelspace.memory.graphs import build_graphs
 from labelspace.memory.keys import Keys, Segment
 from labelspace.memory.memory import Memory
-from labelspace.memory.voting import Voting
+from labelspace.memory.storage import open_memory
+from labelspace.memory.voting import Query, Voting
 
 CLUSTER = 100
 """Generated keys around one centre."""
@@ -153,7 +155,7 @@ def of_model(options: argparse.Namespace) -> tuple[Memory, torch.Tensor]:
     """The memory of a model with its keys in bf16, and some of its documents as queries, moved a little."""
     folder = options.model
     entry = json.loads((folder / "manifest.json").read_text())["memory"]
-    memory = Memory.open(folder / "memory", {**entry, "graphs": {}})
+    memory = open_memory(folder / "memory", {**entry, "graphs": {}})
     for keys in (memory.label_keys, memory.document_keys):
         for segment in keys.segments:
             segment.keys = segment.keys.bfloat16()
@@ -182,7 +184,7 @@ def study_latency(options: argparse.Namespace) -> dict[str, float]:
 
     def answer(i: int) -> object:
         row = i % len(queries)
-        return memory.predict(queries[row : row + 1], 5)
+        return memory.predict(Query(queries[row : row + 1]), 5)
 
     depths = (100, 0) if memory.voting.scoring == "similarity" else memory.voting.depths()
     best: dict[str, float] = {}
@@ -193,10 +195,10 @@ def study_latency(options: argparse.Namespace) -> dict[str, float]:
     for _ in range(options.tries):
         note("one read of the keys, ms", median_ms(lambda i: [part.amax() for part in raw], 15))
         note("flat, ms", median_ms(answer, 30))
-    flat_labels = memory.predict(queries, 5)[0]
-    flat = memory.search(queries, *depths)
+    flat_labels = memory.predict(Query(queries), 5)[0]
+    flat = memory.search(Query(queries), *depths)
     begun = time.perf_counter()
-    memory.build_graphs(recall=options.recall)
+    build_graphs(memory, recall=options.recall)
     built = time.perf_counter() - begun
     graphs = [segment for segment in segments if segment.graph is not None]
     arrays = queries.numpy()
@@ -209,10 +211,10 @@ def study_latency(options: argparse.Namespace) -> dict[str, float]:
             segment.index.graph.hnsw.efSearch = max(segment.index.ef_search, depth)
             alone += median_ms(lambda i, f=find, k=depth: f(arrays[i % len(arrays)][None], k), 200)
         note("of this faiss alone, ms", alone)
-    near = memory.search(queries, *depths)
+    near = memory.search(Query(queries), *depths)
     pairs = [(flat.labels, near.labels), (flat.documents, near.documents)]
     found = [len(set(a.tolist()) & set(b.tolist())) for x, y in pairs for a, b in zip(x, y, strict=True)]
-    again = memory.predict(queries, 5)[0]
+    again = memory.predict(Query(queries), 5)[0]
     same = [len(set(a) & set(b)) / 5 for a, b in zip(flat_labels.tolist(), again.tolist(), strict=True)]
     return {
         "keys": sum(len(segment) for segment in segments),
@@ -236,7 +238,7 @@ def study_intervals(options: argparse.Namespace) -> dict[str, float]:
     whole = model.memory
     labels = Memory(whole.label_keys, slots=whole.slots)
     depth = min(100, whole.n_labels)
-    both = [ls.Predictions(*memory.predict(queries, depth)) for memory in (labels, whole)]
+    both = [ls.Predictions(*memory.predict(Query(queries), depth)) for memory in (labels, whole)]
     found = compare(*both, data.test.targets, None, ks=(1, 5), filter_pairs=data.test.filter_pairs, name=data.name)
     return {
         f"{name}, {part}": found[name][kind]

@@ -18,10 +18,12 @@ from labelspace.base.strings import Strings
 from labelspace.cli.app import main
 from labelspace.encoders import open_encoder
 from labelspace.errors import MissingExtraError, ModelError, SettingsError
+from labelspace.memory.explain import explain
+from labelspace.memory.graphs import build_graphs
 from labelspace.memory.indexes import ExactIndex, HnswIndex
 from labelspace.memory.keys import REMOVED, Keys, Segment
 from labelspace.memory.memory import Memory
-from labelspace.memory.voting import Voting
+from labelspace.memory.voting import Query, Voting
 
 
 def vectors(count: int, d: int, seed: int) -> torch.Tensor:
@@ -168,11 +170,11 @@ def made(count: int = 4000, bits: torch.dtype = torch.bfloat16) -> Memory:
 @pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
 def test_one_query_is_answered_as_among_many(bits: torch.dtype) -> None:
     memory, queries = made(bits=bits), clustered(12, seed=3)
-    memory.build_graphs(smallest=50)
+    build_graphs(memory, smallest=50)
     assert [part["kind"] for part in memory.indexes()] == ["hnsw", "hnsw"]
-    together = memory.search(queries, 20, 40)
+    together = memory.search(Query(queries), 20, 40)
     for row in range(len(queries)):
-        alone = memory.search(queries[row : row + 1], 20, 40)  # label and document keys at the same time
+        alone = memory.search(Query(queries[row : row + 1]), 20, 40)  # label and document keys at the same time
         assert np.array_equal(alone.labels[0], together.labels[row])
         assert np.array_equal(alone.documents[0], together.documents[row])
         np.testing.assert_allclose(alone.label_similarities[0], together.label_similarities[row], atol=1e-6)
@@ -192,7 +194,7 @@ def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
     around[near.ravel()] = True  # everything near is left out
     cases.append(lambda: memory.document_keys.search(queries, 40, around)[1])
     exact = [case() for case in cases]
-    memory.build_graphs(smallest=1000)
+    build_graphs(memory, smallest=1000)
     assert [part["kind"] for part in memory.indexes()] == ["exact", "hnsw"]
     for case, truth in zip(cases, exact, strict=True):
         assert share(case(), truth) > 0.93
@@ -203,10 +205,12 @@ def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
     found = memory.document_keys.search(queries, 40)[1]
     assert (found >= 0).all() and (segment.state[found] != REMOVED).all()
     chosen = np.arange(0, 80, 7)
-    numbers, _ = memory.predict(queries, 5, chosen)
-    reasons = memory.explain(queries, numbers, chosen)
+    query = Query(queries, allowed=chosen)
+    answer = memory.answer(query, 5)
+    numbers = answer.numbers
+    reasons = explain(memory, query, numbers, answer.found)
     memory.drop_graphs()
-    truth_numbers, _ = memory.predict(queries, 5, chosen)
+    truth_numbers, _ = memory.predict(query, 5)
     assert set(numbers.ravel().tolist()) <= set(chosen.tolist())
     assert share(numbers, truth_numbers) > 0.9 and all(key for row in reasons for key in row)
 
@@ -214,11 +218,12 @@ def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
 def test_a_model_ranked_by_similarity_explains_what_its_graph_finds() -> None:
     keys = clustered(3000)
     memory = Memory.of_labels(keys, ls.Labels(*[[f"{i}" for i in range(3000)]] * 2))
-    exact, queries = memory.predict(clustered(9, seed=3), 10), clustered(9, seed=3)
-    memory.build_graphs(smallest=1)
-    numbers, scores = memory.predict(queries, 10)
+    exact, query = memory.predict(Query(clustered(9, seed=3)), 10), Query(clustered(9, seed=3))
+    build_graphs(memory, smallest=1)
+    answer = memory.answer(query, 10)
+    numbers, scores = answer.numbers, answer.scores
     assert memory.indexes()[0]["kind"] == "hnsw" and share(numbers, exact[0]) > 0.9
-    for row, reasons in enumerate(memory.explain(queries, numbers[:, :4])):
+    for row, reasons in enumerate(explain(memory, query, numbers[:, :4], answer.found)):
         assert [key[0].share for key in reasons] == pytest.approx(scores[row, :4].tolist(), abs=1e-6)
 
 

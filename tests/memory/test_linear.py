@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from conftest import rounding
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -20,6 +21,7 @@ from labelspace.data.writers import write_table
 from labelspace.errors import ModelError
 from labelspace.memory import linear
 from labelspace.memory.linear import LinearClassifier
+from labelspace.memory.voting import Query
 from labelspace.model.joining import join
 from labelspace.recipes.preparation import linear_seconds
 from labelspace.types import told_first
@@ -217,6 +219,8 @@ def test_it_ranks_better_and_votes_are_multiplied(folder: Path, plain: Path, dat
     unjudged = model.predict(texts, 25)
     model.memory.voting = judge
     factors = model.memory.factors(model.memory.linear.features(texts), unjudged.indices)
+    with pytest.raises(ValueError, match="judges by words; make the query with Memory.ask"):
+        model.memory.predict(Query(torch.zeros(1, model.encoder.dim)), 5)
     for row in range(len(texts)):
         expected = dict(zip(unjudged.indices[row], unjudged.scores[row] * factors[row], strict=True))
         expected.pop(-1, None)

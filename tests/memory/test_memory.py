@@ -13,10 +13,12 @@ import torch
 from labelspace.base.rates import int8_is_exact
 from labelspace.base.strings import Strings
 from labelspace.errors import ModelError
+from labelspace.memory import storage
+from labelspace.memory.explain import explain
 from labelspace.memory.indexes import ExactIndex, exact
 from labelspace.memory.keys import REMOVED, Keys, Segment
 from labelspace.memory.memory import Memory
-from labelspace.memory.voting import Voting
+from labelspace.memory.voting import Query, Voting
 from labelspace.types import Labels
 
 RNG = np.random.default_rng(0)
@@ -248,7 +250,7 @@ def dense(
 
 
 def check(memory: Memory, targets: np.ndarray, queries: torch.Tensor, k: int, allowed: list[int] | None = None) -> None:
-    numbers, scores = memory.predict(queries, k, None if allowed is None else np.array(allowed))
+    numbers, scores = memory.predict(Query(queries, allowed=None if allowed is None else np.array(allowed)), k)
     assert numbers.shape == scores.shape == (len(queries), k)
     for i, query in enumerate(queries):
         expected = dense(memory, targets, query, allowed)
@@ -272,9 +274,9 @@ def test_predict_equals_the_dense_formula(voting: Voting, allowed: list[int] | N
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, queries = make(truth())
     memory.voting = VOTINGS[0]
-    numbers, scores = memory.predict(queries, 5)
+    numbers, scores = memory.predict(Query(queries), 5)
     monkeypatch.setattr("labelspace.memory.memory.VOTE_BLOCK", 2)
-    again, same = memory.predict(queries, 5)
+    again, same = memory.predict(Query(queries), 5)
     assert np.array_equal(numbers, again) and np.array_equal(scores, same)
 
 
@@ -296,37 +298,37 @@ def test_sorted_votes_equal_the_sparse_product(
         chosen = np.zeros(400, dtype=bool)
         chosen[allowed] = True
     for rows in (slice(0, 1), slice(0, 9), slice(0, 0)):
-        found = memory.search(queries[rows], 9, 7, None if allowed is None else np.array(allowed))
+        found = memory.search(Query(queries[rows], allowed=None if allowed is None else np.array(allowed)), 9, 7)
         indptr, columns, sums = memory._sums(found, voting, chosen)
-        product = memory._cast(found, voting, chosen)[0]
+        product = memory.cast(found, voting, chosen)[0]
         product.sort_indices()
         assert np.array_equal(indptr, product.indptr)
         assert np.array_equal(columns, product.indices)
         np.testing.assert_allclose(sums, product.data, rtol=1e-12)
     memory.voting = voting
-    by_sorting = memory.predict(queries, 3)
+    by_sorting = memory.predict(Query(queries), 3)
     monkeypatch.setattr("labelspace.memory.memory.FEW", 0)
     monkeypatch.setattr("labelspace.memory.memory.SORTED", 400)
-    for a, b in zip(by_sorting, memory.predict(queries, 3), strict=True):
+    for a, b in zip(by_sorting, memory.predict(Query(queries), 3), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    nobody = memory.predict(queries, 3, left_out=np.ones(60, dtype=bool))
+    nobody = memory.predict(Query(queries, left_out=np.ones(60, dtype=bool)), 3)
     assert (nobody[0] >= 0).all()
 
 
 def test_weight_0_ranks_like_the_dual_encoder_and_1_like_nearest_neighbours() -> None:
     targets = truth()
     memory, queries = make(targets)
-    plain = Memory.of_labels(memory.keys).predict(queries, L)[0]
+    plain = Memory.of_labels(memory.keys).predict(Query(queries), L)[0]
     for search in ("joint", "two-sided"):
         memory.voting = Voting(search=search, weight=0.0, depth=L, label_depth=L)  # type: ignore[arg-type]
-        assert np.array_equal(memory.predict(queries, L)[0], plain)
+        assert np.array_equal(memory.predict(Query(queries), L)[0], plain)
     memory.voting = Voting(weight=1.0, document_depth=1)
     to_documents = queries @ memory.document_keys.segments[0].keys.T
-    for row, document in zip(memory.predict(queries, L)[0], to_documents.argmax(1).numpy(), strict=True):
+    for row, document in zip(memory.predict(Query(queries), L)[0], to_documents.argmax(1).numpy(), strict=True):
         assert set(row[row >= 0].tolist()) == set(np.flatnonzero(targets[document]).tolist())
     memory.voting = Voting(search="joint", weight=1.0, depth=6)
     both = torch.cat([to_documents, queries @ memory.keys.T], dim=1).topk(6, dim=1).indices
-    for row, near in zip(memory.predict(queries, L)[0], both.numpy(), strict=True):
+    for row, near in zip(memory.predict(Query(queries), L)[0], both.numpy(), strict=True):
         voted = np.flatnonzero(targets[near[near < N]].any(axis=0))  # label keys took the other places
         assert set(row[row >= 0].tolist()) == set(voted.tolist())
 
@@ -349,10 +351,10 @@ def test_removed_and_left_out_keys_do_not_take_part(share: float, parts: int) ->
     expected = [dense(memory, targets, query, None, gone) for query in queries]
     mask = np.zeros(N, dtype=bool)
     mask[list(gone)] = True
-    left_out = memory.predict(queries, 5, left_out=mask)
+    left_out = memory.predict(Query(queries, left_out=mask), 5)
     for part, start in zip(memory.document_keys.segments, memory.document_keys.starts, strict=False):
         part.state = np.where(mask[start : start + len(part)], REMOVED, 0).astype(np.uint8)
-    for numbers, scores in (left_out, memory.predict(queries, 5), memory.compacted().predict(queries, 5)):
+    for numbers, scores in (left_out, memory.predict(Query(queries), 5), memory.compacted().predict(Query(queries), 5)):
         for i, wanted in enumerate(expected):
             order = sorted(wanted, key=lambda j: (-np.float32(wanted[j]), j))[:5]
             assert numbers[i, : len(order)].tolist() == order
@@ -364,8 +366,10 @@ def test_shares_sum_to_the_score_and_come_from_the_keys_found(voting: Voting) ->
     targets = truth(relevance=True)
     memory, queries = make(targets, 2)
     memory.voting = voting
-    numbers, scores = memory.predict(queries, 4)
-    reasons = memory.explain(queries, numbers)
+    query = Query(queries)
+    answer = memory.answer(query, 4)
+    numbers, scores = answer.numbers, answer.scores
+    reasons = explain(memory, query, numbers, answer.found)
     every = {("label", f"L{j}"): memory.keys[j] for j in range(L)}
     vectors = torch.cat([s.keys for s in memory.document_keys.segments])
     every |= {("document", f"d{i}"): vectors[i] for i in range(N)}
@@ -385,7 +389,7 @@ def test_shares_sum_to_the_score_and_come_from_the_keys_found(voting: Voting) ->
 
 def test_label_memory_is_a_plain_dual_encoder() -> None:
     keys, queries = keys_and_queries(30)
-    labels, scores = Memory.of_labels(keys).predict(queries, 4)
+    labels, scores = Memory.of_labels(keys).predict(Query(queries), 4)
     products = (queries @ keys.T).numpy()
     assert np.array_equal(labels, np.argsort(-products, axis=1)[:, :4])
     np.testing.assert_allclose(scores, np.take_along_axis(products, labels, 1), atol=1e-6)
@@ -396,7 +400,7 @@ def test_ties_are_ordered_by_label_number() -> None:
     memory = Memory.of_labels(keys)
     for voting in (memory.voting, Voting(weight=0.0)):
         memory.voting = voting
-        assert memory.predict(torch.ones(1, 2), 6)[0].tolist() == [[0, 1, 2, 3, 4, 5]]
+        assert memory.predict(Query(torch.ones(1, 2)), 6)[0].tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
@@ -405,17 +409,20 @@ def test_what_is_written_opens_the_same_and_is_mapped(tmp_path: Path, bits: torc
     memory.voting = VOTINGS[4]
     memory.document_keys.segments[1].state = np.array([REMOVED] + [0] * 12, dtype=np.uint8)
     memory.removed["documents"]["d13"] = b"x" * 16
-    entry = memory.write(tmp_path, 7)
-    assert sorted(Memory.files(entry)) == sorted(p.name for p in tmp_path.iterdir())
-    again = Memory.open(tmp_path, entry)
+    entry = storage.write(memory, tmp_path, 7)
+    assert sorted(storage.files(entry)) == sorted(p.name for p in tmp_path.iterdir())
+    again = storage.open_memory(tmp_path, entry)
     assert again.voting == memory.voting and again.removed == memory.removed
-    for a, b in zip(again.predict(queries, 5), memory.predict(queries, 5), strict=True):
+    for a, b in zip(again.predict(Query(queries), 5), memory.predict(Query(queries), 5), strict=True):
         assert np.array_equal(a, b)
     assert list(again.labels.texts) == list(memory.labels.texts)
-    assert again.write(tmp_path, 8) == {**entry, "changes": "changes-8.safetensors"}  # only what changed is written
+    assert storage.write(again, tmp_path, 8) == {
+        **entry,
+        "changes": "changes-8.safetensors",
+    }  # only what changed
     (tmp_path / "labels-7.safetensors").write_bytes(b"short")
     with pytest.raises(ModelError, match="labels-7.safetensors is missing or damaged"):
-        Memory.open(tmp_path, entry)
+        storage.open_memory(tmp_path, entry)
 
 
 def test_bad_settings_are_refused() -> None:

@@ -22,7 +22,7 @@ from labelspace.memory.grid import Grid
 from labelspace.memory.keys import Keys, Segment
 from labelspace.memory.memory import Memory
 from labelspace.memory.tune import _near, _values, render, tune
-from labelspace.memory.voting import Voting
+from labelspace.memory.voting import Query, Voting
 
 N, L, V, D = 60, 15, 40, 8
 
@@ -74,7 +74,7 @@ def test_the_choice_equals_trying_every_setting(
             if way.search == "joint" and weight == 0 or way.softmax == "apart" and weight in (0, 1):
                 continue
             memory.voting = dataclasses.replace(way, weight=float(weight))
-            numbers, scores = memory.predict(queries, min(L, 100 + longest), left_out=left_out)
+            numbers, scores = memory.predict(Query(queries, left_out=left_out), min(L, 100 + longest))
             figures = ls.evaluate(
                 ls.Predictions(numbers, scores), truth, None, ks=(1, 3, 5), propensity=weights, filter_pairs=pairs
             )
@@ -100,7 +100,7 @@ def test_settings_far_behind_are_left_out_and_no_others(monkeypatch: pytest.Monk
     monkeypatch.setattr("labelspace.memory.tune.BLOCK", 10)
     memory, queries, truth, weights = made()
     ways, columns = GRID.ways(L, N), [METRICS.index("nDCG@5")]
-    found = memory.search(queries, 15, 60)
+    found = memory.search(Query(queries), 15, 60)
     given = memory, found, ways, np.array(GRID.weights, dtype=float), Goal(truth, weights, None), columns
     every, seen = _values(*given)
     assert (every >= 0).all() and seen == len(queries)

@@ -19,9 +19,10 @@ from snippets import Runner
 
 import labelspace as ls
 from labelspace.cli.app import main
+from labelspace.memory import storage
 from labelspace.memory.keys import Keys
 from labelspace.memory.memory import Memory
-from labelspace.memory.voting import Voting
+from labelspace.memory.voting import Query, Voting
 
 NAMES = ["red oak", "tall fern", "wild rose", "dry moss"]
 IDS = ["L0", "L1", "L2", "L3"]
@@ -236,6 +237,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import labelspace as ls
+from labelspace.memory.storage import open_memory
 
 home, encoder, graphs = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "graphs"
 labels = ls.Labels(["L0", "L1", "L2"], ["red oak", "tall fern", "wild rose"])
@@ -288,13 +290,13 @@ def kill_at(point):
 
 def on_disk(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    return whole(ls.memory.Memory.open(folder / "memory", manifest["memory"]), manifest["history"])
+    return whole(open_memory(folder / "memory", manifest["memory"]), manifest["history"])
 
 found = []
 for point in range(1, 200):
     folder = home / f"m{point}"
     shutil.copytree(home / "whole", folder)
-    model.core.memory, model.core.labels = ls.memory.Memory.open(folder / "memory", entry), made.labels
+    model.core.memory, model.core.labels = open_memory(folder / "memory", entry), made.labels
     model.core.history = json.loads((folder / "manifest.json").read_text())["history"]
     model.core.folder, model.core.revision, model.core._names = folder.resolve(), 1, None
     child = os.fork()
@@ -402,17 +404,17 @@ def test_a_folder_that_changes_while_it_is_opened_is_opened_again(
 ) -> None:
     folder = tmp_path / "m"
     model.save(folder)
-    other, real, tries = ls.Model.load(folder), Memory.open.__func__, 0  # type: ignore[attr-defined]
+    other, real, tries = ls.Model.load(folder), storage.open_memory, 0
 
-    def opened(cls: type[Memory], *arguments: Any) -> Memory:
+    def opened(*arguments: Any) -> Memory:
         nonlocal tries
         tries += 1
         if tries <= most:  # another process is faster
             other.add_documents([f"old oak {tries}"], [["L0"]])
             other.save()
-        return real(cls, *arguments)  # type: ignore[no-any-return]
+        return real(*arguments)
 
-    monkeypatch.setattr(Memory, "open", classmethod(opened))
+    monkeypatch.setattr(storage, "open_memory", opened)
     most = 8
     assert ls.Model.load(folder).memory.n_documents == 3 + 8 and tries == 9
     most = 10**6
@@ -448,11 +450,11 @@ def test_a_large_memory_opens_without_being_read(tmp_path: Path, tiny_transforme
     keys = torch.zeros(n, 128, dtype=torch.bfloat16)
     documents = Segment(keys, np.arange(n + 1), np.arange(n, dtype=np.int32) % 4, None, strings, strings)
     labels = Memory.of_labels(torch.eye(4, 128), ls.Labels(IDS, NAMES)).label_keys
-    entry = Memory(labels, Keys([documents], 128), Voting()).write(tmp_path, 1)
+    entry = storage.write(Memory(labels, Keys([documents], 128), Voting()), tmp_path, 1)
     script = (
-        "import sys, json, pathlib; from labelspace.memory import Memory;"
+        "import sys, json, pathlib; from labelspace.memory.storage import open_memory;"
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096;"
-        "before = resident(); m = Memory.open(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]));"
+        "before = resident(); m = open_memory(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]));"
         "print(resident() - before, m.n_documents, m.document_keys.texts.__name__)"
     )
     if not Path("/proc/self/statm").exists():
@@ -748,9 +750,10 @@ def test_among_some_labels_scores_are_those_among_all(toy_folder: Path, tiny_tra
     data = ls.load(toy_folder)
     model = ls.Model.from_encoder(str(tiny_transformer), data)
     queries = torch.from_numpy(model.encode(list(data.valid.texts)[:20]))
-    everything, scores = model.memory.predict(queries, len(data.labels))
+    everything, scores = model.memory.predict(Query(queries), len(data.labels))
     some = np.arange(0, len(data.labels), 3)
-    found, own = model.memory.predict_among(queries, len(some), some)
+    answer = model.memory.answer(Query(queries), len(some), among=some)
+    found, own = answer.numbers, answer.scores
     for row in range(20):
         expected = {n: s for n, s in zip(everything[row].tolist(), scores[row].tolist(), strict=True) if n in set(some)}
         assert {n: s for n, s in zip(found[row].tolist(), own[row].tolist(), strict=True) if n >= 0} == pytest.approx(

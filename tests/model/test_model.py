@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 import labelspace as ls
 from labelspace.encoders import build_static, open_encoder
+from labelspace.memory import storage
 from labelspace.memory.memory import Memory
 from labelspace.model.core import Core
 
@@ -162,7 +163,7 @@ def test_a_failed_save_leaves_the_old_model(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(Memory, "write", fail)
+        patch.setattr(storage, "write", fail)
         model.save(saved)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert np.array_equal(ls.Model.load(saved).predict(TEXTS).indices, model.predict(TEXTS).indices)

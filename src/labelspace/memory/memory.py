@@ -15,38 +15,40 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..base.strings import Strings
-from ..errors import MissingExtraError, ModelError
 from ..labels import numbers_in
-from ..types import Labels, Reason
+from ..types import Labels
 from .indexes import HnswIndex
-from .indexes.faiss import PROBES, load_faiss
 from .keys import (
     BoolArray,
     IntArray,
     Keys,
     Segment,
-    strings_as_tensors,
-    strings_from_tensors,
     warn_of_lost_graphs,
 )
 from .linear import LinearClassifier
-from .voting import LINEAR, SIMILARITY, FloatArray, Found, Votes, Voting, weigh
+from .voting import (
+    LINEAR,
+    SIMILARITY,
+    Answer,
+    FloatArray,
+    Found,
+    Query,
+    Scores,
+    Votes,
+    Voting,
+    weigh,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -200,13 +202,24 @@ class Memory:
         self.linear, self.linear_file, self._rows = linear, None, None
         self.voting = dataclasses.replace(self.voting, linear_strength=0.0, linear_base=0.0)
 
-    def features(self, texts: Sequence[str]) -> sp.csr_array | None:
-        """What a linear classifier looks at in texts; None where none changes the votes.
+    def ask(
+        self,
+        vectors: Tensor,
+        texts: Sequence[str],
+        *,
+        allowed: IntArray | None = None,
+        left_out: BoolArray | None = None,
+    ) -> Query:
+        """A query for some texts, with what a linear classifier looks at in them where one changes the votes.
 
         Args:
+            vectors: (n, D) of the texts.
             texts: n texts.
+            allowed: as in `Query`.
+            left_out: as in `Query`.
         """
-        return self.linear.features(texts) if self.linear is not None and self.judges else None
+        words = self.linear.features(texts) if self.linear is not None and self.judges else None
+        return Query(vectors, words, allowed, left_out)
 
     def linear_rows(self, numbers: IntArray) -> IntArray:
         """Rows of the linear classifier for labels.
@@ -224,30 +237,20 @@ class Memory:
 
     # Answering
 
-    def search(
-        self,
-        queries: Tensor,
-        label_depth: int,
-        document_depth: int,
-        labels: IntArray | None = None,
-        left_out: BoolArray | None = None,
-    ) -> Found:
-        """The nearest keys of each query.
+    def search(self, query: Query, label_depth: int, document_depth: int) -> Found:
+        """The nearest keys of each text.
 
         Args:
-            queries: (n, D) float32, on the device of the keys.
-            label_depth: label keys a query; 0 looks for none.
-            document_depth: document keys a query; 0 looks for none.
-            labels: label numbers to choose from, as though the others and documents without one of these were not
-                there; None for all.
-            left_out: (places,) mask of document keys that do not take part.
+            query: what is asked.
+            label_depth: label keys a text; 0 looks for none.
+            document_depth: document keys a text; 0 looks for none.
         """
-        skip = None
-        if labels is not None:
+        queries, left_out, skip = query.vectors, query.left_out, None
+        if query.allowed is not None:
             chosen = np.zeros(self.slots, dtype=bool)
-            chosen[self.slot_of[labels]] = True
+            chosen[self.slot_of[query.allowed]] = True
             skip = np.ones(int(self.label_keys.starts[-1]), dtype=bool)
-            skip[self.place_of[labels]] = False
+            skip[self.place_of[query.allowed]] = False
             if document_depth:
                 silent = ~self.document_keys.voters(chosen)
                 left_out = silent if left_out is None else left_out | silent
@@ -268,115 +271,87 @@ class Memory:
         kinds = (self.label_keys.segments, self.document_keys.segments)
         return all(any(isinstance(s.index, HnswIndex) for s in segments) for segments in kinds)
 
-    def predict(
-        self,
-        queries: Tensor,
-        k: int,
-        labels: IntArray | None = None,
-        left_out: BoolArray | None = None,
-        features: sp.csr_array | None = None,
-    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        """The best labels of each query.
+    def predict(self, query: Query, k: int) -> tuple[IntArray, Scores]:
+        """The best labels of each text.
 
         Args:
-            queries: (n, D) float32, on the device of the keys.
-            k: labels a query.
-            labels: label numbers to choose from, as though there were no others; None for all.
-            left_out: (places,) mask of document keys that do not vote.
-            features: of the texts, as `features` gives them; without them a linear classifier does not judge.
+            query: what is asked.
+            k: labels a text.
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
             -inf. Equal scores are ordered by label number; which of several equally similar keys is found last is left
             open.
+
+        Raises:
+            ValueError: a linear classifier judges, and the query has no words.
         """
+        answer = self.answer(query, k)
+        return answer.numbers, answer.scores
+
+    def answer(self, query: Query, k: int, among: IntArray | None = None) -> Answer:
+        """`predict`, with the keys that were found.
+
+        Args:
+            query: what is asked.
+            k: labels a text.
+            among: label numbers to give, with the scores that they have among all; labels that no key votes for are
+                not among them. The query allows all.
+        """
+        self._require_words(query)
         if self.voting.scoring == "similarity":
-            found = self.search(queries, k, 0, labels)
-            return _padded(found.labels, found.label_similarities, k)
-        found = self.search(queries, *self.voting.depths(), labels, left_out)
-        return self._judged(self.rank(found, self.voting, self._depth(k, features), labels), k, features)
+            own = query if among is None else dataclasses.replace(query, allowed=among)
+            found = self.search(own, k, 0)
+            return Answer(*_padded(found.labels, found.label_similarities, k), found)
+        found = self.search(query, *self.voting.depths())
+        depth = k if query.words is None or not self.judges else max(k, min(JUDGED, self.n_labels))
+        ranked = self.rank(found, self.voting, depth, query.allowed, among)
+        if query.words is not None and self.judges:
+            ranked = _padded(ranked[0], ranked[1] * self.factors(query.words, ranked[0]), k)
+        return Answer(*ranked, found)
+
+    def _require_words(self, query: Query) -> None:
+        if self.judges and query.words is None and self.voting.scoring == "votes":
+            raise ValueError("a linear classifier judges by words; make the query with Memory.ask, from the texts")
 
     def rank(
-        self, found: Found, voting: Voting, k: int, labels: IntArray | None = None
-    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        """The best labels by the votes of the keys found, as `predict` gives them.
+        self, found: Found, voting: Voting, k: int, allowed: IntArray | None = None, among: IntArray | None = None
+    ) -> tuple[IntArray, Scores]:
+        """The best labels by the votes of the keys found, as `predict` gives them; no linear classifier judges.
 
         Args:
             found: nearest keys.
             voting: how they vote.
-            k: labels a query.
-            labels: label numbers to choose from.
+            k: labels a text.
+            allowed: label numbers whose votes count; None for all.
+            among: label numbers to give; None for all.
         """
         numbers = np.full((len(found), k), -1, dtype=np.int64)
         scores = np.full((len(found), k), -np.inf, dtype=np.float32)
-        chosen = self._chosen(labels)
+        counted, wanted = self.mask_of(allowed), self.mask_of(among)
         for start in range(0, len(found), VOTE_BLOCK):
             part = slice(start, start + VOTE_BLOCK)
-            numbers[part], scores[part] = _best(*self._sums(found.rows(part), voting, chosen), k)
+            indptr, columns, values = self._sums(found.rows(part), voting, counted)
+            if wanted is not None:
+                kept = wanted[columns]
+                indptr, columns, values = np.concatenate([[0], np.cumsum(kept)])[indptr], columns[kept], values[kept]
+            numbers[part], scores[part] = _best(indptr, columns, values, k)
         return numbers, scores
 
-    def _depth(self, k: int, features: sp.csr_array | None) -> int:
-        """How many labels are ranked by votes where k are wanted."""
-        return k if features is None or not self.judges else max(k, min(JUDGED, self.n_labels))
-
-    def _judged(
-        self, ranked: tuple[IntArray, npt.NDArray[np.float32]], k: int, features: sp.csr_array | None
-    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        """The k best labels after the linear classifier has judged those that were ranked."""
-        if features is None or not self.judges:
-            return ranked
-        numbers, scores = ranked
-        return _padded(numbers, scores * self.factors(features, numbers), k)
-
-    def factors(self, features: sp.csr_array, numbers: IntArray) -> npt.NDArray[np.float32]:
+    def factors(self, features: sp.csr_array, numbers: IntArray) -> Scores:
         """What a linear classifier multiplies the votes of labels by.
 
         Args:
             features: (n, F) of the texts.
             numbers: (n, k) label numbers, -1 for none.
         """
-        return np.exp(self._exponents(features, self.linear_rows(numbers)))
+        return np.exp(self.exponents(features, self.linear_rows(numbers)))
 
-    def _exponents(self, features: sp.csr_array, rows: IntArray) -> npt.NDArray[np.float32]:
+    def exponents(self, features: sp.csr_array, rows: IntArray) -> Scores:
+        """Logarithms of `factors`, of rows of the linear classifier (n, k), -1 for none."""
         assert self.linear is not None
         evidence = self.linear.evidence(features, rows)
         return self.linear.exponents(evidence, rows, *(getattr(self.voting, name) for name in LINEAR))
-
-    def predict_among(
-        self,
-        queries: Tensor,
-        k: int,
-        labels: IntArray,
-        left_out: BoolArray | None = None,
-        features: sp.csr_array | None = None,
-    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        """The best of some labels with the scores that they have among all, unlike `predict`.
-
-        Args:
-            queries: (n, D) float32, on the device of the keys.
-            k: labels a query.
-            labels: label numbers to choose from.
-            left_out: (places,) mask of document keys that do not vote.
-            features: as for `predict`.
-
-        Returns:
-            As `predict`; labels that no key votes for are not among them.
-        """
-        if self.voting.scoring == "similarity":
-            return self.predict(queries, k, labels, left_out)
-        found = self.search(queries, *self.voting.depths(), None, left_out)
-        depth = self._depth(k, features)
-        numbers = np.full((len(found), depth), -1, dtype=np.int64)
-        scores = np.full((len(found), depth), -np.inf, dtype=np.float32)
-        chosen = self._chosen(labels)
-        assert chosen is not None
-        for start in range(0, len(found), VOTE_BLOCK):
-            part = slice(start, start + VOTE_BLOCK)
-            indptr, columns, values = self._sums(found.rows(part), self.voting)
-            kept = chosen[columns]
-            indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
-            numbers[part], scores[part] = _best(indptr, columns[kept], values[kept], depth)
-        return self._judged((numbers, scores), k, features)
 
     def _sums(
         self, found: Found, voting: Voting, chosen: BoolArray | None = None
@@ -387,7 +362,7 @@ class Memory:
         """
         voters = found.labels.size + found.documents.size
         if voters > FEW and SORTED * voters > self.n_labels:
-            sums = self._cast(found, voting, chosen)[0]
+            sums = self.cast(found, voting, chosen)[0]
             return sums.indptr, sums.indices, sums.data
         label_weights, document_weights, label_mask, document_mask = weigh(found, voting)
         rows, columns = document_mask.nonzero()
@@ -413,14 +388,15 @@ class Memory:
         ends = np.searchsorted(met, np.arange(1, len(found) + 1) * self.n_labels)
         return np.concatenate([[0], ends]), met % max(1, self.n_labels), sums_of
 
-    def _chosen(self, labels: IntArray | None) -> BoolArray | None:
+    def mask_of(self, labels: IntArray | None) -> BoolArray | None:
+        """(L,) mask of label numbers; None for all."""
         if labels is None:
             return None
         chosen = np.zeros(self.n_labels, dtype=bool)
         chosen[labels] = True
         return chosen
 
-    def _cast(
+    def cast(
         self, found: Found, voting: Voting, chosen: BoolArray | None = None
     ) -> tuple[sp.csr_array, sp.csr_array, sp.csr_array]:
         """Count the votes: (n, L) scores = (n, m) weights of m voters times (m, L) votes; no array of n x L."""
@@ -469,161 +445,6 @@ class Memory:
             rows = np.repeat(np.arange(len(counts)), counts)
             values /= np.bincount(rows, weights=values, minlength=len(counts))[rows]
         return counts, numbers, values
-
-    def explain(
-        self,
-        queries: Tensor,
-        numbers: IntArray,
-        labels: IntArray | None = None,
-        left_out: BoolArray | None = None,
-        features: sp.csr_array | None = None,
-    ) -> list[list[list[Reason]]]:
-        """Which keys voted for predicted labels, and what each vote was worth.
-
-        Args:
-            queries: (n, D) float32, on the device of the keys.
-            numbers: (n, k) predicted label numbers, -1 for none.
-            labels: as for `predict`.
-            left_out: as for `predict`.
-            features: as for `predict`; what a linear classifier changed is a reason of its own then, whose share is
-                below 0 where it lowered the score.
-
-        Returns:
-            For each query and each of its labels the reasons, largest share first; shares sum to the score.
-        """
-        places: list[tuple[Literal["label", "document"], int]] = []
-        entries: list[list[list[tuple[int, float, float]]]] = []
-        if self.voting.scoring == "similarity":
-            for row, wanted in enumerate(numbers.tolist()):
-                own = [int(self.place_of[number]) for number in wanted if number >= 0]
-                similarities = self.label_keys.vectors(np.array(own, dtype=np.int64)).float() @ queries[row]
-                entries.append([])
-                for place, similarity in zip(own, similarities.tolist(), strict=True):
-                    entries[-1].append([(len(places), similarity, similarity)])
-                    places.append(("label", place))
-        else:
-            found = self.search(queries, *self.voting.depths(), labels, left_out)
-            for start in range(0, len(found), VOTE_BLOCK):
-                part = found.rows(slice(start, start + VOTE_BLOCK))
-                wanted_part = numbers[start : start + VOTE_BLOCK].tolist()
-                entries += self._shares(part, wanted_part, self._chosen(labels), places)
-        kinds = {"label": self.label_keys, "document": self.document_keys}
-        names: dict[int, tuple[str, str]] = {}
-        for kind, keys in kinds.items():
-            mine = [i for i, (own, _) in enumerate(places) if own == kind]
-            which = np.array([places[i][1] for i in mine], dtype=np.int64)
-            names.update(zip(mine, zip(keys.ids(which), keys.texts(which), strict=True), strict=True))
-        told = [
-            [
-                [Reason(places[i][0], *names[i], similarity, share) for i, similarity, share in reasons]
-                for reasons in row
-            ]
-            for row in entries
-        ]
-        if features is not None and self.judges:
-            self._tell_words(told, numbers, features)
-        return told
-
-    def _tell_words(self, told: list[list[list[Reason]]], numbers: IntArray, features: sp.csr_array) -> None:
-        """Add to reasons what the linear classifier made of the votes."""
-        assert self.linear is not None
-        rows = self.linear_rows(numbers)
-        exponents = self._exponents(features, rows)
-        for query, labels in enumerate(told):
-            own = sp.csr_array(features[[query]])
-            for reasons, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
-                row, votes = int(rows[query, place]), sum(reason.share for reason in reasons)
-                if row >= 0:
-                    words = ", ".join(self.linear.telling(own, row)) or "none of its words"
-                    exponent = float(exponents[query, place])
-                    reasons.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
-                    reasons.sort(key=lambda reason: -reason.share)
-
-    def _shares(
-        self,
-        found: Found,
-        wanted: list[list[int]],
-        chosen: BoolArray | None,
-        places: list[tuple[Literal["label", "document"], int]],
-    ) -> list[list[list[tuple[int, float, float]]]]:
-        """Entries (number in `places`, similarity, share) of each wanted label; `places` grows by the voters met."""
-        _, cast, votes = self._cast(found, self.voting, chosen)
-        *_, label_mask, document_mask = weigh(found, self.voting)
-        documents, own = found.documents[document_mask], self.place_of[found.labels[label_mask]]
-        similarities = np.concatenate(
-            [found.document_similarities[document_mask], found.label_similarities[label_mask]]
-        )
-        result = []
-        for row, numbers in enumerate(wanted):
-            reasons: dict[int, list[tuple[int, float, float]]] = {number: [] for number in numbers if number >= 0}
-            for entry in range(cast.indptr[row], cast.indptr[row + 1]):
-                voter = int(cast.indices[entry])
-                number_of_voter = None
-                for at in range(votes.indptr[voter], votes.indptr[voter + 1]):
-                    if int(votes.indices[at]) in reasons:
-                        if number_of_voter is None:
-                            number_of_voter = len(places)
-                            if voter < len(documents):
-                                places.append(("document", int(documents[voter])))
-                            else:
-                                places.append(("label", int(own[voter - len(documents)])))
-                        share = float(cast.data[entry] * votes.data[at])
-                        entry_of = (number_of_voter, float(similarities[voter]), share)
-                        reasons[int(votes.indices[at])].append(entry_of)
-            result.append([sorted(reasons[n], key=lambda reason: (-reason[2], reason[0])) for n in numbers if n >= 0])
-        return result
-
-    # Indexes
-
-    def build_graphs(
-        self,
-        *,
-        recall: float = 0.97,
-        smallest: int = GRAPH_FROM,
-        depth: int | None = None,
-        queries: Tensor | None = None,
-        links: int = 24,
-        ef_construction: int = 80,
-        seed: int = 0,
-    ) -> None:
-        """Search large segments of keys through graphs (HNSW) from now on; those that have a graph get another.
-
-        Args:
-            recall: share of the nearest keys to find, which decides how far a search looks.
-            smallest: segments of fewer keys are scanned exactly.
-            depth: how many nearest keys the recall is measured on; None for as many as a prediction asks for, and 100
-                where labels are ranked by similarity.
-            queries: (n, D) float32, texts to measure it with. None for documents drawn from the memory, in the search
-                for documents moved by a tenth of their length in a random direction, so that no query is a key.
-            links: neighbours of a key in the graph, M.
-            ef_construction: candidates looked at for a new key.
-            seed: of the draw.
-
-        Raises:
-            MissingExtraError: without the extra ``ann``.
-            SettingsError: a recall that is no share, or a depth below 1.
-        """
-        load_faiss()
-        depths = (100, 100) if self.voting.scoring == "similarity" else self.voting.depths()
-        for keys, own in ((self.label_keys, depths[0]), (self.document_keys, depths[1])):
-            given = queries if queries is None else queries[:, : keys.dim].contiguous()
-            alike = self.label_keys.dim == self.document_keys.dim
-            if given is None and keys is self.label_keys and self.n_documents and alike:
-                places = self.document_keys.present()
-                drawn = np.random.default_rng(seed).choice(places, min(PROBES, len(places)), replace=False)
-                given = self.document_keys.vectors(np.sort(drawn)).float()
-            for segment in keys.segments:
-                if len(segment) < max(1, smallest):
-                    segment.drop_graph()
-                    continue
-                segment.build_graph(
-                    given,
-                    target=recall,
-                    depth=(own or 100) if depth is None else depth,
-                    links=links,
-                    ef_construction=ef_construction,
-                    seed=seed,
-                )
 
     def drop_graphs(self) -> None:
         """Scan every key from now on."""
@@ -679,135 +500,6 @@ class Memory:
         made.linear_file = self.linear_file
         return made
 
-    def write(self, folder: Path, fresh: int) -> dict[str, Any]:
-        """Write what has no file yet, under new names, and say what the memory consists of.
-
-        Args:
-            folder: an existing folder.
-            fresh: a number for names that no file has.
-
-        Returns:
-            What `open` needs; ``files`` are the names of the memory's files.
-        """
-        entry: dict[str, Any] = {**self.settings, "slots": self.slots, "segments": {}, "changes": None, "graphs": {}}
-        if self.document_keys.dim != self.label_keys.dim:
-            entry["document_dim"] = self.document_keys.dim
-        if self.linear is not None:
-            if self.linear_file is None:
-                self.linear_file = f"linear-{fresh}.safetensors"
-                self.linear.write(folder / self.linear_file)
-            entry["linear"] = self.linear_file
-        extra: dict[str, Tensor] = {}
-        for kind, keys in (("labels", self.label_keys), ("documents", self.document_keys)):
-            entry["segments"][kind] = []
-            for number, segment in enumerate(keys.segments):
-                if segment.file is None:
-                    name = f"{kind}-{fresh}{f'-{number}' if number else ''}.safetensors"
-                    segment.write(folder / name)
-                    segment.file = name
-                entry["segments"][kind].append(segment.file)
-                if isinstance(segment.index, HnswIndex) and segment.graph_file is None:
-                    name = f"{kind}-{fresh}{f'-{number}' if number else ''}.hnsw"
-                    segment.index.save(folder / name)
-                    segment.graph_file = name
-                if segment.graph is not None and segment.graph_file is None:  # the extra is missing
-                    warn_of_lost_graphs([segment])
-                    segment.drop_graph()
-                if segment.graph is not None:
-                    entry["graphs"][segment.file] = {"file": segment.graph_file, **segment.graph}
-                if segment.state is not None:
-                    extra[f"state.{segment.file}"] = torch.from_numpy(segment.state)
-            if self.removed[kind]:
-                extra.update(strings_as_tensors(f"removed.{kind}", Strings.of(self.removed[kind])))
-                digests = np.frombuffer(b"".join(self.removed[kind].values()), dtype=np.uint8)
-                extra[f"removed.{kind}.digests"] = torch.from_numpy(digests.copy())
-        if extra:
-            entry["changes"] = f"changes-{fresh}.safetensors"
-            save_file(extra, folder / entry["changes"])
-        return entry
-
-    @staticmethod
-    def files(entry: dict[str, Any]) -> list[str]:
-        """Names of the files of a memory.
-
-        Args:
-            entry: what `write` returned.
-        """
-        names = [*entry["segments"]["labels"], *entry["segments"]["documents"]]
-        names += [graph["file"] for graph in entry.get("graphs", {}).values()]
-        names += [entry["linear"]] if entry.get("linear") else []
-        return names + ([entry["changes"]] if entry["changes"] else [])
-
-    @classmethod
-    def open(cls, folder: Path, entry: dict[str, Any], device: str = "cpu") -> Memory:
-        """Open what `write` wrote; on a CPU keys and texts are mapped, not read, and so are graphs.
-
-        Without the extra ``ann`` a warning says that graphs are not used.
-
-        Args:
-            folder: the folder.
-            entry: what `write` returned.
-            device: where to put the keys.
-
-        Raises:
-            ModelError: a file that is missing or damaged, by name.
-        """
-        file = folder
-        can_search = True
-        if entry.get("graphs"):
-            try:
-                load_faiss()
-            except MissingExtraError as error:
-                can_search = False
-                logger.warning("every key is scanned, since %s", error)
-        try:
-            voting = Voting(
-                **{"softmax": "together", "label_temperature": None}
-                | {f.name: entry[f.name] for f in dataclasses.fields(Voting) if f.name in entry}
-            )
-            kinds = {}
-            for kind in ("labels", "documents"):
-                segments = []
-                for name in entry["segments"][kind]:
-                    file = folder / name
-                    segments.append(Segment.open(file, device))
-                    if int(segments[-1].indptr[-1]) != len(segments[-1].slots):
-                        raise ValueError("its votes do not fit together")
-                kinds[kind] = segments
-            for segment in [*kinds["labels"], *kinds["documents"]]:
-                graph = dict(entry.get("graphs", {}).get(segment.file, {}))
-                if graph:
-                    segment.graph_file, segment.graph = graph.pop("file"), graph
-                    file = folder / str(segment.graph_file)
-                    if can_search:
-                        segment.index = HnswIndex.load(file, segment.keys, graph)
-            removed: dict[str, dict[str, bytes]] = {"labels": {}, "documents": {}}
-            if entry["changes"]:
-                file = folder / entry["changes"]
-                extra = load_file(file)
-                for segment in [*kinds["labels"], *kinds["documents"]]:
-                    if f"state.{segment.file}" in extra:
-                        segment.state = extra[f"state.{segment.file}"].numpy().copy()
-                        if len(segment.state) != len(segment):
-                            raise ValueError(f"it does not fit {segment.file}")
-                for kind, ids in removed.items():
-                    if f"removed.{kind}.digests" in extra:
-                        digests = extra[f"removed.{kind}.digests"].numpy().tobytes()
-                        names = strings_from_tensors(f"removed.{kind}", extra)
-                        ids.update((name, digests[16 * i : 16 * i + 16]) for i, name in enumerate(names))
-            linear = None
-            if entry.get("linear"):
-                file = folder / entry["linear"]
-                linear = LinearClassifier.open(file)
-            file = folder
-            dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
-            documents = Keys(kinds["documents"], int(entry.get("document_dim", dim)))
-            made = cls(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed, linear)
-            made.linear_file = entry.get("linear")
-            return made
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
-            raise ModelError(f"{file} is missing or damaged: {error}") from error
-
 
 @functools.cache
 def _second_thread() -> ThreadPoolExecutor:
@@ -826,7 +518,7 @@ def _csr(values: FloatArray, indices: IntArray, indptr: IntArray, shape: tuple[i
     return sp.csr_array((values, indices.astype(kind, copy=False), indptr.astype(kind, copy=False)), shape=shape)
 
 
-def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tuple[IntArray, Scores]:
     """The k largest entries of each CSR row, falling, ties by column; entries are distinct within a row."""
     counts = np.diff(indptr)
     n, widest = len(counts), int(counts.max(initial=0))
@@ -850,7 +542,7 @@ def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tu
     return _padded(numbers, scores, k)
 
 
-def _padded(numbers: IntArray, scores: npt.NDArray[np.float32], k: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+def _padded(numbers: IntArray, scores: Scores, k: int) -> tuple[IntArray, Scores]:
     """(n, k) in falling order, ties by label number, padded."""
     order = np.lexsort((np.where(numbers < 0, np.iinfo(np.int64).max, numbers), -scores), axis=1)[:, :k]
     out_numbers = np.full((len(numbers), k), -1, dtype=np.int64)

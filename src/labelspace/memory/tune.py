@@ -26,7 +26,7 @@ from .candidates import KS, METRICS, Candidates, Goal
 from .grid import JOINING, SHARES, Grid, flags, relevant
 from .keys import BoolArray
 from .memory import JUDGED, Memory
-from .voting import FloatArray, Found, Voting
+from .voting import FloatArray, Found, Query, Voting
 
 DEFAULT_OBJECTIVE = "P@1,P@3,P@5"
 BLOCK = 500
@@ -139,7 +139,7 @@ def tune(
     deepest = [0, 0]
     for way in ways:
         deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
-    found = memory.search(queries, deepest[0], deepest[1], left_out=left_out)
+    found = memory.search(Query(queries, left_out=left_out), *deepest)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
     columns = [METRICS.index(name) for name in names]
     goal = Goal(truth, label_weights, barred)
@@ -288,7 +288,7 @@ def best_shares(
     weights = np.array(JOINING.weights if memory.n_documents else (0.0,), dtype=np.float64)
     depths = ways[0].depths()
     parts = [part / share for part, share in zip(queries.split(list(dims), dim=1), shares, strict=True)]
-    found = memory.search(queries, 0, depths[1], left_out=left_out)
+    found = memory.search(Query(queries, left_out=left_out), 0, depths[1])
     goal = Goal(truth, label_weights, barred)
     chosen: tuple[float, ...] = (1.0,)
     for number in range(1, len(parts)):
@@ -297,7 +297,7 @@ def best_shares(
             new = (*((1 - share) * x for x in chosen), share)
             scaled = [x * part for x, part in zip(new, parts, strict=False)]
             scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
-            labels = memory.search(torch.cat(scaled, dim=1), depths[0], 0)
+            labels = memory.search(Query(torch.cat(scaled, dim=1)), depths[0], 0)
             both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
             values, _ = _values(memory, both, ways, weights, goal, columns)
             best = round(float(values[:, columns].mean(axis=1).max()), 9)
@@ -335,7 +335,7 @@ def tune_linear(
     names, linear = parse_objective(objective), memory.linear
     assert linear is not None
     plain = dataclasses.replace(memory.voting, linear_strength=0.0, linear_base=0.0)
-    found = memory.search(queries, *plain.depths(), left_out=left_out)
+    found = memory.search(Query(queries, left_out=left_out), *plain.depths())
     goal = Goal(truth, label_weights, barred)
     numbers, votes = memory.rank(found, plain, goal.depth(JUDGED))
     rows = memory.linear_rows(numbers)

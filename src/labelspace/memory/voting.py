@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
+from torch import Tensor
 
 from .keys import BoolArray, IntArray
 
@@ -17,6 +19,7 @@ Search = Literal["joint", "two-sided"]
 Votes = Literal["raw", "normalized"]
 Softmax = Literal["together", "apart"]
 FloatArray = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float32]
 LINEAR = ("linear_strength", "linear_prior", "linear_base")
 """What `Voting` says of a linear classifier."""
 
@@ -97,6 +100,39 @@ SIMILARITY = Voting(scoring="similarity")
 
 
 @dataclass(frozen=True, eq=False)
+class Query:
+    """What is asked of a memory, of n texts at a time.
+
+    Args:
+        vectors: (n, D) float32, on the device of the keys.
+        words: (n, F) what a linear classifier looks at in the texts, see `Memory.ask`; None where none judges.
+        allowed: label numbers to choose from, as though the others and documents without one of these were not there;
+            None for all.
+        left_out: (places,) mask of document keys that do not take part; None for none.
+    """
+
+    vectors: Tensor
+    words: sp.csr_array | None = None
+    allowed: IntArray | None = None
+    left_out: BoolArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a memory answers.
+
+    Args:
+        numbers: (n, k) int64 label numbers, falling in score, -1 for none.
+        scores: (n, k) float32, -inf for none.
+        found: the keys that voted, for whoever wants reasons.
+    """
+
+    numbers: IntArray
+    scores: Scores
+    found: Found
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """The nearest keys of n queries, the two kinds apart; falling in similarity, -inf and -1 for none.
 
@@ -107,9 +143,9 @@ class Found:
         documents: (n, c) places of the document keys.
     """
 
-    label_similarities: npt.NDArray[np.float32]
+    label_similarities: Scores
     labels: IntArray
-    document_similarities: npt.NDArray[np.float32]
+    document_similarities: Scores
     documents: IntArray
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from ..base.rates import bf16_pays
 from ..base.strings import Strings
 from ..encoders import Precision
 from ..errors import DataError, SettingsError
+from ..memory.graphs import build_graphs
 from ..memory.indexes import require_graph
 from ..memory.keys import Segment, digest
 from .core import Core, checked_texts
@@ -297,7 +298,7 @@ def build_index(
         queries = None
         if texts is not None:
             queries = core.on_device(core.encode(checked_texts(texts, "text"), batch_size))
-        core.memory.build_graphs(queries=queries, **graph)
+        build_graphs(core.memory, queries=queries, **graph)
     core.note(f"index {kind}", [])
     return core.memory.indexes()
 

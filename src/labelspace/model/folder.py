@@ -14,7 +14,7 @@ from .. import __version__
 from ..base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
 from ..errors import ModelError
 from ..evaluation.calibration import Calibration
-from ..memory.memory import Memory
+from ..memory import storage
 from ..training.loop import device_of
 from .core import Core, one_line
 from .manifest import (
@@ -55,7 +55,7 @@ def save(core: Core, path: str | Path | None, records: dict[str, str] | None) ->
         first, *more = [tower.save(folder, number) for number, tower in enumerate(core.towers, 1)]
         joined = {"joined": more} if more else {}
         (folder / "memory").mkdir()
-        entry = memory.write(folder / "memory", 1)
+        entry = storage.write(memory, folder / "memory", 1)
         parts = [f for f in sorted(folder.rglob("*")) if f.is_file()]
         for name, text in (records or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -106,9 +106,9 @@ def _save_changes(core: Core) -> None:
         old = manifest["files"]
         try:
             with writing(core.folder):
-                entry = core.memory.write(place, core.revision + 1)
+                entry = storage.write(core.memory, place, core.revision + 1)
                 files = {name: stamp for name, stamp in old.items() if not name.startswith("memory/")}
-                for name in Memory.files(entry):
+                for name in storage.files(entry):
                     known = old.get(f"memory/{name}")
                     if known is None:
                         finish(place / name)
@@ -180,7 +180,7 @@ def _open(folder: Path, manifest: dict[str, Any], device: str, graphs: bool) -> 
     place = device_of(device)
     mutable = [name for name in manifest["files"] if name.startswith("memory/")]
     check(mutable)  # these first, and opened at once: other processes may replace them at any time
-    memory = Memory.open(folder / "memory", manifest["memory"], str(place))
+    memory = storage.open_memory(folder / "memory", manifest["memory"], str(place))
     check(name for name in manifest["files"] if name not in mutable)
     labels = memory.labels
     if len(labels) != manifest["labels"]:

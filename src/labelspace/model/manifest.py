@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ModelError
-from ..memory.memory import Memory
+from ..memory.storage import files
 from .towers import names as tower_files
 
 FORMAT, FORMAT_VERSION = "labelspace model", 3
@@ -135,7 +135,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if wrong:
         raise ModelError(f"{file} is damaged: {', '.join(wrong)} missing or of another type than was written")
     try:
-        own = [f"memory/{name}" for name in Memory.files(manifest["memory"])]
+        own = [f"memory/{name}" for name in files(manifest["memory"])]
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: it does not say what the memory consists of") from error
     entries = [manifest, *manifest.get("joined", [])]

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
 
 from ..data.split import first_words, plain_words
 from ..errors import DataError, ModelError
 from ..evaluation import metrics
 from ..evaluation.calibration import DEPTH, Calibration
+from ..memory.explain import explain
 from ..memory.memory import Memory
+from ..memory.voting import Answer, Query, Scores
 from ..training.label_heads import RANKINGS
 from ..types import Dataset, Predictions, Reason
 from .core import Core, Vectors, require_room
@@ -61,11 +62,12 @@ def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) ->
     reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
     for start in range(0, count, QUERY_BLOCK):
         part = slice(start, min(start + QUERY_BLOCK, count))
-        queries = torch.from_numpy(encode(part)).to(core.memory.device)
-        words = core.memory.features(texts[part])
-        indices[part, :depth], scores[part, :depth] = core.memory.predict(queries, depth, chosen, left_out, words)
+        vectors = torch.from_numpy(encode(part)).to(core.memory.device)
+        query = core.memory.ask(vectors, texts[part], allowed=chosen, left_out=left_out)
+        answer = core.memory.answer(query, depth)
+        indices[part, :depth], scores[part, :depth] = answer.numbers, answer.scores
         if reasons is not None:
-            reasons += core.memory.explain(queries, indices[part, :depth], chosen, left_out, words)
+            reasons += explain(core.memory, query, answer.numbers, answer.found)
     return Predictions(indices, scores, core.labels.ids, core.labels.texts, reasons=reasons)
 
 
@@ -82,7 +84,8 @@ def rankings(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -
         vectors = encode(part)
         queries = torch.from_numpy(vectors).to(keys.device)
         for name, memory in parts.items():
-            indices, scores = memory.predict(queries[:, heads.columns(name)], min(k, len(core.labels)))
+            own = Query(queries[:, heads.columns(name)])
+            indices, scores = memory.predict(own, min(k, len(core.labels)))
             others[name].append((indices, scores / np.float32(heads.weight(name))))
         return vectors
 
@@ -136,22 +139,23 @@ def _predict_probable(core: Core, texts: Sequence[str], encode: Encode, wanted: 
     if k is None and threshold is None:
         k = DEFAULT_K
     chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
-    parts, asked, count = [], [], len(texts)
+    parts, count = [], len(texts)
+    reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
     for start in range(0, count, QUERY_BLOCK):
         part = slice(start, min(start + QUERY_BLOCK, count))
-        queries = torch.from_numpy(encode(part)).to(core.memory.device)
-        words = core.memory.features(texts[part])
-        asked.append((queries, words))
+        vectors = torch.from_numpy(encode(part)).to(core.memory.device)
+        query = core.memory.ask(vectors, texts[part], left_out=left_out)
         depth = DEPTH if k is None else int(k)
         while True:
             require_room(count, depth)
-            label_ids, scores, probable = _probable(
-                core, queries, min(depth, len(core.labels)), chosen, calibration, left_out, words
-            )
+            answer, probable = _probable(core, query, min(depth, len(core.labels)), chosen, calibration)
+            label_ids, scores = answer.numbers, answer.scores
             passed = (label_ids >= 0) & (probable >= (threshold or 0))
             if k is not None or depth >= len(core.labels) or not passed[:, -1].any():
                 break
             depth *= 4  # more labels pass than were looked at
+        if reasons is not None:  # all labels took part, so what was found for them tells
+            reasons += explain(core.memory, query, np.where(passed, label_ids, -1), answer.found)
         parts.append(
             (np.where(passed, label_ids, -1), np.where(passed, scores, -np.inf), np.where(passed, probable, 0))
         )
@@ -163,39 +167,26 @@ def _predict_probable(core: Core, texts: Sequence[str], encode: Encode, wanted: 
         rows = slice(QUERY_BLOCK * number, QUERY_BLOCK * number + len(arrays[0]))
         for array, into in zip(arrays, whole, strict=True):
             into[rows, : array.shape[1]] = array[:, : shape[1]]
-    reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
-    if reasons is not None:
-        for number, (queries, words) in enumerate(asked):
-            numbers = indices[QUERY_BLOCK * number : QUERY_BLOCK * number + len(queries)]
-            reasons += core.memory.explain(queries, numbers, None, left_out, words)  # all labels took part
     ids, names = core.labels.ids, core.labels.texts
     return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
 
 
 def _probable(
-    core: Core,
-    queries: torch.Tensor,
-    depth: int,
-    chosen: npt.NDArray[np.int64] | None,
-    calibration: Calibration,
-    left_out: npt.NDArray[np.bool_] | None,
-    words: sp.csr_array | None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The best labels of queries, their scores and probabilities, (n, depth) each."""
+    core: Core, query: Query, depth: int, chosen: npt.NDArray[np.int64] | None, calibration: Calibration
+) -> tuple[Answer, Scores]:
+    """The best labels of texts, all or some, and their probabilities, (n, depth)."""
     around = min(DEPTH, len(core.labels))
     if chosen is None:
-        label_ids, scores = core.memory.predict(queries, max(depth, around), None, left_out, words)
-        ranking = scores
+        answer = core.memory.answer(query, max(depth, around))
+        ranking = answer.scores
     else:  # what the document is like is judged by all labels, as when the calibration was fitted
-        label_ids, scores = core.memory.predict_among(queries, depth, chosen, left_out, words)
-        ranking = scores
-        if calibration.looks_around:
-            ranking = core.memory.predict(queries, around, None, left_out, words)[1]
-    label_ids, scores = label_ids[:, :depth], scores[:, :depth]
-    probable = np.zeros(scores.shape, dtype=np.float32)
-    for rows in metrics.row_blocks(*scores.shape):
-        probable[rows] = calibration(scores[rows], ranking[rows])
-    return label_ids, scores, probable
+        answer = core.memory.answer(query, depth, among=chosen)
+        ranking = core.memory.answer(query, around).scores if calibration.looks_around else answer.scores
+    answer = Answer(answer.numbers[:, :depth], answer.scores[:, :depth], answer.found)
+    probable = np.zeros(answer.scores.shape, dtype=np.float32)
+    for rows in metrics.row_blocks(*answer.scores.shape):
+        probable[rows] = calibration(answer.scores[rows], ranking[rows])
+    return answer, probable
 
 
 def held_out(core: Core, data: Dataset) -> npt.NDArray[np.bool_]:

@@ -120,8 +120,8 @@ def tune(core: Core, data: Dataset, how: TuneOptions) -> Tuned | None:
     core.note("tune")
     if how.calibrated:
         depth = min(DEPTH, len(core.labels))
-        words = core.memory.features(texts)
-        best = Predictions(*core.memory.predict(queries, depth, left_out=left_out, features=words))
+        query = core.memory.ask(queries, texts, left_out=left_out)
+        best = Predictions(*core.memory.predict(query, depth))
         calibrate_if_possible(core, dataclasses.replace(data, valid=valid), best)
     return tuned
 

@@ -24,6 +24,7 @@ from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..memory import linear
 from ..memory import tune as tuning
 from ..memory.memory import Memory
+from ..memory.voting import Query
 from ..model.model import Model
 from ..model.tuning import MIN_TUNING
 from ..training.checkpoint import Checkpoints, State
@@ -306,14 +307,16 @@ def validation(
         lengths.clamp_(min=1e-12)
         for power in ROW_POWERS:
             scaled = (rows * lengths ** (power - 1)).to(rows.dtype)
-            predictions = Predictions(*Memory.of_labels(scaled).predict(queries[:, part], min(5 + longest, len(keys))))
+            predictions = Predictions(
+                *Memory.of_labels(scaled).predict(Query(queries[:, part]), min(5 + longest, len(keys)))
+            )
             found = evaluate(predictions, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
             values.append(found["nDCG@5"])
         heads.row_power = ROW_POWERS[int(np.argmax(values))]
         rows.mul_(lengths ** (heads.row_power - 1))  # as they would be made now, without encoding the label texts again
 
     def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
-        predictions = Predictions(*Memory.of_labels(keys).predict(queries, depth))
+        predictions = Predictions(*Memory.of_labels(keys).predict(Query(queries), depth))
         return evaluate(
             predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name
         )
