@@ -29,7 +29,6 @@ VARIANTS: dict[str, list[str]] = {
     "supcon": ["--encoder-loss", "supcon", "--classifier-loss", "supcon"],
     "balanced": ["--encoder-loss", "balanced", "--classifier-loss", "balanced"],
     "classifier bce": ["--classifier-loss", "bce"],
-    "classifier with bce added": ["--add-bce", "1"],
     "encoder alone": ["--encoder-weight", "1"],
     "classifier alone": ["--encoder-weight", "0"],
     "lambda 0.3": ["--encoder-weight", "0.3"],
@@ -44,6 +43,8 @@ VARIANTS: dict[str, list[str]] = {
     "bf16 table": ["--table-dtype", "bf16"],
     "no label documents": ["--no-label-documents"],
 }
+GONE = {"classifier with bce added": ["--add-bce", "1"]}
+"""What was measured once and is no longer a setting."""
 SHOWN = ("P@1", "P@5", "PSP@5", "R@100")
 
 
@@ -76,8 +77,9 @@ def table(runs: list[Run]) -> str:
     names = ("combined", "encoder", "classifier")
     shown = [f"{ranking} {metric}" for ranking in names for metric in (SHOWN if ranking == "combined" else SHOWN[:1])]
     lines = ["| run | flags | seed | steps | " + " | ".join(shown) + " |", "| --- " * (len(shown) + 4) + "|"]
-    for run in sorted(runs, key=lambda run: (list(VARIANTS).index(run["name"]), run["seed"])):
-        flags = " ".join(VARIANTS[run["name"]]).replace("--recipe dexml", "")
+    known = VARIANTS | GONE
+    for run in sorted(runs, key=lambda run: (list(known).index(run["name"]), run["seed"])):
+        flags = " ".join(known[run["name"]]).replace("--recipe dexml", "")
         cells = [
             f"{run['rankings'][ranking][metric]:.2f}" if ranking in run["rankings"] else ""
             for ranking in names

@@ -39,7 +39,6 @@ def corpus(count: int, words: int, labels: int = 50) -> ls.Dataset:
         (("encoder_weight", "pool"), "auto"),
         (("negatives", "epochs"), "dexml"),
         (("loss",), "dexml"),
-        (("related_documents",), "raexmc"),
         (("negatives", "cap"), "auto"),  # no recipe has both
     ],
 )

@@ -15,7 +15,6 @@ import torch
 from conftest import TINY, Clock
 
 import labelspace as ls
-from labelspace.recipes import dexml
 from labelspace.training import loop as trainer
 
 
@@ -81,9 +80,6 @@ def test_runs_repeat_bit_by_bit(data: ls.Dataset, static: dict[str, Any]) -> Non
         {"negatives": "mined", "loss": "soft_top_k", "k": 2},
         {"negatives": "mined", "pool_positives": 1, "positives": "sample", "range_max": 5},
         {"negatives": "mined", "mine_from": 0.0, "relative_margin": 0.05, "range_min": 1},
-        {"negatives": "stale", "refresh_steps": 3},
-        {"negatives": "stale", "loss": "soft_top_k", "k": 2},
-        {"negatives": "stale", "loss": "softmax", "positives": "sample"},
         {"label_documents": True},
         {"vocabulary": "pieces", "lr": 0.05, "epochs": 30},
         {"vocabulary": "words"},
@@ -118,34 +114,6 @@ def test_filters_that_leave_no_hard_negative_are_said(
         assert [record["none"] for record in found] == [0 if mean else record["documents"] for record in found]
         said = [record for record in caplog.records if "documents have no hard negative" in record.getMessage()]
         assert len(said) == (0 if mean else 2)
-
-
-def test_stale_keys_are_made_anew_after_so_many_steps(data: ls.Dataset, static: dict[str, Any], tmp_path: Path) -> None:
-    options = {**static, "epochs": 4, "batch_size": 50, "negatives": "stale", "refresh_steps": 5, "max_minutes": 10}
-    model = ls.train(data, recipe="dexml", **options, out=tmp_path / "a")
-    records = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
-    steps = model.info["fit"]["steps"]
-    assert [r["step"] for r in records if r["event"] == "refresh"] == list(range(1, steps + 1, 5)) and steps > 10
-
-
-def test_fresh_stale_keys_are_the_loss_against_all_labels(
-    data: ls.Dataset, static: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With keys made anew at every step, a step's loss is that of all labels."""
-    losses: dict[str, list[float]] = {}
-    real = dexml.linear_loss
-    for negatives in ("all", "stale"):
-        losses[negatives] = []
-
-        def noted(*given: Any, seen: list[float] = losses[negatives], **named: Any) -> torch.Tensor:
-            value = real(*given, **named)
-            seen.append(float(value.detach()))
-            return value
-
-        monkeypatch.setattr(dexml, "linear_loss", noted)
-        options = {**static, "epochs": 1, "negatives": negatives, "lr": 1e-9, "refresh_steps": 1, "evaluations": 0}
-        ls.train(data, recipe="dexml", **options)
-    assert losses["stale"] == pytest.approx(losses["all"], rel=1e-4) and len(losses["all"]) > 1
 
 
 def test_bce_runs_and_its_weights_move(data: ls.Dataset, static: dict[str, Any]) -> None:
@@ -225,7 +193,7 @@ def test_a_saved_model_is_a_warm_start(data: ls.Dataset, static: dict[str, Any],
     assert scores(second, data)["P@1"] >= 95
 
 
-@pytest.mark.parametrize("negatives", ["all", "mined", "stale"])
+@pytest.mark.parametrize("negatives", ["all", "mined"])
 @pytest.mark.parametrize("positives", ["all", "sample"])
 def test_renumbering_labels_changes_no_weight(
     data: ls.Dataset, static: dict[str, Any], negatives: str, positives: str

@@ -14,7 +14,7 @@ from conftest import TINY
 import labelspace as ls
 from labelspace.base.rates import bf16_pays
 from labelspace.cli.app import main
-from labelspace.recipes.raexmc import contrast, contrast_own, related_pairs
+from labelspace.recipes.raexmc import contrast, related_pairs
 from labelspace.training.losses import closed_form
 
 TAU = 0.3
@@ -40,7 +40,6 @@ def by_loops(
     labels: torch.Tensor,
     drawn: list[list[int]],
     negatives: list[list[int]],
-    related_positive: bool = False,
 ) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(documents)):
@@ -52,8 +51,6 @@ def by_loops(
             s = documents[i] @ documents[k] / TAU
             if not any(truth[i, j] and truth[k, j] for j in range(truth.shape[1])):
                 against.append(s)
-            elif related_positive:
-                positives.append(s)
         mean = torch.zeros((), dtype=torch.float64)
         for p in positives:
             mean = mean - (p - torch.logsumexp(torch.stack([p, *against]), 0)) / len(positives)
@@ -69,10 +66,9 @@ def test_related_documents_are_those_that_share_any_label() -> None:
     assert found == expected and (0, 3) in found and (5, 6) in found
 
 
-@pytest.mark.parametrize("related_positive", [False, True])
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_equals_loops(seed: int, several: bool, related_positive: bool) -> None:
+def test_the_loss_equals_loops(seed: int, several: bool) -> None:
     truth, documents, labels, one = batch(seed)
     drawn = [np.flatnonzero(row).tolist() if several else [int(j)] for row, j in zip(truth, one, strict=True)]
     pool = np.unique(np.concatenate([*drawn, [0, 9]]))  # a mined negative of all, and an undrawn label of two
@@ -80,7 +76,7 @@ def test_the_loss_equals_loops(seed: int, several: bool, related_positive: bool)
     chosen = np.array([pool[c] in drawn[r] for r, c in zip(rows, columns, strict=True)])
     pairs = torch.from_numpy(np.vstack([rows, columns]))
     x, y = documents.clone().requires_grad_(), labels.clone().requires_grad_()
-    expected = by_loops(truth, x, y, drawn, [pool.tolist()] * 7, related_positive)
+    expected = by_loops(truth, x, y, drawn, [pool.tolist()] * 7)
     expected.backward()
     a, b = documents.clone().requires_grad_(), labels.clone().requires_grad_()
     loss = contrast(
@@ -91,37 +87,10 @@ def test_the_loss_equals_loops(seed: int, several: bool, related_positive: bool)
         pairs[:, ~chosen],
         torch.from_numpy(related_pairs(sp.csr_array(truth))),
         temperature=TAU,
-        related_positive=related_positive,
     )
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-10)
     assert x.grad is not None and y.grad is not None
-    torch.testing.assert_close(a.grad, x.grad, atol=1e-12, rtol=1e-10)
-    torch.testing.assert_close(b.grad, y.grad, atol=1e-12, rtol=1e-10)
-
-
-@pytest.mark.parametrize("related_positive", [False, True])
-def test_own_negatives_equal_loops(related_positive: bool) -> None:
-    truth, documents, labels, one = batch(4)
-    rng = np.random.default_rng(0)
-    own = [
-        rng.choice(np.flatnonzero(row == 0), count, replace=False) for row, count in zip(truth, range(7), strict=True)
-    ]
-    x, y = documents.clone().requires_grad_(), labels.clone().requires_grad_()
-    expected = by_loops(truth, x, y, [[int(j)] for j in one], [o.tolist() for o in own], related_positive)
-    expected.backward()
-    a, b = documents.clone().requires_grad_(), labels.clone().requires_grad_()
-    loss = contrast_own(
-        a,
-        b,
-        np.vstack([np.arange(7), one]),
-        [np.asarray(o, dtype=np.int64) for o in own],
-        torch.from_numpy(related_pairs(sp.csr_array(truth))),
-        temperature=TAU,
-        related_positive=related_positive,
-    )
-    loss.backward()
-    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(a.grad, x.grad, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(b.grad, y.grad, atol=1e-12, rtol=1e-10)
 
@@ -156,9 +125,8 @@ def test_training_learns_the_toy_corpus_and_keeps_every_document(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"shared_negatives": False, "key_precision": "float32"},
-        {"shared_negatives": False, "related_documents": "positive", "positives": 0},
-        {"related_documents": "positive", "label_documents": True},
+        {"key_precision": "float32"},
+        {"label_documents": True, "positives": 1},
         {"positives": 0, "key_precision": "bf16", "objective": "PSP@5"},
     ],
 )

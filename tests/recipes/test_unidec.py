@@ -101,8 +101,8 @@ def test_three_rankings_come_of_one_encoding(
         {"encoder_loss": "balanced", "classifier_loss": "supcon", "directions": "both"},
         {"encoder_loss": "softmax", "classifier_loss": "softmax", "directions": "none"},
         {"encoder_loss": "soft_top_k", "classifier_loss": "soft_top_k", "k": 2},
-        {"classifier_loss": "bce", "add_bce": 0.0, "classifier_norm": "never"},
-        {"add_bce": 1.0, "directions": "classifier"},
+        {"classifier_loss": "bce", "classifier_norm": "never"},
+        {"directions": "classifier"},
         {"pool": "some"},
         {"num_positives": 0, "pool": "some", "clusters": False},
         {"num_positives": 1, "num_negatives": 1, "gap": 1000, "pool": "some"},
@@ -315,7 +315,6 @@ def test_filtered_pairs_say_nothing_about_the_share() -> None:
 
 def test_settings_that_one_vs_all_does_not_have_are_refused() -> None:
     for given in (
-        {"add_bce": 1.0},
         {"table_dropout": 0.1},
         {"table_optimizer": "adagrad"},
         {"classifier_loss": "supcon"},

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from conftest import random_truth, rounding
+from conftest import random_truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labelspace.training.negatives import Filter, HardNegatives, brought_along
+from labelspace.training.negatives import Filter, HardNegatives
 
 EVERYTHING = Filter(range_max=1000)
 
@@ -116,50 +116,3 @@ def test_nothing_is_drawn_before_the_first_refresh_and_the_keys_are_the_last_one
     assert [x.tolist() for x in a] == [x.tolist() for x in b] and all(len(x) == 2 for x in a)
     again.restore({})
     assert len(again.draw(np.arange(1), vectors(1, 0), rng)[0]) == 0
-
-
-@pytest.mark.parametrize("bits", [torch.float32, torch.bfloat16])
-def test_other_keys_go_the_way_of_the_pool(bits: torch.dtype) -> None:
-    g = torch.Generator().manual_seed(0)
-    cached = vectors(400, 1).to(bits)
-    old = cached.double().numpy()
-    pool = torch.randperm(400, generator=g)[:150].sort()[0]
-    fresh = (cached[pool].float() + 0.1 * torch.randn(150, 6, generator=g)).requires_grad_()
-    keys = brought_along(cached, pool, fresh)
-
-    def plain(fresh: np.ndarray) -> np.ndarray:
-        own = np.hstack([old[pool], np.ones((150, 1))])
-        ridge = np.mean((own[:, :-1] ** 2).sum(0)) * np.eye(7)
-        way = np.linalg.inv(own.T @ own + ridge) @ own.T @ (fresh - old[pool])
-        found = old + np.hstack([old, np.ones((400, 1))]) @ way
-        found[pool] = fresh
-        return found
-
-    start = fresh.detach().double().numpy()
-    expected = plain(start)
-    np.testing.assert_allclose(keys.detach().numpy(), expected, atol=rounding(len(pool), np.abs(expected).max()))
-    weight = torch.randn(400, 6, generator=g)
-    (keys * weight).sum().backward()
-    assert fresh.grad is not None
-    for row, column in ((0, 0), (77, 5), (149, 3)):
-        moved = start.copy()
-        moved[row, column] += 1e-3
-        slope = ((plain(moved) - plain(start)) * weight.numpy()).sum() / 1e-3
-        assert slope == pytest.approx(float(fresh.grad[row, column]), abs=1e-3)
-
-
-def test_a_shift_and_a_turn_of_all_keys_are_followed() -> None:
-    cached = vectors(3000, 1)
-    turn = torch.linalg.matrix_exp(
-        0.2 * (lambda x: x - x.T)(torch.randn(6, 6, generator=torch.Generator().manual_seed(2)))
-    )
-    now = cached @ turn + 0.3
-    keys = brought_along(cached, torch.arange(0, 3000, 3), now[::3])
-    left = (keys - now).norm(dim=1).mean() / (cached - now).norm(dim=1).mean()
-    assert left < 0.6  # what the ridge holds back
-
-
-def test_keys_that_stand_still_are_left_alone() -> None:
-    cached = vectors(50, 1)
-    pool = torch.arange(5)  # fewer than dimensions
-    torch.testing.assert_close(brought_along(cached, pool, cached[:5]), cached)

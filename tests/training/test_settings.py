@@ -7,6 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from labelspace.cli.app import main
 from labelspace.errors import SettingsError
 from labelspace.training.settings import RECIPES, DexmlSettings, read_config, resolve, to_dict, to_toml
 
@@ -90,3 +91,15 @@ def test_written_settings_give_the_same_settings(tmp_path: Path) -> None:
     assert values.pop("recipe") == "dexml"
     assert resolve("dexml", values) == settings
     assert to_dict(settings)["projection"] is None
+
+
+def test_settings_that_are_gone_are_taken_as_they_were_and_refused_otherwise(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "old.toml", tmp_path / "model"
+    config.write_text(f'recipe = "unidec"\nadd_bce = 0.0\nepochs = 1\nbase = "{tiny_transformer}"\n')
+    command = ["train", str(toy_folder), "--config", str(config), "--out", str(out), "--device", "cpu", "--quiet"]
+    assert main(command) == 0 and (out / "manifest.json").exists()
+    config.write_text('recipe = "unidec"\nadd_bce = 0.5\n')
+    assert main([*command, "--overwrite"]) == 2
+    assert "the setting 'add_bce' is gone, since it cost 2.8 points of P@1; leave it out" in capsys.readouterr().err

@@ -33,14 +33,15 @@ logger = logging.getLogger("labelspace")
 
 def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
-    from ..training.settings import read_config
+    from ..training.settings import GONE, read_config
 
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
             path = argument.tokens[0].value
             values = read_config(path)
             _refuse_unknown(values, path, recipe)
-            source = Dict({k: v for k, v in values.items() if v is not None}, use_commands_as_keys=False, source=path)
+            known = {k: v for k, v in values.items() if v is not None and k not in GONE}
+            source = Dict(known, use_commands_as_keys=False, source=path)
             source(app, commands, arguments)
 
 

@@ -26,7 +26,6 @@ from ..training.label_heads import LabelEncoder
 from ..training.loop import Refresh, fit, readable, stop_signals
 from ..training.losses import closed_form
 from ..training.losses_fused import linear_loss
-from ..training.negatives import brought_along
 from ..training.pools import make_pool
 from ..training.settings import DexmlSettings
 from ..types import Batch, Dataset
@@ -89,11 +88,11 @@ def train(
 
     encoder = make_encoder(data, settings)
     settings = fill_in(settings, encoder)
-    searched, stale = settings.negatives in ("mined", "stale"), settings.negatives == "stale"
+    searched = settings.negatives == "mined"
     if searched and settings.pool_positives is None:
         settings = dataclasses.replace(settings, pool_positives=1)
     size = len(data.labels)
-    pool = size if settings.negatives in ("all", "stale") else min(size, POOL_A_DOCUMENT * settings.batch_size)
+    pool = size if settings.negatives == "all" else min(size, POOL_A_DOCUMENT * settings.batch_size)
     needed = training_bytes(settings, shape_of(encoder), pool, size if searched else 0)
     if settings.memory:
         needed += 2 * 4 * encoder.dim * len(data.train)
@@ -141,10 +140,6 @@ def train(
             found = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(found))
             keys = labels(batch.pool, kept - len(tokens.ids))
-            if stale:
-                assert negatives.index is not None and batch.pool is not None
-                keys = brought_along(negatives.index.keys, torch.from_numpy(batch.pool).to(device), keys)
-                batch = plan.over_all(batch)
         positives = torch.from_numpy(batch.positives).to(device)
         hidden = None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
@@ -169,7 +164,6 @@ def train(
             state=hard.state,
             restore=lambda kept: hard.restore({name: x.to(device) for name, x in kept.items()}),
             outcome=hard.outcome,
-            steps=settings.refresh_steps if stale else None,
         )
     log = open_log(checkpoints, state, settings)
     try:

@@ -31,7 +31,7 @@ from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import POOL_A_DOCUMENT, training_bytes
 from ..training.label_heads import LabelEncoder
 from ..training.loop import FitReport, Refresh, fit, readable, stop_signals
-from ..training.losses import ClosedForm, closed_form, decoupled_softmax
+from ..training.losses import ClosedForm, closed_form
 from ..training.losses_fused import linear_loss
 from ..training.pools import InBatch
 from ..training.settings import RaexmcSettings
@@ -203,7 +203,6 @@ class _Contrast:
         """
         self.label_keys.forget()
         tokens = self.documents.take(batch.rows)
-        found = [np.zeros(0, dtype=np.int64)] * len(batch.rows)
         if self.settings.num_negatives:
             queries = encode_cached(self.encoder, tokens, self.settings.chunk_size, self.kept)
             found = self.negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
@@ -214,29 +213,15 @@ class _Contrast:
             own = self.labels.tokens.take(batch.pool)
             queries, keys = encode_both(self.encoder, tokens, own, self.settings.chunk_size, self.kept)
         related = related_pairs(sp.csr_array(self.targets[batch.rows]))
-        positive = self.settings.related_documents == "positive"
-        if self.settings.shared_negatives:
-            return contrast(
-                self.loss,
-                queries,
-                keys,
-                _tensor(batch.positives, queries),
-                _tensor(batch.hidden, queries),
-                _tensor(related, queries),
-                temperature=self.settings.temperature,
-                related_positive=positive,
-                dtype=self.low,
-            )
-        assert batch.pool is not None
-        columns = [np.searchsorted(batch.pool, own) for own in found]
-        return contrast_own(
+        return contrast(
+            self.loss,
             queries,
             keys,
-            batch.positives,
-            columns,
+            _tensor(batch.positives, queries),
+            _tensor(batch.hidden, queries),
             _tensor(related, queries),
             temperature=self.settings.temperature,
-            related_positive=positive,
+            dtype=self.low,
         )
 
     def refresh(self) -> Refresh | None:
@@ -279,7 +264,6 @@ def contrast(
     related: Tensor,
     *,
     temperature: float,
-    related_positive: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """RAE-XMC's loss on the columns [labels of the pool | documents of the batch].
@@ -296,62 +280,12 @@ def contrast(
         hidden: (2, H) int64 true pairs that were not drawn.
         related: (2, r) int64 pairs of documents that share a label, each document with itself too.
         temperature: divides the products.
-        related_positive: other documents that share a label are positives instead of hidden.
         dtype: of the products; None keeps that of the queries.
     """
     shifted = torch.stack([related[0], related[1] + len(keys)])
-    own = related[0] == related[1]
-    masked = shifted[:, own] if related_positive else shifted
-    if related_positive:
-        positives = torch.cat([positives, shifted[:, ~own]], dim=1)
-    if hidden is not None:
-        masked = torch.cat([hidden, masked], dim=1)
+    masked = shifted if hidden is None else torch.cat([hidden, shifted], dim=1)
     columns = torch.cat([keys, queries])
     return linear_loss(loss, queries, columns, positives, temperature=temperature, hidden=masked, dtype=dtype)
-
-
-def contrast_own(
-    queries: Tensor,
-    keys: Tensor,
-    positives: npt.NDArray[np.int64],
-    negatives: list[npt.NDArray[np.int64]],
-    related: Tensor,
-    *,
-    temperature: float,
-    related_positive: bool = False,
-) -> Tensor:
-    """The same loss with only a document's own hard negatives among the labels.
-
-    Args:
-        queries: (B, D) document vectors.
-        keys: (P, D) label vectors.
-        positives: (2, M) pairs (row, column of the pool), sorted by row.
-        negatives: for each document columns of the pool.
-        related: (2, r) int64 pairs of documents that share a label, each document with itself too.
-        temperature: divides the products.
-        related_positive: other documents that share a label are positives instead of hidden.
-    """
-    size = len(queries)
-    counts = np.bincount(positives[0], minlength=size)
-    place = np.arange(positives.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = int(max((count + len(own) for count, own in zip(counts.tolist(), negatives, strict=True)), default=0))
-    table = np.full((size, width), -1, dtype=np.int64)
-    table[positives[0], place] = positives[1]
-    for row, own in enumerate(negatives):
-        table[row, counts[row] : counts[row] + len(own)] = own
-    columns = torch.from_numpy(table).to(queries.device)
-    products = torch.einsum("bd,bcd->bc", queries, keys[columns.clamp(min=0)])
-    to_labels = products.masked_fill(columns < 0, -torch.inf)
-    mask = torch.zeros(size, size, dtype=torch.bool, device=queries.device)
-    same = related[0] == related[1]
-    hide = related[:, same] if related_positive else related
-    mask[hide[0], hide[1]] = True
-    to_documents = (queries @ queries.T).masked_fill(mask, -torch.inf)
-    pairs = torch.from_numpy(np.vstack([positives[0], place])).to(queries.device)
-    if related_positive:
-        others = related[:, ~same]
-        pairs = torch.cat([pairs, torch.stack([others[0], others[1] + width])], dim=1)
-    return decoupled_softmax(torch.cat([to_labels, to_documents], dim=1) / temperature, pairs)
 
 
 def _tensor(pairs: npt.NDArray[np.int64] | None, like: Tensor) -> Any:

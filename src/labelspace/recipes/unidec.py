@@ -452,8 +452,6 @@ class PoolLoss:
         """
         both = self.settings.directions in ("classifier", "both")
         loss = self._loss(self.of_classifier, queries, keys, positives, both)
-        if self.settings.add_bce:
-            loss = loss + self.settings.add_bce * self._loss(self.bce, queries, keys, positives, False)
         return loss
 
     def _loss(self, form: ClosedForm, queries: Tensor, keys: Tensor, positives: Tensor, both: bool) -> Tensor:

@@ -112,15 +112,6 @@ class Batches:
         draws = Draws.of(self.targets[batch.rows], np.random.default_rng(batch.key))
         return self._assemble(batch.rows, np.union1d(batch.pool, labels), draws, batch.key)
 
-    def over_all(self, batch: Batch) -> Batch:
-        """A batch with all labels as its pool; what was drawn stays drawn.
-
-        Args:
-            batch: one of these batches.
-        """
-        draws = Draws.of(self.targets[batch.rows], np.random.default_rng(batch.key))
-        return self._assemble(batch.rows, None, draws, batch.key)
-
     def _assemble(
         self, chosen: npt.NDArray[np.int64], labels: npt.NDArray[np.int64] | None, draws: Draws, key: tuple[int, ...]
     ) -> Batch:

@@ -55,8 +55,6 @@ class Refresh:
         state: what it made, by name, for a checkpoint.
         restore: puts back what `state` gave.
         outcome: asked after the next step: figures for the log of what was made, or None.
-        steps: it is made at the first step, and again after so many, whatever `first` and `every` say; None goes by
-            these.
     """
 
     first: float
@@ -65,7 +63,6 @@ class Refresh:
     state: Callable[[], dict[str, Tensor]]
     restore: Callable[[dict[str, Tensor]], None]
     outcome: Callable[[], dict[str, float] | None] = lambda: None
-    steps: int | None = None
 
 
 @dataclass
@@ -360,7 +357,7 @@ class _Run:
         self.evaluations = settings.evaluations
         self.refresh_due, self.refreshed = math.inf, False
         if refresh is not None:
-            self.refresh_due = refresh.first if refresh.steps is None else 0
+            self.refresh_due = refresh.first
         self.saved = time.monotonic()
 
     def begin(self) -> None:
@@ -389,16 +386,13 @@ class _Run:
             if self.settings.patience and self.bad_evaluations >= self.settings.patience:
                 raise _Done("early")
         if self.refresh is not None:
-            reached = self.progress if self.refresh.steps is None else steps
-            if reached >= self.refresh_due:
+            if self.progress >= self.refresh_due:
                 begun = time.monotonic()
                 self.refresh.run()
                 with self.signals.deferred():
                     self.refreshed = True
-                    every = self.refresh.steps or max(
-                        self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE
-                    )
-                    while self.refresh_due <= reached:
+                    every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
+                    while self.refresh_due <= self.progress:
                         self.refresh_due += every
                 busy = True
         if self.settings.checkpoint_minutes and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:

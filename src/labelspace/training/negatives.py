@@ -209,27 +209,3 @@ class HardNegatives:
         np.maximum.at(positive, pair_rows, products.numpy())
         positive[counts == 0] = np.inf
         return np.where(known, -1, labels), scores, positive
-
-
-def brought_along(cached: Tensor, pool: Tensor, fresh: Tensor) -> Tensor:
-    """Keys of all labels: those of a pool as given, all others from a cache, moved as the pool has moved since.
-
-    Taken as they are, old keys among fresh ones teach the encoder to leave the place where it was, which lowers every
-    similarity to them and ranks nothing. So the way from old to fresh keys is fitted on the pool by ridge regression,
-    fresh = old + [old, 1] W, and every other key goes it too. It is linear in the fresh keys, so they, and they alone,
-    carry the gradient of all labels.
-
-    Args:
-        cached: (L, D) float32 or bf16 keys as they were when the cache was made, without a graph.
-        pool: (P,) distinct label numbers.
-        fresh: (P, D) float32 their present keys, with a graph.
-
-    Returns:
-        (L, D) float32.
-    """
-    old = torch.cat([cached.float(), torch.ones(len(cached), 1, device=cached.device)], dim=1)
-    own = old.index_select(0, pool)
-    square = own.T @ own
-    square.diagonal().add_(square.diagonal()[:-1].mean())
-    way = torch.cholesky_solve(own.T @ (fresh - own[:, :-1]), torch.linalg.cholesky(square))
-    return torch.addmm(old[:, :-1], old, way).index_copy(0, pool, fresh)

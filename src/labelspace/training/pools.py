@@ -162,6 +162,6 @@ def make_pool(name: str, positives: int | None = None) -> Pool:
     match name:
         case "all":
             return AllLabels()
-        case "in-batch" | "mined" | "stale":
+        case "in-batch" | "mined":
             return InBatch(positives)
-    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch, mined, stale")
+    raise ValueError(f"unknown pool {name!r}; choose one of all, in-batch, mined")

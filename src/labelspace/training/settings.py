@@ -198,11 +198,8 @@ class DexmlSettings(MiningSettings, MemorySettings, RunSettings):
         alpha: steepness of ``soft_top_k``.
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents, ``mined``
-            also labels that the model itself ranks high for them, ``stale`` besides all others with keys from a cache,
-            which carry no gradient of their own.
+            also labels that the model itself ranks high for them.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
-        refresh_steps: of ``stale``: steps after which the keys of all labels are made anew, and with them the index of
-            hard negatives; ``mine_from`` and ``mine_every`` do not count then.
         pool_positives: of all but ``all``: how many of a document's labels are drawn into the pool; when not given, all
             for ``in-batch`` and 1 for the others.
         label_documents: the text of every label is a training document too, with that label alone.
@@ -215,8 +212,7 @@ class DexmlSettings(MiningSettings, MemorySettings, RunSettings):
     k: Count = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.05
-    negatives: Literal["all", "in-batch", "mined", "stale"] = "all"
-    refresh_steps: Count = 50
+    negatives: Literal["all", "in-batch", "mined"] = "all"
     positives: Literal["all", "sample"] = "all"
     pool_positives: Count | None = None
     label_documents: bool = False
@@ -243,7 +239,6 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         classifier_loss: of the classifier, one of the same.
         classifier_labels: ``pool`` trains the label table on the labels of the pool; ``all`` by one-vs-all BCE on every
             label in every step, a chunk of labels at a time (Renee, ELMO), by stochastic gradient descent.
-        add_bce: weight of BCE on the pool added to the classifier's loss.
         directions: which heads also learn from labels to documents, with half the weight of their loss.
         encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
         k: places of ``soft_top_k``.
@@ -289,7 +284,6 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     encoder_loss: Loss = "decoupled_softmax"
     classifier_loss: Loss = "decoupled_softmax"
     classifier_labels: Literal["pool", "all"] = "pool"
-    add_bce: NotNegative = 0.0
     directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
     k: Count = 5
@@ -325,7 +319,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         super().__post_init__()
         if self.classifier_labels == "all" and self.classifier_norm == "both":
             raise ValueError("classifier_norm: 'both' does not go with classifier_labels 'all'; take search or never")
-        unused = [("add_bce", self.add_bce), ("table_dropout", self.table_dropout),
+        unused = [("table_dropout", self.table_dropout),
                   ("table_optimizer", self.table_optimizer != "adamw"),
                   ("classifier_loss", self.classifier_loss not in ("decoupled_softmax", "bce"))]  # fmt: skip
         for name, given in unused:
@@ -355,11 +349,7 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
         epochs: passes over the training documents; 0 for no training, the memory and its tuning only.
         temperature: divides the similarities in training; that of the memory is tuned.
         positives: labels of a document that are drawn as positives in a step; 0 for all.
-        related_documents: other documents of the batch that share a label: ``hidden`` do not count, ``positive`` are
-            positives like the labels.
         num_negatives: hard negatives drawn for a document in a step; they cost more than they bring.
-        shared_negatives: labels drawn for other documents of the batch are negatives too; otherwise only a document's
-            own hard negatives.
         range_max: length of a shortlist.
         label_documents: in training the text of every label is a document too, with that label alone.
     """
@@ -367,9 +357,7 @@ class RaexmcSettings(MiningSettings, MemorySettings, RunSettings):
     epochs: Annotated[int, Field(ge=0)] = 5
     temperature: Positive = 0.04
     positives: Annotated[int, Field(ge=0)] = 0
-    related_documents: Literal["hidden", "positive"] = "hidden"
     num_negatives: Annotated[int, Field(ge=0)] = 0
-    shared_negatives: bool = True
     range_max: Count = 50
     label_documents: bool = False
 
@@ -416,6 +404,15 @@ RECIPES: dict[str, type[RunSettings]] = {
 }
 
 
+GONE: dict[str, tuple[Any, str]] = {
+    "add_bce": (0.0, "it cost 2.8 points of P@1"),
+    "refresh_steps": (50, "negatives 'stale' were level with 'mined' after thirty minutes"),
+    "related_documents": ("hidden", "related documents as positives made no difference"),
+    "shared_negatives": (True, "no measurement showed a gain of a document's own negatives alone"),
+}
+"""Settings that measured as nothing or worse: the value that they had, which a record may still hold, and why."""
+
+
 def recipe_with(names: Iterable[str]) -> str:
     """The recipe that is meant when none is named: auto, or the first of the others that has all settings given.
 
@@ -444,7 +441,10 @@ def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings
     kind = RECIPES[recipe]
     where = f"{source}: " if source else ""
     known = [f.name for f in dataclasses.fields(kind)]
+    given = {name: value for name, value in given.items() if name not in GONE or value != GONE[name][0]}
     for name in given:
+        if name in GONE:
+            raise SettingsError(f"{where}the setting {name!r} is gone, since {GONE[name][1]}; leave it out")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}?" if near else f"the settings are {', '.join(known)}"
