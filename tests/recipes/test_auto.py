@@ -116,7 +116,7 @@ def test_static_without_time_for_all_labels_picks_a_pool() -> None:
     passes = 60 * torch.get_num_threads() * PAIRS_PER_SECOND / (4500 * 500)  # in a minute, label texts included
     for factor, pool in ((1.1, "auto"), (0.9, "some")):
         chosen = choose(data, AutoSettings(max_minutes=factor * FEW_PASSES / passes, **own))[1]  # type: ignore[arg-type]
-        assert chosen.pool == pool and chosen.clusters is (False if pool == "some" else None)
+        assert chosen.pool == pool and not chosen.clusters
     given = choose(data, AutoSettings(max_minutes=1e-4, pool="all", **own))[1]  # type: ignore[arg-type]
     assert given.pool == "all"
 

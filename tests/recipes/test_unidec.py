@@ -104,7 +104,7 @@ def test_three_rankings_come_of_one_encoding(
         {"classifier_loss": "bce", "classifier_norm": "never"},
         {"directions": "classifier"},
         {"pool": "some"},
-        {"num_positives": 0, "pool": "some", "clusters": False},
+        {"num_positives": 0, "pool": "some", "clusters": True},
         {"num_positives": 1, "num_negatives": 1, "gap": 1000, "pool": "some"},
         {"cap": 8, "gap": 2, "pool": "some"},
         {"pool": "all", "clusters": True},
@@ -388,7 +388,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"pool": "some"}, {"pool": "some", "clusters": False, "encoder_dim": 8, "classifier_dim": 8}]
+    "options", [{}, {"pool": "some"}, {"pool": "some", "clusters": True, "encoder_dim": 8, "classifier_dim": 8}]
 )
 def test_renumbering_labels_changes_no_weight(
     data: ls.Dataset, static: dict[str, Any], options: dict[str, Any]

@@ -73,7 +73,14 @@ def test_killed_and_resumed_equals_unbroken(
     if negatives == "unidec":
         del options["negatives"]
         options.update(
-            recipe="unidec", pool="some", table_dtype="bf16", batch_size=20, mine_every=0.13, num_negatives=2, cap=23
+            recipe="unidec",
+            pool="some",
+            clusters=True,
+            table_dtype="bf16",
+            batch_size=20,
+            mine_every=0.13,
+            num_negatives=2,
+            cap=23,
         )
         options.update({} if encoder == "static" else {"encoder_dim": 8, "classifier_dim": 8})
     unbroken = ls.train(data, out=tmp_path / "whole", **options)

@@ -117,8 +117,6 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         rows_pay &= len(data.labels) <= MOST_IN_POOL
         if settings.pool == "auto" and against_all < FEW_PASSES:
             values["pool"] = "some"
-            if settings.clusters is None:
-                values["clusters"] = False
         if settings.classifier_labels == "pool" and settings.classifier_loss != "bce":
             values["classifier_norm"] = given.get("classifier_norm", "tuned")
     chosen: UnidecSettings | RaexmcSettings

@@ -314,7 +314,6 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
     return dataclasses.replace(
         settings,
         pool=pool,
-        clusters=settings.clusters if settings.clusters is not None else pool == "some",
         cap=settings.cap or 8 * settings.batch_size,
         encoder_dim=dim if settings.encoder_dim is None else settings.encoder_dim,
         classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
@@ -405,10 +404,10 @@ def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: Uni
             lambda draws, shortlists, rng: every,
             settings.batch_size,
             settings.seed,
-            bool(settings.clusters),
+            settings.clusters,
         )
     pick = PickSome(settings.num_positives or None, settings.num_negatives, settings.cap, settings.gap)
-    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, bool(settings.clusters))
+    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, settings.clusters)
 
 
 class PoolLoss:
@@ -523,7 +522,7 @@ class Renewal:
     @property
     def needed(self) -> bool:
         """Whether anything is to be made."""
-        return self.settings.pool == "some" or bool(self.settings.clusters)
+        return self.settings.pool == "some" or self.settings.clusters
 
     @torch.no_grad()
     def run(self) -> None:

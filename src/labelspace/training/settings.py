@@ -250,8 +250,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
         gap: no more is added to a pool once so few places are left.
         pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
             up to 65,536 labels with ``static`` or an encoder weight of 0, else ``some``.
-        clusters: make each batch of documents that are alike, once hard negatives are made; when not given, with the
-            pool ``some``.
+        clusters: make each batch of documents that are alike, once hard negatives are made, as the paper does.
         encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
             transformer when not given.
         classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
@@ -295,7 +294,7 @@ class UnidecSettings(MiningSettings, MemorySettings, RunSettings):
     cap: Count | None = None
     gap: Annotated[int, Field(ge=0)] = 10
     pool: Literal["auto", "some", "all"] = "auto"
-    clusters: bool | None = None
+    clusters: bool = False
     mine_every: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2
     encoder_dim: Annotated[int, Field(ge=0)] | None = None
     classifier_dim: Annotated[int, Field(ge=0)] | None = None
