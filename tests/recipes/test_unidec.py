@@ -256,7 +256,7 @@ def test_the_power_of_the_lengths_is_what_ranks_validation_documents_best(
     corpus = dataclasses.replace(data.train, targets=sp.csr_array(truth))
     own = dataclasses.replace(data, train=corpus, valid=corpus)
     settings = resolve("unidec", {})
-    measure = validation(own, encoder, Rows(heads, rows), settings, tmp_path, heads, choose_power=True)
+    measure = validation(own, encoder, Rows(heads, rows), settings, heads, choose_power=True)
     assert measure is not None
     metrics = measure()
     assert heads.row_power == expected and metrics["classifier P@3"] == 100

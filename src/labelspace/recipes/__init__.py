@@ -91,8 +91,10 @@ def train(
 
         recipe, resolved = choose(data, resolved, time.monotonic() - started)
     learn = importlib.import_module(f".{recipe}", __name__).train
+    from .run import Run
+
     if out is None:
-        return learn(data, resolved, None, started)
+        return learn(data, resolved, Run(started=started))
 
     from ..model.manifest import require_writable
     from ..training.checkpoint import Checkpoints
@@ -107,7 +109,8 @@ def train(
             _begin(checkpoints, asked, recipe, resolved, data)
         else:
             state = _go_on(checkpoints, run, data)
-        model: Model = learn(data, resolved, out, started, checkpoints, state)
+        run_of = Run(started=started, out=out, checkpoints=checkpoints, state=state)
+        model: Model = learn(data, resolved, run_of)
     except BaseException:
         _keep_or_clear(checkpoints)
         raise

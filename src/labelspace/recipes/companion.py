@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from ..training.settings import RaexmcSettings, UnidecSettings
 from ..types import Dataset
 from . import raexmc
 from .preparation import tuned_on, tuning_seconds
+from .run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +36,13 @@ COMPANION_SHARE = 0.2
 """Share of a time limit that a companion may take."""
 
 
-class Training(Protocol):
-    """A recipe's `train` that leaves its model to the caller."""
-
-    def __call__(
-        self, data: Dataset, settings: Any, out: None, started: float, *, ending: Callable[[], float]
-    ) -> Model:
-        """The model, without documents, uncalibrated and unsaved."""
-
-
 def with_companion(
     model: Model,
     data: Dataset,
     settings: UnidecSettings,
     started: float,
     ending: Callable[[], float],
-    unidec: Training,
+    unidec: Callable[[Dataset, UnidecSettings, Run], Model],
 ) -> Model:
     """The model joined with a static encoder trained on the same documents; shares are equal until it is tuned.
 
@@ -70,11 +62,12 @@ def with_companion(
     def remaining() -> float:
         return ending() + sharing_seconds(data, settings)
 
+    run = Run(started=started, ending=remaining)
     try:
         if settings.companion == "static-unidec":
-            other = unidec(data, _with_classifier(data, settings), None, started, ending=remaining)
+            other = unidec(data, _with_classifier(data, settings), run)
         else:
-            other = raexmc.train(data, _in_contrast(data, settings), None, started, ending=remaining)
+            other = raexmc.train(data, _in_contrast(data, settings), run)
     except LabelspaceError as error:  # what was trained so far is worth more
         logger.warning("static cannot be trained here, so the model is not joined with it: %s", error)
         return model

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import encoders
+from ..base.machine import cache_folder
 from ..base.rates import bf16_pays
 from ..data.loading import fingerprint
 from ..encoders import Encoder, Precision, TransformerEncoder
@@ -30,7 +31,7 @@ from ..model.tuning import MIN_TUNING
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
-from ..training.loop import FitReport, Log, device_of
+from ..training.loop import FitReport, Log, Refresh, device_of
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.settings import (
@@ -235,6 +236,25 @@ class LabelKeys:
         self._keys = None
 
 
+def mined_anew(negatives: HardNegatives, label_keys: LabelKeys, settings: MiningSettings) -> Refresh:
+    """How hard negatives are found anew in the course of a run, by the present keys of all labels.
+
+    Args:
+        negatives: the shortlists.
+        label_keys: of all labels.
+        settings: of the run.
+    """
+    device = label_keys.encoder.device
+    return Refresh(
+        settings.mine_from,
+        settings.mine_every,
+        run=lambda: negatives.refresh(label_keys.now()),
+        state=negatives.state,
+        restore=lambda kept: negatives.restore({name: x.to(device) for name, x in kept.items()}),
+        outcome=negatives.outcome,
+    )
+
+
 class Keys(Protocol):
     """Where validation finds the present keys of all labels."""
 
@@ -250,7 +270,6 @@ def validation(
     encoder: Encoder,
     label_keys: Keys,
     settings: RunSettings,
-    cache: Path,
     heads: TwoHeads | None = None,
     choose_weight: bool = False,
     choose_power: bool = False,
@@ -262,7 +281,6 @@ def validation(
         encoder: the encoder in training.
         label_keys: vectors of all labels.
         settings: of the run.
-        cache: folder of token arrays.
         heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
         choose_weight: choose the heads' ``search_weight`` each time; the label keys must then be made anew.
         choose_power: choose their ``row_power`` each time, likewise.
@@ -270,7 +288,7 @@ def validation(
     if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
         return None
     corpus = looked_at(data.valid, settings)
-    documents = encoder.tokenize(corpus.texts, cache)
+    documents = encoder.tokenize(corpus.texts, cache_folder())
     longest = 0 if corpus.filter_pairs is None else longest_filter_row(corpus.filter_pairs)
     depth = min(100 + longest, len(data.labels))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,17 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..base.machine import cache_folder
 from ..encoders import Encoder
 from ..encoders.gradcache import encode_cached
-from ..encoders.tokens import Tokens, log_cut
-from ..errors import DataError, SettingsError
-from ..memory.memory import Memory
+from ..encoders.tokens import Tokens
+from ..errors import SettingsError
 from ..model.model import Model
-from ..training.batches import PickedBatches, usable_rows
-from ..training.checkpoint import Checkpoints, State
+from ..training.batches import PickedBatches
 from ..training.clusters import balanced_clusters
 from ..training.estimate import training_bytes
-from ..training.label_heads import RANKINGS, LabelEncoder, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
-from ..training.loop import Refresh, fit, readable, stop_signals
+from ..training.label_heads import RANKINGS, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
+from ..training.loop import Refresh, readable
 from ..training.losses import ClosedForm, closed_form
 from ..training.losses_fused import linear_loss
 from ..training.negatives import HardNegatives
@@ -36,25 +32,17 @@ from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
 from .companion import companion_seconds, with_companion
 from .preparation import (
-    MIN_VALID,
-    by_text,
-    calibrate,
-    describe_run,
     fill_in,
-    give_memory,
     hard_negatives,
     linear_seconds,
-    make_encoder,
     memory_seconds,
-    open_log,
     optimizers_of,
-    save_run,
     shape_of,
     tuned_on,
     tuning_seconds,
     validation,
-    with_label_documents,
 )
+from .run import Need, Prepared, Run, prepare, running
 
 logger = logging.getLogger(__name__)
 
@@ -81,27 +69,13 @@ class UnidecModule(nn.Module):
         self.encoder, self.heads, self.table = encoder, heads, table
 
 
-def train(
-    data: Dataset,
-    settings: UnidecSettings,
-    out: Path | None,
-    started: float,
-    checkpoints: Checkpoints | None = None,
-    state: State | None = None,
-    *,
-    ending: Callable[[], float] | None = None,
-) -> Model:
+def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
     """Train a dual encoder and a classifier on a data set.
 
     Args:
         data: what to learn from; ``data.valid_rows`` are left out of the fit, the test part is not looked at.
         settings: of the run.
-        out: folder to write the model to; None writes nothing.
-        started: when the command began, by `time.monotonic`.
-        checkpoints: of the run, begun and locked; None keeps none.
-        state: of an unfinished run, to go on with.
-        ending: given, the model stays without documents, uncalibrated and unsaved, and a time limit leaves room for so
-            many seconds of what the caller does with it.
+        run: where it goes, and since when it lasts.
 
     Raises:
         DataError: no document has a label.
@@ -109,85 +83,32 @@ def train(
         ResourceError: the run would not fit into memory.
         CheckpointError: a state that does not fit.
     """
-    given = data
-    order = by_text(data.labels)
-    data = data.renumbered(order)
-    rows = usable_rows(data.train.targets, data.fit_rows)
-    if not len(rows):
-        raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
-    torch.manual_seed(settings.seed)
-
-    encoder = make_encoder(data, settings)
-    size, device = len(data.labels), encoder.device
-    if settings.companion != "none" and encoder.row_sparse:
-        raise SettingsError(
-            f"companion {settings.companion!r} goes with a transformer, and the encoder {settings.encoder!r} is itself "
-            "a bag of token vectors; leave it out, or choose another encoder"
-        )
-    settings = decided(settings, encoder, size)
-    needed = _needed(settings, encoder, size, len(rows))
-    if settings.memory:
-        width = (settings.encoder_dim or encoder.dim) + (settings.classifier_dim or encoder.dim)
-        needed += 2 * 4 * width * len(data.train)
-    logger.info(
-        "training needs about %s beside the data (%s used so far)", gigabytes(needed), gigabytes(peak_memory() or 0)
-    )
-    remedy = "lower --batch-size, --cap or --max-words, or take --table-dtype bf16 or --table-optimizer adagrad"
-    require_memory(needed, "this run", remedy, device)
-
-    if len(data.valid) < MIN_VALID:
-        logger.warning(
-            "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
-        )
-    cache = cache_folder()
-    documents = encoder.tokenize(data.train.texts, cache)
-    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
-    truncated = {
-        "documents": log_cut("documents", documents, encoder.limit),
-        "labels": log_cut("labels", labels.tokens, encoder.limit),
-    }
-    targets, texts = data.train.targets, documents
-    if settings.label_documents:
-        targets, rows = with_label_documents(targets, rows)
-        documents = documents.followed_by(labels.tokens)
-    heads = TwoHeads(
-        encoder.dim,
-        settings.encoder_dim or 0,
-        settings.classifier_dim or 0,
-        dropout=settings.head_dropout or 0.0,
-        identity=settings.identity,
-        classifier_norm=settings.classifier_norm or "search",
-        unit=encoder.normalize,
-    ).to(device)
-    heads.search_weight = 0.5 if settings.search_weight is None else settings.search_weight
-    first = first_rows(settings, encoder, heads, labels.tokens)
-    if settings.classifier_labels == "all":
-        table: LabelTable = OneVsAll(first, scale=1 / settings.temperature)
-    else:
-        table = LabelTable(first, settings.table_dropout or 0.0)
-    module = UnidecModule(encoder, heads, table)
-    plan = batch_plan(targets, rows, settings)
-    renewal = Renewal(module, documents, labels.tokens, plan, hard_negatives(targets, settings), settings)
-    search = SearchKeys(module, labels.tokens)
-    kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes if encoder.activation_bytes else 0
-    score = PoolLoss(settings, torch.bfloat16 if settings.precision == "bf16" else None)
+    start = prepare(data, settings, lambda given, encoder, rows: _decide(data, given, encoder, rows))
+    settings, encoder, kept, device = start.settings, start.encoder, start.kept_tokens, start.encoder.device
+    module = untrained(start)
+    heads, table = module.heads, module.table
+    plan = batch_plan(start.targets, start.rows, settings)
+    negatives = hard_negatives(start.targets, settings)
+    renewal = Renewal(module, start.learned, start.labels.tokens, plan, negatives, settings)
+    search = SearchKeys(module, start.labels.tokens)
+    score = PoolLoss(settings, start.low)
 
     def step(batch: Batch) -> Tensor:
         search.forget()
         assert batch.pool is not None
         pool = None if settings.pool == "all" else batch.pool
-        tokens = documents.take(batch.rows)
+        tokens = start.learned.take(batch.rows)
         queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
         positives = torch.from_numpy(batch.positives).to(device)
         loss = queries.new_zeros(())
         if settings.encoder_weight > 0:
-            keys = heads.dual(labels(pool, kept - len(tokens.ids)))
+            keys = heads.dual(start.labels(pool, kept - len(tokens.ids)))
             loss = loss + settings.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
         if settings.encoder_weight < 1:
             vectors = heads.document(queries)
             if isinstance(table, OneVsAll):
                 # rates are those of the sum for the table, but the encoder learns from means
-                classified = table.loss(vectors, true_pairs(targets, batch.rows).to(device)) / len(vectors)
+                classified = table.loss(vectors, true_pairs(start.targets, batch.rows).to(device)) / len(vectors)
             else:
                 classified = score.classifier(
                     vectors, heads.label(table(pool if all_at_once(settings) else batch.pool)), positives
@@ -198,81 +119,88 @@ def train(
     def remaining() -> float:
         if settings.documents_by == "companion":
             return tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
-        return memory_seconds(encoder, texts, settings, data) if settings.memory else 0.0
+        return memory_seconds(encoder, start.documents, settings, data) if settings.memory else 0.0
 
     beside = companion_seconds(data, settings, settings.batch_size)
-    refresh = None
-    if renewal.needed:
-        refresh = Refresh(
-            settings.mine_from,
-            settings.mine_every,
-            renewal.run,
-            renewal.state,
-            renewal.restore,
-            renewal.negatives.outcome,
+    choosing = settings.search_weight is None and start.enough_valid
+    scaling = settings.classifier_norm == "tuned" and start.enough_valid
+    with running(start, run) as loop:
+        evaluate = validation(start.data, encoder, search, settings, heads, choosing, scaling)
+        report = loop.fit(
+            module,
+            step,
+            plan,
+            optimizers(module, settings),
+            evaluate=evaluate,
+            refresh=renewal.refresh(),
+            ending=lambda: remaining() + beside,
         )
-    log = open_log(checkpoints, state, settings)
-    try:
-        with stop_signals() as signals:
-            if state is None:
-                log.write(
-                    event="start",
-                    data=data.name,
-                    documents=len(rows),
-                    labels=size,
-                    truncated=truncated,
-                    estimated_gb=needed / 1e9,
-                )
-            choosing = settings.search_weight is None and len(data.valid) >= MIN_VALID
-            tuning = settings.classifier_norm == "tuned" and len(data.valid) >= MIN_VALID
-            evaluate = validation(data, encoder, search, settings, cache, heads, choosing, tuning)
-            report = fit(
-                step,
-                plan.epoch,
-                plan.per_epoch,
-                module,
-                optimizers(module, settings),
-                settings,
-                evaluate=evaluate,
-                choose=len(data.valid) >= MIN_VALID,
-                log=log,
-                started=started,
-                signals=signals,
-                refresh=refresh,
-                checkpoints=checkpoints,
-                state=state,
-                ending=ending or (lambda: remaining() + beside),
-            )
-            search.forget()
-            if (choosing or tuning) and evaluate is not None:
-                report = dataclasses.replace(report, metrics=evaluate())
-            if choosing and evaluate is not None:
-                share = 100 * heads.search_weight
-                logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
-            if tuning and evaluate is not None:
-                logger.info("rows keep their length to the power %g, by validation nDCG@5", heads.row_power)
-            encoder.precision = "float32"
-            search.forget()
-            back = torch.from_numpy(np.argsort(order))
-            info = describe_run("unidec", settings, given, truncated, report)
-            info["metrics"] = by_ranking(report.metrics)
-            model = Model(encoder, Memory.of_labels(search.now()[back.to(device)]), given.labels, info, heads=heads)
-            if ending is not None:
-                return model
-            if settings.companion != "none" and report.stopped != "interrupted":
-                model = with_companion(model, given, settings, started, remaining, train)
-            if settings.memory:
-                if model.encoder is not encoder:  # the companion's tokens are in the cache
-                    texts = model.encoder.tokenize(data.train.texts, cache)
-                give_memory(model, given, texts, settings, log, started)
-            calibrate(model, given, settings)
-            if report.metrics:
-                logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
-            log.close()
-            save_run(model, out, checkpoints, settings)
+        search.forget()
+        if (choosing or scaling) and evaluate is not None:
+            report = dataclasses.replace(report, metrics=evaluate())
+            _tell(heads, choosing, scaling)
+        encoder.precision = "float32"
+        search.forget()
+        model = loop.model("unidec", search.now(), report, heads)
+        model.info["metrics"] = by_ranking(report.metrics)
+        if run.ending is not None:
             return model
-    finally:
-        log.close()
+        if settings.companion != "none" and report.stopped != "interrupted":
+            model = with_companion(model, start.given, settings, run.started, remaining, train)
+        documents = None
+        if settings.memory and model.encoder is not encoder:  # the companion's tokens are in the cache
+            documents = model.encoder.tokenize(data.train.texts, cache_folder())
+        if report.metrics:
+            logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
+        return loop.finish(model, settings.memory, documents)
+
+
+def _decide(data: Dataset, settings: UnidecSettings, encoder: Encoder, rows: int) -> tuple[UnidecSettings, Need]:
+    """Every setting decided, and what the run takes."""
+    if settings.companion != "none" and encoder.row_sparse:
+        raise SettingsError(
+            f"companion {settings.companion!r} goes with a transformer, and the encoder {settings.encoder!r} is itself "
+            "a bag of token vectors; leave it out, or choose another encoder"
+        )
+    settings = decided(settings, encoder, len(data.labels))
+    needed = _needed(settings, encoder, len(data.labels), rows)
+    if settings.memory:
+        width = (settings.encoder_dim or encoder.dim) + (settings.classifier_dim or encoder.dim)
+        needed += 2 * 4 * width * len(data.train)
+    remedy = "lower --batch-size, --cap or --max-words, or take --table-dtype bf16 or --table-optimizer adagrad"
+    return settings, Need(needed=needed, remedy=remedy)
+
+
+def _tell(heads: TwoHeads, choosing: bool, scaling: bool) -> None:
+    """Say what validation has chosen of the heads."""
+    if choosing:
+        share = 100 * heads.search_weight
+        logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
+    if scaling:
+        logger.info("rows keep their length to the power %g, by validation nDCG@5", heads.row_power)
+
+
+def untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
+    """Encoder, heads and label table before the first step.
+
+    Args:
+        start: what the recipe starts from.
+    """
+    settings, encoder = start.settings, start.encoder
+    heads = TwoHeads(
+        encoder.dim,
+        settings.encoder_dim or 0,
+        settings.classifier_dim or 0,
+        dropout=settings.head_dropout or 0.0,
+        identity=settings.identity,
+        classifier_norm=settings.classifier_norm or "search",
+        unit=encoder.normalize,
+    ).to(encoder.device)
+    heads.search_weight = 0.5 if settings.search_weight is None else settings.search_weight
+    first = first_rows(settings, encoder, heads, start.labels.tokens)
+    if settings.classifier_labels == "all":
+        return UnidecModule(encoder, heads, OneVsAll(first, scale=1 / settings.temperature))
+    return UnidecModule(encoder, heads, LabelTable(first, settings.table_dropout or 0.0))
 
 
 def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
@@ -519,10 +447,12 @@ class Renewal:
         self.module, self.documents, self.labels, self.plan = module, documents, labels, plan
         self.negatives, self.settings, self.count = negatives, settings, 0
 
-    @property
-    def needed(self) -> bool:
-        """Whether anything is to be made."""
-        return self.settings.pool == "some" or self.settings.clusters
+    def refresh(self) -> Refresh | None:
+        """When and how it is made; None where nothing is needed."""
+        if self.settings.pool != "some" and not self.settings.clusters:
+            return None
+        every = self.settings.mine_every
+        return Refresh(self.settings.mine_from, every, self.run, self.state, self.restore, self.negatives.outcome)
 
     @torch.no_grad()
     def run(self) -> None:
