@@ -23,7 +23,7 @@ from labelspace.memory import linear
 from labelspace.memory.linear import LinearClassifier
 from labelspace.memory.voting import Query
 from labelspace.model.joining import join
-from labelspace.recipes.preparation import linear_seconds
+from labelspace.recipes.seconds import linear_seconds, linear_seconds_of
 from labelspace.types import told_first
 
 
@@ -413,5 +413,5 @@ def test_the_commands(
 def test_time_is_foreseen(data: ls.Dataset) -> None:
     short = linear_seconds(data)
     assert 0 < short < 60
-    assert linear.seconds(400, 100_000, 384, 2) > linear.seconds(100, 100_000, 384, 2)
-    assert linear.seconds(100, 100_000, 384, 2) > linear.seconds(100, 10_000, 384, 2)
+    assert linear_seconds_of(400, 100_000, 384, 2) > linear_seconds_of(100, 100_000, 384, 2)
+    assert linear_seconds_of(100, 100_000, 384, 2) > linear_seconds_of(100, 10_000, 384, 2)

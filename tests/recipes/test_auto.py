@@ -15,8 +15,8 @@ import torch
 
 import labelspace as ls
 from labelspace.cli.app import main
-from labelspace.recipes.auto import FEW_PASSES, PAIRS_PER_SECOND, _texts_per_second, choose
-from labelspace.recipes.preparation import TUNING_SECONDS
+from labelspace.recipes.auto import FEW_PASSES, choose
+from labelspace.recipes.seconds import BOTH_HEADS_PAIRS_PER_SECOND, TUNING_SECONDS, texts_per_second
 from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with
 
 
@@ -113,7 +113,8 @@ def test_what_is_given_wins_over_what_would_be_chosen() -> None:
 def test_static_without_time_for_all_labels_picks_a_pool() -> None:
     data = corpus(4000, 5, labels=500)
     own = {"device": "cpu", "encoder": "static", "memory": False}
-    passes = 60 * torch.get_num_threads() * PAIRS_PER_SECOND / (4500 * 500)  # in a minute, label texts included
+    a_minute = 60 * torch.get_num_threads() * BOTH_HEADS_PAIRS_PER_SECOND  # label texts included
+    passes = a_minute / (4500 * 500)
     for factor, pool in ((1.1, "auto"), (0.9, "some")):
         chosen = choose(data, AutoSettings(max_minutes=factor * FEW_PASSES / passes, **own))[1]  # type: ignore[arg-type]
         assert chosen.pool == pool and not chosen.clusters
@@ -126,9 +127,9 @@ def test_texts_without_blanks_are_long_all_the_same() -> None:
     chinese = dataclasses.replace(data, train=dataclasses.replace(data.train, texts=["书" * 200] * 2000))
     for settings in (AutoSettings(device="cpu"), AutoSettings(device="cpu", long_documents="chunks")):
         device = torch.device("cpu")
-        assert _texts_per_second(data, device, settings) > 10 * _texts_per_second(chinese, device, settings)
+        assert texts_per_second(data, device, settings) > 10 * texts_per_second(chinese, device, settings)
     short = AutoSettings(device="cpu", max_tokens=16)
-    assert _texts_per_second(chinese, device, short) > 5 * _texts_per_second(chinese, device, AutoSettings())
+    assert texts_per_second(chinese, device, short) > 5 * texts_per_second(chinese, device, AutoSettings())
 
 
 def test_the_memory_takes_its_part_of_the_time() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import labelspace as ls
-from labelspace.recipes import companion, raexmc
-from labelspace.recipes.auto import COMPANION_VALID, ENCODING, ENCODING_SHARE, _texts_per_second, choose
+from labelspace.recipes import raexmc, seconds
+from labelspace.recipes.auto import COMPANION_VALID, ENCODING, ENCODING_SHARE, choose
+from labelspace.recipes.seconds import texts_per_second
 from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings
 
 
@@ -46,7 +47,7 @@ def test_documents_vote_by_the_companion(data: ls.Dataset, tiny_transformer: Pat
     assert [tower.encoder.row_sparse for tower in model.towers] == [True, False]
     assert model.info["recipe"] == "unidec" and model.info["config"]["documents_by"] == "companion"
     alone = ls.train(data, recipe="raexmc", encoder="static", base=str(tiny_transformer), evaluations=0, device="cpu",
-                     epochs=companion.MOST_PASSES, batch_size=16)  # fmt: skip
+                     epochs=seconds.COMPANION_MOST_PASSES, batch_size=16)  # fmt: skip
     assert model.memory.document_keys.dim == alone.memory.document_keys.dim
     (mine,), (own,) = model.memory.document_keys.segments, alone.memory.document_keys.segments
     np.testing.assert_allclose(mine.keys.float().numpy(), own.keys.float().numpy(), atol=1e-2)
@@ -62,7 +63,7 @@ def test_the_companion_may_have_a_classifier(data: ls.Dataset, tiny_transformer:
     assert [tower.encoder.row_sparse for tower in model.towers] == [False, True]
     assert model.info["companion"]["recipe"] == "unidec" and model.towers[1].heads is not None
     alone = ls.train(data, recipe="unidec", encoder="static", base=str(tiny_transformer), evaluations=1, patience=0,
-                     device="cpu", epochs=companion.MOST_PASSES, batch_size=16)  # fmt: skip
+                     device="cpu", epochs=seconds.COMPANION_MOST_PASSES, batch_size=16)  # fmt: skip
     dim, share = alone.memory.label_keys.dim, model.towers[1].share
     np.testing.assert_allclose(model.memory.keys[:, -dim:].numpy() / share, alone.memory.keys.numpy(), atol=1e-4)
     assert model.memory.n_documents == len(data.train) and model.calibration is not None
@@ -75,9 +76,9 @@ def test_the_companion_may_have_a_classifier(data: ls.Dataset, tiny_transformer:
 
 
 def test_the_static_part_is_that_of_raexmc(data: ls.Dataset, tiny_transformer: Path) -> None:
-    assert companion.passes(data, 16) == companion.MOST_PASSES  # the toy is small
+    assert seconds.companion_passes(data, 16) == seconds.COMPANION_MOST_PASSES  # the toy is small
     alone = ls.train(data, recipe="raexmc", encoder="static", base=str(tiny_transformer), evaluations=0, device="cpu",
-                     epochs=companion.MOST_PASSES, batch_size=16)  # fmt: skip
+                     epochs=seconds.COMPANION_MOST_PASSES, batch_size=16)  # fmt: skip
     model = ls.train(data, **options(tiny_transformer))
     dim, share = alone.memory.label_keys.dim, model.towers[1].share
     np.testing.assert_allclose(
@@ -102,16 +103,16 @@ def test_interrupted_the_transformer_stays_alone(
 
 def test_a_time_limit_leaves_room_for_it(data: ls.Dataset) -> None:
     settings = UnidecSettings(memory=True, companion="static")
-    few = companion.companion_seconds(data, settings, 512)
-    assert few > companion.SETTING_UP
+    few = seconds.companion_seconds(data, settings, 512)
+    assert few > seconds.STATIC_SETUP_SECONDS
     many = dataclasses.replace(data, train=data.train.rows(np.tile(np.arange(len(data.train)), 200)))
-    assert companion.companion_seconds(many, settings, 512) > few
-    assert companion.companion_seconds(many, settings, 512, "none") == 0
+    assert seconds.companion_seconds(many, settings, 512) > few
+    assert seconds.companion_seconds(many, settings, 512, "none") == 0
     settings = dataclasses.replace(settings, companion="static-unidec")
-    needed = companion.companion_seconds(many, settings, 512)
-    assert needed > companion.SETTING_UP + companion.CLASSIFIER_PASSES * companion.classifier_pass_seconds(many)
+    needed = seconds.companion_seconds(many, settings, 512)
+    assert needed > seconds.STATIC_SETUP_SECONDS + seconds.CLASSIFIER_PASSES * seconds.classifier_pass_seconds(many)
     limited = dataclasses.replace(settings, max_minutes=needed / 60)
-    assert companion.companion_seconds(many, limited, 512) < companion.SETTING_UP + 0.3 * needed
+    assert seconds.companion_seconds(many, limited, 512) < seconds.STATIC_SETUP_SECONDS + 0.3 * needed
 
 
 def test_without_a_recipe_it_goes_with_a_transformer_where_there_is_time(
@@ -147,7 +148,7 @@ def test_without_a_recipe_documents_vote_by_it_where_encoding_them_takes_long(da
     def chosen(**more: Any) -> Any:
         return choose(large, AutoSettings(device="cpu", **more))[1]
 
-    encoding = ENCODING * len(many) / _texts_per_second(large, torch.device("cpu"), AutoSettings()) / 60
+    encoding = ENCODING * len(many) / texts_per_second(large, torch.device("cpu"), AutoSettings()) / 60
     minutes = encoding / ENCODING_SHARE
     assert chosen(max_minutes=1.5 * minutes).documents_by == "encoder"
     short = chosen(max_minutes=0.8 * minutes)

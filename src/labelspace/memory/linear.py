@@ -73,14 +73,6 @@ COST = 10.0
 ITERATIONS = 15
 ENTRIES = 3_000_000
 """Terms of documents in the problem of several rows that is solved at a time."""
-ENTRIES_PER_SECOND = 2.5e6
-"""That a core learns from, all iterations included."""
-CHARACTERS_PER_TERM = 5.0
-"""Of a text with both words and pairs, those met once left out."""
-TERMS_PER_SECOND = 6e5
-"""That texts are read in."""
-PRODUCTS_PER_SECOND, WEIGHING = 1.2e11, 8.0
-"""Numbers of keys that a core compares, and seconds in which a classifier is weighed on validation documents."""
 BLOCK = 1_000_000
 """Terms of candidates that are looked up at a time."""
 ARRAYS = ("idf", "places", "weights", "bias", "base", "counts", "overall")
@@ -235,20 +227,6 @@ class LinearClassifier:
         if len(rows) > 1 or len(made.places) != len(made.weights) or len(made.idf) != len(made.terms):
             raise ValueError("its parts do not fit together")
         return made
-
-
-def seconds(characters: float, documents: int, dim: int, cores: int) -> float:
-    """How long finding neighbours, `fit` and weighing take, about.
-
-    Args:
-        characters: of a document, on average.
-        documents: N.
-        dim: dimensions of their keys.
-        cores: to compute with.
-    """
-    terms, pairs = characters / CHARACTERS_PER_TERM, min(documents, MOST_SEARCHED) * documents
-    each = 2 * NEGATIVES / (ENTRIES_PER_SECOND * max(1, cores)) + 1 / TERMS_PER_SECOND
-    return WEIGHING + documents * terms * each + pairs * dim / (PRODUCTS_PER_SECOND * max(1, cores))
 
 
 def fit(

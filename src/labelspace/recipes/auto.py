@@ -7,32 +7,33 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from ..base.machine import minilm_folder
-from ..base.rates import bf16_pays
-from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, open_encoder
-from ..encoders.tokens import Limit, tokenize
+from ..encoders import Encoder, open_encoder
 from ..training.batches import usable_rows
 from ..training.loop import device_of
 from ..training.settings import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..types import Dataset
-from .companion import COMPANION_SHARE, classifier_pass_seconds, companion_seconds
-from .preparation import linear_seconds, tuned_on, tuning_seconds
+from .seconds import (
+    BOTH_HEADS_PAIRS_PER_SECOND,
+    COMPANION_SHARE,
+    GPU_FACTOR,
+    classifier_pass_seconds,
+    companion_seconds,
+    linear_seconds,
+    texts_per_second,
+    tuned_on,
+    tuning_seconds,
+)
 from .unidec import MOST_IN_POOL
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 logger = logging.getLogger(__name__)
 
 MINUTES = 60.0
 """Time limit where none is given."""
-TOKENS_PER_SECOND = 1800.0
-"""What a core with bf16 products trains of the packaged minilm, forward and backward; without them half of it."""
-GPU_FACTOR = 40.0
-"""So many cores is a GPU worth."""
 ENCODING = 0.25
 """What encoding a document takes, as a part of learning from it."""
 LABEL_ENCODINGS = 3
@@ -49,8 +50,6 @@ CLASSIFIER_PASSES = 2.0
 """With time for fewer passes against all labels, what joins it has no classifier."""
 ENCODING_SHARE = 0.3
 """Where encoding all documents would take a transformer more than this share of the time, they vote by ``static``."""
-PAIRS_PER_SECOND = 14e6
-"""Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
 LINEAR_SHARE = 1 / 5
 """A linear classifier on words is learned where it takes at most this share of the time."""
 FEW_PASSES = 2.0
@@ -64,10 +63,6 @@ STATIC_STEPS = 1000
 """Steps of 512 documents that RAE-XMC with ``static`` makes at least; of smaller batches more, by the root."""
 STEPS_A_PASS = 60
 """Batches are as large as leaves so many steps in a pass, from 32 to 512."""
-CHARACTERS = 4
-"""Of a token, where there is no tokenizer to ask."""
-SAMPLE = 500
-"""Texts of a kind whose tokens are counted."""
 
 
 def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[str, UnidecSettings | RaexmcSettings]:
@@ -90,7 +85,7 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
     told = settings.memory and len(data.valid) >= COMPANION_VALID
     values["linear"] = given.get("linear", told and words <= LINEAR_SHARE * seconds)
     seconds -= words if values["linear"] else 0.0
-    rate = _texts_per_second(data, device, settings)
+    rate = texts_per_second(data, device, settings)
     limited = dataclasses.replace(settings, max_minutes=minutes)
     plan = _beside(data, limited, max(0.0, seconds), ENCODING * len(data.train) / rate, batch)
     labels = LABEL_ENCODINGS * ENCODING * len(data.labels) / rate
@@ -112,7 +107,7 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         by = values["documents_by"] = given.get("documents_by", "encoder")
         values["companion"] = "static" if by == "companion" else given.get("companion", "none")  # is refused there
         cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
-        against_all = max(0.0, seconds) * cores * PAIRS_PER_SECOND / (count * len(data.labels))
+        against_all = max(0.0, seconds) * cores * BOTH_HEADS_PAIRS_PER_SECOND / (count * len(data.labels))
         rows_pay = documents >= ROWS_FROM * len(data.labels) and against_all >= ROWS_PASSES
         rows_pay &= len(data.labels) <= MOST_IN_POOL
         if settings.pool == "auto" and against_all < FEW_PASSES:
@@ -215,41 +210,6 @@ def _batch_size(count: int) -> int:
 def _epochs(steps: float, batch: int, count: int) -> int:
     """Passes over count texts that make so many steps at least, from PASSES to MOST_EPOCHS."""
     return min(MOST_EPOCHS, max(PASSES, math.ceil(steps * batch / count)))
-
-
-def _texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
-    """How many documents a second the packaged minilm learns from, by the mean length of some in its tokens."""
-    kinds = [data.train.texts, *([data.labels.texts] if settings.label_documents else [])]
-    most = settings.max_tokens or TRANSFORMER_MAX_TOKENS
-    limit = Limit(most, settings.long_documents, settings.max_chunks if settings.long_documents == "chunks" else 1)
-    tokenizer = _tokenizer()
-    means = []
-    for texts in kinds:
-        rows = np.unique(np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64))
-        some = [texts[row] for row in rows.tolist()]
-        if tokenizer is None:
-            lengths = np.array([min(limit.capacity, len(text) / CHARACTERS) for text in some])
-        else:
-            lengths = tokenize(tokenizer, some, limit).lengths
-        means.append(2 + lengths.mean())
-    tokens = np.average(means, weights=[len(texts) for texts in kinds])
-    if device.type != "cpu":
-        return float(GPU_FACTOR * TOKENS_PER_SECOND / tokens)
-    rate = TOKENS_PER_SECOND if bf16_pays(device) else TOKENS_PER_SECOND / 2
-    return float(torch.get_num_threads() * rate / tokens)
-
-
-def _tokenizer() -> Tokenizer | None:
-    """That of the packaged minilm; None without the package."""
-    from tokenizers import Tokenizer
-
-    folder = minilm_folder()
-    if folder is None:
-        return None
-    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _is_static(name: str) -> bool:

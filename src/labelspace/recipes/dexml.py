@@ -24,17 +24,9 @@ from ..training.losses_fused import linear_loss
 from ..training.pools import make_pool
 from ..training.settings import DexmlSettings
 from ..types import Batch, Dataset
-from .preparation import (
-    LabelKeys,
-    fill_in,
-    hard_negatives,
-    memory_seconds,
-    mined_anew,
-    optimizers_of,
-    shape_of,
-    validation,
-)
+from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of, validation
 from .run import Need, Run, prepare, running
+from .seconds import memory_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,12 @@ from .. import encoders
 from ..base.machine import cache_folder
 from ..base.rates import bf16_pays
 from ..data.loading import fingerprint
-from ..encoders import Encoder, Precision, TransformerEncoder
+from ..encoders import Encoder, TransformerEncoder
 from ..encoders.tokens import Tokens
 from ..evaluation.evaluating import evaluate, longest_filter_row
-from ..memory import linear
-from ..memory import tune as tuning
 from ..memory.memory import Memory
 from ..memory.voting import Query
 from ..model.model import Model
-from ..model.tuning import MIN_TUNING
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
@@ -36,9 +33,9 @@ from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.settings import (
     DexmlSettings,
-    MemorySettings,
     MiningSettings,
     RaexmcSettings,
+    Remembering,
     RunSettings,
     UnidecSettings,
     to_dict,
@@ -46,25 +43,17 @@ from ..training.settings import (
 )
 from ..training.tracking import Tracker
 from ..types import Corpus, Dataset, Labels, Predictions
+from .seconds import AFTER_GRID_SHARE, documents_precision, linear_seconds, tuned_on, tuning_seconds
 
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", DexmlSettings, UnidecSettings, RaexmcSettings)
-Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
 
 READING = (
     *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
     *("valid_fraction", "valid_max"),
 )
 """How data files are read, as far as the settings file repeats it."""
-TUNING_SECONDS = 30.0
-"""Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
-AFTER_GRID = 0.4
-"""Part of it that comes after the grid: depths, the front, and saving."""
-SAMPLE = 512
-"""Documents encoded, or read, to foresee how long the memory will take."""
-LINEAR_DIM = 384
-"""Dimensions of document keys where it is foreseen how long a linear classifier takes."""
 ROW_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Powers of the length of a classifier's rows that are tried."""
 MIN_VALID = 20
@@ -372,64 +361,6 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
     model.calibrate_if_possible(data, predictions)
 
 
-def tuned_on(settings: RunSettings, valid: int) -> int:
-    """Validation documents that the memory of a run is tuned on.
-
-    Args:
-        settings: of the run.
-        valid: how many there are.
-    """
-    return min(valid, settings.valid_documents, tuning.DOCUMENTS)
-
-
-def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, data: Dataset) -> float:
-    """How long document keys, tuning and a linear classifier will take, from a sample of documents; 0 without a clock.
-
-    Args:
-        encoder: as far as it is trained.
-        documents: texts of all training documents.
-        settings: of the run and its memory.
-        data: its validation documents are tuned on.
-    """
-    if settings.max_minutes is None:
-        return 0.0
-    rows = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
-    sample = documents.take(rows)
-    precision, encoder.precision = encoder.precision, _of_documents(encoder, settings)
-    try:
-        begun = time.monotonic()
-        encoder.encode(sample)
-        seconds = time.monotonic() - begun
-    finally:
-        encoder.precision = precision
-    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    keys = 1.15 * seconds * share
-    return keys + tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
-
-
-def linear_seconds(data: Dataset, settings: Remembering | None = None) -> float:
-    """How long a linear classifier beside the keys takes, about; 0 where the settings have none.
-
-    Args:
-        data: what it learns from.
-        settings: of the run; None where one is thought of.
-    """
-    if settings is not None and not settings.linear or not len(data.train):
-        return 0.0
-    rows = np.unique(np.linspace(0, len(data.train) - 1, SAMPLE).astype(np.int64))
-    characters = float(np.mean([len(data.train.texts[row]) for row in rows.tolist()]))
-    return linear.seconds(characters, len(data.train), LINEAR_DIM, torch.get_num_threads())
-
-
-def tuning_seconds(valid: int) -> float:
-    """How long tuning takes, about.
-
-    Args:
-        valid: validation documents looked at.
-    """
-    return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
-
-
 def give_memory(
     model: Model, data: Dataset, documents: Tokens, settings: Remembering, log: Log, started: float
 ) -> None:
@@ -452,7 +383,7 @@ def give_memory(
         return
     assert settings.key_precision != "auto"  # it was decided
     encoder, begun = model.encoder, time.monotonic()
-    encoder.precision = _of_documents(encoder, settings)
+    encoder.precision = documents_precision(encoder, settings)
     encoded = encoder.encode(documents)
     encoder.precision = "float32"
 
@@ -469,7 +400,7 @@ def give_memory(
     log.write(event="encoded", documents=len(documents), took=tuning_from - begun)
     count, until = tuned_on(settings, len(data.valid)), None
     if settings.max_minutes is not None:
-        until = started + 60 * settings.max_minutes - AFTER_GRID * tuning_seconds(count)
+        until = started + 60 * settings.max_minutes - AFTER_GRID_SHARE * tuning_seconds(count)
         until -= linear_seconds(data, settings)
     tuned = model.tune(
         data,
@@ -503,11 +434,6 @@ def measured_with_memory(model: Model, data: Dataset, settings: RunSettings) -> 
     depth = min(100 + longest_filter_row(corpus.filter_pairs), len(data.labels))
     predictions = model.predict(corpus.texts, depth, left_out=model.held_out(data))
     return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
-
-
-def _of_documents(encoder: Encoder, settings: MemorySettings) -> Precision:
-    """In which precision document keys are encoded."""
-    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
 
 
 def describe_run(

@@ -30,19 +30,10 @@ from ..training.optim import RowAdagrad, RowAdamW, make_optimizers
 from ..training.pools import PickSome
 from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
-from .companion import companion_seconds, with_companion
-from .preparation import (
-    fill_in,
-    hard_negatives,
-    linear_seconds,
-    memory_seconds,
-    optimizers_of,
-    shape_of,
-    tuned_on,
-    tuning_seconds,
-    validation,
-)
+from .companion import with_companion
+from .preparation import fill_in, hard_negatives, optimizers_of, shape_of, validation
 from .run import Need, Prepared, Run, prepare, running
+from .seconds import companion_seconds, linear_seconds, memory_seconds, tuned_on, tuning_seconds
 
 logger = logging.getLogger(__name__)
 

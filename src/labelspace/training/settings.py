@@ -395,6 +395,9 @@ class AutoSettings(UnidecSettings):
     linear: bool | None = None  # type: ignore[assignment]
 
 
+Remembering = DexmlSettings | UnidecSettings | RaexmcSettings
+"""Settings of a run that may have a memory."""
+
 RECIPES: dict[str, type[RunSettings]] = {
     "auto": AutoSettings,
     "dexml": DexmlSettings,

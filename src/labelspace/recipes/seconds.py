@@ -1,0 +1,243 @@
+"""Every forecast of time, in seconds, and the rates that it is made from.
+
+Rates are those of one core of the processor that they were measured on; what is cheap to measure, encoding documents,
+is measured when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..base.machine import minilm_folder
+from ..base.rates import bf16_pays
+from ..encoders import TRANSFORMER_MAX_TOKENS, Encoder, Precision
+from ..encoders.tokens import Limit, Tokens, tokenize
+from ..memory import linear
+from ..memory import tune as tuning
+from ..model.tuning import MIN_TUNING
+from ..training.batches import usable_rows
+from ..training.settings import (
+    AutoSettings,
+    MemorySettings,
+    Remembering,
+    RunSettings,
+    UnidecSettings,
+)
+from ..types import Dataset
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TUNING_SECONDS = 30.0
+"""Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
+AFTER_GRID_SHARE = 0.4
+"""Part of it that comes after the grid: depths, the front, and saving."""
+ENCODED_SAMPLE = 512
+"""Documents encoded, or read, to foresee how long the memory will take."""
+LINEAR_DIM = 384
+"""Dimensions of document keys where it is foreseen how long a linear classifier takes."""
+COMPANION_PASSES, COMPANION_LEAST_STEPS, COMPANION_MOST_PASSES = 3, 400, 30
+"""Passes over the documents, more where they would make fewer steps, and the most of them."""
+STATIC_TEXTS_PER_SECOND = 4000.0
+"""What a core makes of the documents in a pass, vocabulary and label keys included."""
+STATIC_SETUP_SECONDS = 15.0
+"""Seconds before the first step."""
+CLASSIFIER_PASSES = 4
+"""Passes with a classifier, unless COMPANION_SHARE of the time is over before."""
+CLASSIFIER_PAIRS_PER_SECOND = 18e6
+"""Pairs of document and label that a core trains such a classifier on."""
+COMPANION_SHARE = 0.2
+"""Share of a time limit that a companion may take."""
+TRANSFORMER_TOKENS_PER_SECOND = 1800.0
+"""What a core with bf16 products trains of the packaged minilm, forward and backward; without them half of it."""
+GPU_FACTOR = 40.0
+"""So many cores is a GPU worth."""
+BOTH_HEADS_PAIRS_PER_SECOND = 14e6
+"""Pairs of document and label that a core trains both heads of ``static`` on, where all labels are scored."""
+CHARACTERS_PER_TOKEN = 4
+"""Of a token, where there is no tokenizer to ask."""
+COUNTED_TEXTS = 500
+"""Texts of a kind whose tokens are counted."""
+LINEAR_ENTRIES_PER_SECOND = 2.5e6
+"""That a core learns from, all iterations included."""
+CHARACTERS_PER_TERM = 5.0
+"""Of a text with both words and pairs, those met once left out."""
+LINEAR_TERMS_PER_SECOND = 6e5
+"""That texts are read in."""
+LINEAR_PRODUCTS_PER_SECOND, LINEAR_WEIGHING_SECONDS = 1.2e11, 8.0
+"""Numbers of keys that a core compares, and seconds in which a classifier is weighed on validation documents."""
+
+
+def tuned_on(settings: RunSettings, valid: int) -> int:
+    """Validation documents that the memory of a run is tuned on.
+
+    Args:
+        settings: of the run.
+        valid: how many there are.
+    """
+    return min(valid, settings.valid_documents, tuning.DOCUMENTS)
+
+
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, data: Dataset) -> float:
+    """How long document keys, tuning and a linear classifier will take, from a sample of documents; 0 without a clock.
+
+    Args:
+        encoder: as far as it is trained.
+        documents: texts of all training documents.
+        settings: of the run and its memory.
+        data: its validation documents are tuned on.
+    """
+    if settings.max_minutes is None:
+        return 0.0
+    rows = np.unique(np.linspace(0, len(documents) - 1, ENCODED_SAMPLE).astype(np.int64))
+    sample = documents.take(rows)
+    precision, encoder.precision = encoder.precision, documents_precision(encoder, settings)
+    try:
+        begun = time.monotonic()
+        encoder.encode(sample)
+        seconds = time.monotonic() - begun
+    finally:
+        encoder.precision = precision
+    share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
+    keys = 1.15 * seconds * share
+    return keys + tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
+
+
+def linear_seconds(data: Dataset, settings: Remembering | None = None) -> float:
+    """How long a linear classifier beside the keys takes, about; 0 where the settings have none.
+
+    Args:
+        data: what it learns from.
+        settings: of the run; None where one is thought of.
+    """
+    if settings is not None and not settings.linear or not len(data.train):
+        return 0.0
+    rows = np.unique(np.linspace(0, len(data.train) - 1, ENCODED_SAMPLE).astype(np.int64))
+    characters = float(np.mean([len(data.train.texts[row]) for row in rows.tolist()]))
+    return linear_seconds_of(characters, len(data.train), LINEAR_DIM, torch.get_num_threads())
+
+
+def tuning_seconds(valid: int) -> float:
+    """How long tuning takes, about.
+
+    Args:
+        valid: validation documents looked at.
+    """
+    return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
+
+
+def documents_precision(encoder: Encoder, settings: MemorySettings) -> Precision:
+    """In which precision document keys are encoded."""
+    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
+
+
+def companion_passes(data: Dataset, batch_size: int) -> int:
+    """How many passes over the documents the companion makes.
+
+    Args:
+        data: what it learns from.
+        batch_size: documents in a step.
+    """
+    count = max(1, len(usable_rows(data.train.targets, data.fit_rows)))
+    return min(COMPANION_MOST_PASSES, max(COMPANION_PASSES, math.ceil(COMPANION_LEAST_STEPS * batch_size / count)))
+
+
+def companion_seconds(data: Dataset, settings: UnidecSettings, batch_size: int, kind: str | None = None) -> float:
+    """How long the companion takes, about.
+
+    Args:
+        data: what it learns from.
+        settings: of the run.
+        batch_size: documents in a step.
+        kind: the companion; that of the settings when not given.
+    """
+    kind, count = kind or settings.companion, companion_passes(data, batch_size)
+    if kind == "none":
+        return 0.0
+    if kind == "static-unidec":
+        learning = max(CLASSIFIER_PASSES, count) * classifier_pass_seconds(data)
+        if settings.max_minutes is not None:
+            learning = min(learning, COMPANION_SHARE * 60 * settings.max_minutes)
+    else:
+        learning = count * len(data.train) / (STATIC_TEXTS_PER_SECOND * cores())
+    return STATIC_SETUP_SECONDS + learning + sharing_seconds(data, settings)
+
+
+def sharing_seconds(data: Dataset, settings: UnidecSettings) -> float:
+    """How much longer tuning takes for two encoders, whose shares are chosen too: about three times as long in all.
+
+    Args:
+        data: what it is tuned on.
+        settings: of the run.
+    """
+    return 2 * tuning_seconds(tuned_on(settings, len(data.valid)))
+
+
+def classifier_pass_seconds(data: Dataset) -> float:
+    """How long a pass over the documents takes where all labels are scored.
+
+    Args:
+        data: what is learnt from.
+    """
+    return (len(data.train) + len(data.labels)) * len(data.labels) / (CLASSIFIER_PAIRS_PER_SECOND * cores())
+
+
+def cores() -> int:
+    return min(torch.get_num_threads(), os.cpu_count() or 1)
+
+
+def texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
+    """How many documents a second the packaged minilm learns from, by the mean length of some in its tokens."""
+    kinds = [data.train.texts, *([data.labels.texts] if settings.label_documents else [])]
+    most = settings.max_tokens or TRANSFORMER_MAX_TOKENS
+    limit = Limit(most, settings.long_documents, settings.max_chunks if settings.long_documents == "chunks" else 1)
+    tokenizer = _tokenizer()
+    means = []
+    for texts in kinds:
+        rows = np.unique(np.linspace(0, len(texts) - 1, min(COUNTED_TEXTS, len(texts))).astype(np.int64))
+        some = [texts[row] for row in rows.tolist()]
+        if tokenizer is None:
+            lengths = np.array([min(limit.capacity, len(text) / CHARACTERS_PER_TOKEN) for text in some])
+        else:
+            lengths = tokenize(tokenizer, some, limit).lengths
+        means.append(2 + lengths.mean())
+    tokens = np.average(means, weights=[len(texts) for texts in kinds])
+    if device.type != "cpu":
+        return float(GPU_FACTOR * TRANSFORMER_TOKENS_PER_SECOND / tokens)
+    rate = TRANSFORMER_TOKENS_PER_SECOND if bf16_pays(device) else TRANSFORMER_TOKENS_PER_SECOND / 2
+    return float(torch.get_num_threads() * rate / tokens)
+
+
+def _tokenizer() -> Tokenizer | None:
+    """That of the packaged minilm; None without the package."""
+    from tokenizers import Tokenizer
+
+    folder = minilm_folder()
+    if folder is None:
+        return None
+    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def linear_seconds_of(characters: float, documents: int, dim: int, cores: int) -> float:
+    """How long finding neighbours, learning and weighing a linear classifier take, about.
+
+    Args:
+        characters: of a document, on average.
+        documents: N.
+        dim: dimensions of their keys.
+        cores: to compute with.
+    """
+    terms, pairs = characters / CHARACTERS_PER_TERM, min(documents, linear.MOST_SEARCHED) * documents
+    each = 2 * linear.NEGATIVES / (LINEAR_ENTRIES_PER_SECOND * max(1, cores)) + 1 / LINEAR_TERMS_PER_SECOND
+    return (
+        LINEAR_WEIGHING_SECONDS + documents * terms * each + pairs * dim / (LINEAR_PRODUCTS_PER_SECOND * max(1, cores))
+    )
