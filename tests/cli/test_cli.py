@@ -274,7 +274,7 @@ def test_sigterm_leaves_nothing_half_written(trained: Path, tmp_path: Path) -> N
         time.sleep(0.1)
     assert list((tmp_path / "scratch").iterdir()), "it waits for the rest of the texts"
     process.terminate()
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     assert "Traceback" not in process.stderr.read()
     process.stdin.close()
     process.stderr.close()

@@ -275,7 +275,13 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
         return 130
 
 
+def _terminate(number: int, frame: object) -> None:
+    """End as by an error, so that what is half-written is removed; a second signal ends at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
 def run() -> None:
     """Entry point of the ``labelspace`` command."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half-written is removed
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(began=PROCESS_BEGAN))
