@@ -118,10 +118,9 @@ def encode() -> tuple[Callable[[], object], Callable[[], object]]:
     texts = made_up_texts(FULL.texts, 16, 0)
     plain = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS, attention="sdpa")
     ours = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
-    ours.precision = "bf16" if bf16_pays(ours.device) else "float32"
-    ours.keeps_low = True
+    kind = "bf16" if bf16_pays(ours.device) else "float32"
     tokens = plain.tokenize(texts)
-    return lambda: plain.encode(tokens), lambda: ours.encode(tokens)
+    return lambda: plain.encode(tokens), lambda: ours.encode(tokens, precision=kind, keep=True)
 
 
 def static() -> tuple[Callable[[], object], Callable[[], object]]:

@@ -348,17 +348,16 @@ def encode(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
     assert isinstance(encoder, TransformerEncoder)
     kind = _low_kind()
-    encoder.precision = kind
-    encoder.keeps_weights = True
     sides: list[Callable[[], object]] = [
-        lambda: encoder.encode(encoder.tokenize(texts)),
+        lambda: encoder.encode(encoder.tokenize(texts), precision=kind, keep=True),
         lambda: plain.encode(texts, show_progress_bar=False),
     ]
     if kind == "bf16":
         low = copy.deepcopy(plain).bfloat16()
         sides.append(lambda: low.encode(texts, show_progress_bar=False, convert_to_tensor=True))
     mine, theirs, *theirs_low = Runs(sizes.steady_runs).in_turn(*sides)
-    cosines = (encoder.encode(encoder.tokenize(texts)) * plain.encode(texts, show_progress_bar=False)).sum(axis=1)
+    vectors = encoder.encode(encoder.tokenize(texts), precision=kind)
+    cosines = (vectors * plain.encode(texts, show_progress_bar=False)).sum(axis=1)
     return {
         "encode_vs_st": round(theirs / mine, 2),
         "encode_vs_st_bf16": round(theirs_low[0] / mine, 2) if theirs_low else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from . import __version__
 from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
+from .encoders.tokens import tokenize
 from .errors import LabelspaceError, MissingExtraError, SettingsError
 from .memory.keys import Keys
 from .model.model import Model
@@ -179,14 +181,11 @@ def _require_parity(
 def _plain_vectors(model: Model, texts: Sequence[str], heads: bool) -> npt.NDArray[np.float32]:
     """The model's float32 vectors of texts that are cut at their head."""
     encoder = model.encoder
-    before = encoder.long_documents, encoder.precision
-    try:
-        encoder.long_documents, encoder.precision = "head", "float32"
-        if heads:
-            return model.encode(texts)
-        return encoder.encode(encoder.tokenize(texts))
-    finally:
-        encoder.long_documents, encoder.precision = before
+    tokens = tokenize(encoder.tokenizer, texts, dataclasses.replace(encoder.limit, long_documents="head", max_chunks=1))
+    vectors = encoder.encode(tokens, precision="float32")
+    if heads and model.heads is not None:
+        return model.heads.queries(torch.from_numpy(vectors).to(encoder.device)).cpu().numpy()
+    return vectors
 
 
 # sentence-transformers
@@ -284,7 +283,7 @@ def _write_onnx(model: Model, folder: Path, texts: Sequence[str]) -> dict[str, A
 def _trace(model: Model, file: Path) -> None:
     """Write the graph of encoder and heads, on the CPU in float32."""
     encoder = model.encoder
-    place, before = encoder.device, encoder.precision
+    place = encoder.device
     graph = _Graph(encoder, model.heads).eval()
     if isinstance(encoder, TransformerEncoder):
         own_attention = encoder.transformer.config._attn_implementation
@@ -294,7 +293,6 @@ def _trace(model: Model, file: Path) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in ("torch.onnx", "onnxscript")]
     try:
-        encoder.precision = "float32"
         graph.to("cpu")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -313,7 +311,6 @@ def _trace(model: Model, file: Path) -> None:
         for each, level in levels:
             each.setLevel(level)
         graph.to(place)
-        encoder.precision = before
         if isinstance(encoder, TransformerEncoder):
             encoder._set_attention(own_attention)
 

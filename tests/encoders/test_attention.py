@@ -90,3 +90,16 @@ def test_both_are_the_same_attention() -> None:
     query, key, value = (torch.randn(3, 2, 7, 4, generator=g) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(by_products(query, key, value), expected)
+
+
+def test_it_may_be_measured_inside_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABELSPACE_CACHE", str(tmp_path))
+    attention.limits.cache_clear()
+    x = torch.randn(3, 2, 20, 4, requires_grad=True)
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if attention.products_pay(20, 2, 4, x.device) else x * 3
+
+    torch.utils.checkpoint.checkpoint(lambda x: attend(x).exp(), x, use_reentrant=False).sum().backward()
+    assert x.grad is not None and (tmp_path / "machine.json").exists()
+    attention.limits.cache_clear()

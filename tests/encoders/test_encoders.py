@@ -102,7 +102,7 @@ def test_weights_in_bf16_while_encoding(tiny_transformer: Path, options: dict[st
     exact = encoder.encode(tokens)
     encoder.precision = "bf16"
     fast = FastBert.fits(encoder.transformer, torch.bfloat16) and options.get("attention") != "sdpa"
-    with encoder.for_inference():
+    with encoder.for_inference("bf16", False):
         assert next(encoder.transformer.parameters()).dtype == (torch.float32 if fast else torch.bfloat16)
         low = encoder(tokens).detach().numpy()
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
@@ -125,10 +125,9 @@ def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer
     optimizer.step()
     after = encoder.encode(tokens)
     assert not np.array_equal(after, before)
-    encoder.keeps_weights = True
-    assert np.array_equal(encoder.encode(tokens), after)
+    assert np.array_equal(encoder.encode(tokens, keep=True), after)
     kept = encoder._fast
-    assert kept is not None and np.array_equal(encoder.encode(tokens), after) and encoder._fast is kept
+    assert kept is not None and np.array_equal(encoder.encode(tokens, keep=True), after) and encoder._fast is kept
     again = copy.deepcopy(encoder)
     with torch.no_grad():
         again.token_table.mul_(2)
@@ -140,17 +139,15 @@ def test_weights_laid_out_for_encoding_follow_those_of_training(tiny_transformer
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
 def test_encoding_in_bf16_sees_what_a_fused_optimiser_changed(tiny_transformer: Path, attention: str) -> None:
     encoder = tiny(tiny_transformer, attention=attention)
-    encoder.precision, encoder.keeps_weights = "bf16", True
+    encoder.precision = "bf16"
     tokens = encoder.tokenize(TEXTS)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.05, fused=True)
     for _ in range(2):
-        encoder.encode(tokens)
+        encoder.encode(tokens, keep=True)
         (encoder(tokens) * torch.randn(len(tokens), encoder.dim)).sum().backward()
         optimizer.step()
-        found = encoder.encode(tokens)
-        encoder.precision = "float32"
-        expected = encoder.encode(tokens)
-        encoder.precision = "bf16"
+        found = encoder.encode(tokens, keep=True)
+        expected = encoder.encode(tokens, precision="float32")
         assert cosines(found, expected).min() > 0.999
 
 

@@ -141,9 +141,9 @@ def test_inference_equals_the_modules(
     encoder.attention = "sdpa"  # padded, by the modules
     vectors = encoder.encode(tokens)
     assert encoder._fast is None
-    encoder.attention, encoder.keeps_weights = "auto", True
-    encoder.precision = "bf16" if dtype == torch.bfloat16 else "float32"
-    assert (encoder.encode(tokens) * vectors).sum(1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
+    encoder.attention = "auto"
+    found = encoder.encode(tokens, precision="bf16" if dtype == torch.bfloat16 else "float32", keep=True)
+    assert (found * vectors).sum(1).min() > (0.999 if dtype == torch.bfloat16 else 1 - 1e-5)
     assert encoder._fast is not None and encoder._fast.dtype == dtype
 
 

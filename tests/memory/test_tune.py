@@ -236,7 +236,7 @@ def test_random_vectors_are_tuned_to_chance(monkeypatch: pytest.MonkeyPatch) -> 
     data = ls.Dataset("random", ls.Labels([f"L{i}" for i in range(count)], [f"label {i}" for i in range(count)]),
                       train, train.rows(rows), None, rows)  # fmt: skip
 
-    def hashed(texts: list[str], batch_size: int) -> np.ndarray:
+    def hashed(texts: list[str], batch_size: int, precision: str | None = None) -> np.ndarray:
         vectors = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=32) for text in texts]
         return np.stack([v / np.linalg.norm(v) for v in vectors]).astype(np.float32)
 

@@ -375,9 +375,9 @@ def test_documents_kept_in_bf16_are_encoded_in_it_where_it_pays(
     seen = []
     encode = Core.encode_documents
 
-    def spy(core: Core, texts: list[str], batch_size: int) -> np.ndarray:
-        seen.append(core.encoder.precision)
-        return encode(core, texts, batch_size)
+    def spy(core: Core, texts: list[str], batch_size: int, precision: str | None = None) -> np.ndarray:
+        seen.append(precision or core.precision)
+        return encode(core, texts, batch_size, precision)
 
     monkeypatch.setattr(Core, "encode_documents", spy)
     model = ls.Model.from_encoder(str(tiny_transformer), data, device="cpu", precision="bf16")

@@ -36,9 +36,7 @@ class Encoder(nn.Module, abc.ABC):
         normalize: whether vectors have unit length.
         row_sparse: the gradient touches only the rows of the tokens met; such an encoder keeps no activations worth
             recomputing.
-        precision: ``bf16`` runs `forward` under autocast, and `encode` with weights in bf16.
-        keeps_weights: whether `encode` keeps weights that it laid out anew, or in bf16, for the next call instead of
-            making them each time.
+        precision: of training: ``bf16`` runs `forward` under autocast.
     """
 
     dim: int
@@ -50,7 +48,6 @@ class Encoder(nn.Module, abc.ABC):
     normalize: bool
     row_sparse: bool = False
     precision: Precision = "float32"
-    keeps_weights: bool = False
 
     @abc.abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
@@ -137,17 +134,27 @@ class Encoder(nn.Module, abc.ABC):
         """
         return [self(part) for part in parts]
 
-    def for_inference(self) -> contextlib.AbstractContextManager[None]:
-        """Weights in the type of inference while the body runs."""
+    def for_inference(self, precision: Precision, keep: bool) -> contextlib.AbstractContextManager[None]:
+        """Weights as inference wants them while the body runs.
+
+        Args:
+            precision: of the products.
+            keep: as for `encode`.
+        """
         return contextlib.nullcontext()
 
     @torch.no_grad()
-    def encode(self, tokens: Tokens, batch_size: int = 256) -> npt.NDArray[np.float32]:
+    def encode(
+        self, tokens: Tokens, batch_size: int = 256, *, precision: Precision | None = None, keep: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Vectors of many texts, without gradients, dropout off; sorted by length inside, order kept.
 
         Args:
             tokens: n texts.
             batch_size: texts, or chunks of long ones, encoded at a time.
+            precision: ``bf16`` has weights in bf16 (cosines to float32 vectors above 0.999); None that of training.
+            keep: keep weights that are laid out anew, or in bf16, for the next call instead of making them each time;
+                not while they are trained, since fused optimisers change weights without a trace.
 
         Returns:
             (n, D) float32.
@@ -167,7 +174,7 @@ class Encoder(nn.Module, abc.ABC):
         pooled = len(parts) > len(tokens)
         owners, shares = map(torch.from_numpy, tokens.shares()) if pooled else (None, None)
         try:
-            with self.for_inference():
+            with self.for_inference(precision or self.precision, keep):
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
                     found = self(parts.take(rows)).float().cpu()

@@ -15,7 +15,7 @@ from ..errors import SettingsError
 from .fast import packed
 from .fast.attention import products_pay
 from .fast.inference import FastBert, stamps
-from .interface import Encoder, autocast
+from .interface import Encoder, Precision, autocast
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class TransformerEncoder(Encoder):
         self.stages = nn.ModuleList(modules)
         self.attention: Attention = attention
         self._low = self._fast_now = False
+        self._inference: Precision | None = None
         self._fast: FastBert | None = None
         self._kept_low: tuple[list[tuple[int, int]], list[Tensor]] | None = None
         kind = str(transformer.auto_model.config.model_type)
@@ -192,31 +193,39 @@ class TransformerEncoder(Encoder):
         return [self._packed({**given, "inputs_embeds": x[None]}) for given, x in zip(inputs, vectors, strict=True)]
 
     @contextlib.contextmanager
-    def for_inference(self) -> Iterator[None]:
-        """With the precision ``bf16``, weights in bf16 while the body runs (cosines to float32 vectors above 0.999).
+    def for_inference(self, precision: Precision, keep: bool) -> Iterator[None]:
+        """With the precision ``bf16``, weights in bf16 while the body runs.
 
         On a CPU BERT and its kin are computed by `FastBert`, in either precision.
+
+        Args:
+            precision: of the products.
+            keep: as for `encode`.
         """
         if self._low or self._fast_now:
             yield
             return
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer, dtype):
             if self._fast is None or self._fast.dtype != dtype or not self._fast.current(self.transformer):
                 self._fast = FastBert(self.transformer, dtype)
-            self._fast_now = True
+            self._fast_now, self._inference = True, precision
             try:
                 yield
             finally:
-                self._fast_now = False
-                if not self.keeps_weights:  # fused optimisers change weights without a trace
+                self._fast_now, self._inference = False, None
+                if not keep:
                     self._fast = None
             return
         if dtype == torch.float32:
-            yield
+            self._inference = precision
+            try:
+                yield
+            finally:
+                self._inference = None
             return
         kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
-        low = self._low_weights(kept)
+        low = self._low_weights(kept, keep)
         try:
             for (parameter, _), data in zip(kept, low, strict=True):
                 parameter.data = data
@@ -227,9 +236,9 @@ class TransformerEncoder(Encoder):
             for parameter, data in kept:
                 parameter.data = data
 
-    def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+    def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]], keep: bool) -> list[Tensor]:
         """The weights in bf16; those of the last call where they are kept and no weight was changed since."""
-        if not self.keeps_weights:
+        if not keep:
             self._kept_low = None
             return [data.to(torch.bfloat16) for _, data in weights]
         stamp = stamps(self.transformer)
@@ -238,7 +247,7 @@ class TransformerEncoder(Encoder):
         return self._kept_low[1]
 
     def _autocast(self) -> torch.autocast:
-        return autocast(self.device, "float32" if self._low else self.precision)
+        return autocast(self.device, "float32" if self._low else self._inference or self.precision)
 
     @property
     def activation_bytes(self) -> int:

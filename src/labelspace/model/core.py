@@ -48,6 +48,7 @@ class Core:
         history: changes of labels, documents and voting, the oldest first.
         folder: where the model was opened or saved; None for nowhere yet.
         revision: of the folder, as it was opened or saved.
+        precision: in which texts are encoded.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -79,6 +80,7 @@ class Core:
         self.folder: Path | None = None
         self.revision = 0
         self.calibration = calibration
+        self.precision: Precision = "float32"
         self._names: LabelNames | None = None
 
     @property
@@ -103,20 +105,19 @@ class Core:
         if value not in ("auto", "float32", "bf16"):
             raise SettingsError(f"unknown precision {value!r}; choose one of auto, float32, bf16")
         chosen: Precision = value if value != "auto" else "bf16" if bf16_pays(self.encoder.device) else "float32"
-        for tower in self.towers:
-            tower.encoder.precision, tower.encoder.keeps_weights = chosen, True
+        self.precision = chosen
 
     def encode(self, texts: Sequence[str], batch_size: int) -> Vectors:
         """(n, D) queries of checked texts, those of all towers side by side."""
-        return _side_by_side([tower.queries(texts, batch_size) for tower in self.towers])
+        return _side_by_side([tower.queries(texts, batch_size, self.precision) for tower in self.towers])
 
     def encode_labels(self, texts: Sequence[str], batch_size: int) -> Vectors:
         """(n, D) keys of labels that are known by their checked texts alone, those of all towers side by side."""
-        return _side_by_side([tower.label_keys(texts, batch_size) for tower in self.towers])
+        return _side_by_side([tower.label_keys(texts, batch_size, self.precision) for tower in self.towers])
 
-    def encode_documents(self, texts: Sequence[str], batch_size: int) -> Vectors:
-        """(n, document_dim) keys of documents, by the first tower."""
-        return self.towers[0].document_keys(texts, batch_size)
+    def encode_documents(self, texts: Sequence[str], batch_size: int, precision: Precision | None = None) -> Vectors:
+        """(n, document_dim) keys of documents, by the first tower; in the precision of the model if none is given."""
+        return self.towers[0].document_keys(texts, batch_size, precision or self.precision)
 
     def encode_many(
         self, encode: Callable[[Sequence[str], int], Vectors], texts: Sequence[str], batch_size: int

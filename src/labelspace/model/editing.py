@@ -168,13 +168,8 @@ def document_segment(
     if there:  # keys of a kind are all alike
         precision = "bf16" if there[0].keys.dtype == torch.bfloat16 else "float32"
     if vectors is None:
-        before = core.encoder.precision  # of the one tower that documents pass
-        if precision == "bf16" and bf16_pays(core.encoder.device):
-            core.encoder.precision = "bf16"
-        try:
-            vectors = core.encode_many(core.encode_documents, texts, batch_size)
-        finally:
-            core.encoder.precision = before
+        low: Precision | None = "bf16" if precision == "bf16" and bf16_pays(core.encoder.device) else None
+        vectors = core.encode_many(lambda some, size: core.encode_documents(some, size, low), texts, batch_size)
     keys = core.on_device(vectors)
     return Segment(
         keys.bfloat16() if precision == "bf16" else keys,
@@ -191,7 +186,7 @@ def _renamed_keys(core: Core, old: torch.Tensor, before: list[str], texts: list[
     ends = np.cumsum([0, *(tower.dim for tower in core.towers)]).tolist()
     parts = [old[:, a:b] for a, b in itertools.pairwise(ends)]
     pairs = zip(core.towers, parts, strict=True)
-    return torch.cat([tower.renamed(part, before, texts, batch_size) for tower, part in pairs], dim=1)
+    return torch.cat([tower.renamed(part, before, texts, batch_size, core.precision) for tower, part in pairs], dim=1)
 
 
 def _add_label_keys(

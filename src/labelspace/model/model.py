@@ -121,7 +121,7 @@ class Model:
     @property
     def precision(self) -> Precision:
         """In which texts are encoded, ``float32`` or ``bf16``."""
-        return self.core.encoder.precision
+        return self.core.precision
 
     @precision.setter
     def precision(self, value: Literal["auto", "float32", "bf16"]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..encoders import Encoder, open_encoder
+from ..encoders import Encoder, Precision, open_encoder
 from ..encoders.tokens import Tokens
 from ..training.label_heads import TwoHeads
 
@@ -29,7 +29,6 @@ class Tower:
 
     def __init__(self, encoder: Encoder, heads: TwoHeads | None = None, share: float = 1.0):
         self.encoder = encoder.eval()
-        self.encoder.precision = "float32"
         self.heads = None if heads is None else heads.eval()
         self.share = share
 
@@ -43,48 +42,60 @@ class Tower:
         """Dimensions of document keys, which are compared with the first columns of a query."""
         return self.encoder.dim if self.heads is None else self.heads.document_dim
 
-    def queries(self, texts: Sequence[str], batch_size: int = 256) -> FloatArray:
+    def queries(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> FloatArray:
         """What documents ask with.
 
         Args:
             texts: n texts.
             batch_size: texts encoded at a time.
+            precision: of encoding.
 
         Returns:
             (n, D) float32.
         """
-        vectors = self._vectors(texts, batch_size)
+        vectors = self._vectors(texts, batch_size, precision)
         return vectors if self.heads is None else self._found(self.heads.queries(self._placed(vectors)))
 
-    def document_keys(self, texts: Sequence[str], batch_size: int = 256) -> FloatArray:
+    def document_keys(
+        self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32"
+    ) -> FloatArray:
         """Keys of documents.
 
         Args:
             texts: n texts.
             batch_size: texts encoded at a time.
+            precision: of encoding.
 
         Returns:
             (n, document_dim) float32.
         """
-        vectors = self._vectors(texts, batch_size)
+        vectors = self._vectors(texts, batch_size, precision)
         return vectors if self.heads is None else self._found(self.heads.documents(self._placed(vectors)))
 
-    def label_keys(self, texts: Sequence[str], batch_size: int = 256) -> FloatArray:
+    def label_keys(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> FloatArray:
         """Keys of labels that are known by their texts alone.
 
         Args:
             texts: n label texts.
             batch_size: texts encoded at a time.
+            precision: of encoding.
 
         Returns:
             (n, D) float32, times the share; with heads, the classifier's row is made from the text too.
         """
-        vectors = self._vectors(texts, batch_size)
+        vectors = self._vectors(texts, batch_size, precision)
         if self.heads is not None:
             vectors = self._found(self.heads.keys(self._placed(vectors), None))
         return vectors if self.share == 1 else np.float32(self.share) * vectors
 
-    def renamed(self, old: Tensor, before: Sequence[str], texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def renamed(
+        self,
+        old: Tensor,
+        before: Sequence[str],
+        texts: Sequence[str],
+        batch_size: int = 256,
+        precision: Precision = "float32",
+    ) -> Tensor:
         """Keys of labels under new texts; what a classifier learned of a label stays.
 
         Args:
@@ -92,22 +103,23 @@ class Tower:
             before: n texts that they have.
             texts: n new texts.
             batch_size: texts encoded at a time.
+            precision: of encoding.
 
         Returns:
             (n, D) float32.
         """
-        keys = torch.from_numpy(self.label_keys(texts, batch_size)).to(old.device)
+        keys = torch.from_numpy(self.label_keys(texts, batch_size, precision)).to(old.device)
         if self.heads is not None and texts:
             part = self.heads.columns("classifier")
-            made = torch.from_numpy(self.label_keys(before, batch_size)).to(old.device)[:, part]
+            made = torch.from_numpy(self.label_keys(before, batch_size, precision)).to(old.device)[:, part]
             rows = old[:, part].to(keys)
             learned = (rows - made).norm(dim=1) > 0.01 * made.norm(dim=1)  # others were made from the text
             keys[:, part] = torch.where(learned[:, None], rows, keys[:, part])
         return keys
 
-    def _vectors(self, texts: Sequence[str], batch_size: int) -> FloatArray:
+    def _vectors(self, texts: Sequence[str], batch_size: int, precision: Precision) -> FloatArray:
         tokens: Tokens = self.encoder.tokenize(texts)
-        return self.encoder.encode(tokens, batch_size)
+        return self.encoder.encode(tokens, batch_size, precision=precision, keep=True)  # training is over
 
     def _placed(self, vectors: FloatArray) -> Tensor:
         return torch.from_numpy(vectors).to(self.encoder.device)

@@ -240,7 +240,7 @@ def _confused(
     for start in range(0, len(some), QUERY_BLOCK):
         part = some[start : start + QUERY_BLOCK]
         if first is None:
-            made = core.towers[0].queries([texts[i] for i in part.tolist()], batch_size)
+            made = core.towers[0].queries([texts[i] for i in part.tolist()], batch_size, core.precision)
         else:
             made = first(rows[part])
         own = np.full(len(part), -1, dtype=np.int64)

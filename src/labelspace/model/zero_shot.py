@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,11 +51,11 @@ def of_labels(
     else:
         name = type(encoder).__name__
     encoder = encoder.to(place)
-    encoder.keeps_weights = True
+    encoder = copy.copy(encoder)  # the weights are shared; what is set here is of this model alone
     encoder.max_tokens = encoder.max_tokens if cut.max_tokens is None else cut.max_tokens
     encoder.long_documents = encoder.long_documents if cut.long_documents is None else cut.long_documents
     encoder.max_chunks = encoder.max_chunks if cut.max_chunks is None else cut.max_chunks
-    keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size)
+    keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size, keep=True)
     info = {"recipe": "none", "config": {"encoder": name}, "data": {"labels": len(labels)}, "metrics": {}}
     return Core([Tower(encoder)], Memory.of_labels(torch.from_numpy(keys).to(place)), labels, info)
 

@@ -103,8 +103,7 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
             refresh=None if negatives is None else mined_anew(negatives, label_keys, settings),
             ending=(lambda: memory_seconds(encoder, start.documents, settings, data)) if settings.memory else None,
         )
-        encoder.precision = "float32"
-        keys = torch.from_numpy(encoder.encode(labels.tokens)).to(device)
+        keys = torch.from_numpy(encoder.encode(labels.tokens, precision="float32")).to(device)
         model = loop.model("dexml", keys, report)
         if report.metrics:
             logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))

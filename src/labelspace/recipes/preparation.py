@@ -383,9 +383,7 @@ def give_memory(
         return
     assert settings.key_precision != "auto"  # it was decided
     encoder, begun = model.encoder, time.monotonic()
-    encoder.precision = documents_precision(encoder, settings)
-    encoded = encoder.encode(documents)
-    encoder.precision = "float32"
+    encoded = encoder.encode(documents, precision=documents_precision(encoder, settings))
 
     def asked(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         if model.heads is None:

@@ -78,8 +78,7 @@ def train(data: Dataset, settings: RaexmcSettings, run: Run) -> Model:
                 refresh=contrast_of.refresh(),
                 ending=lambda: memory_seconds(encoder, start.documents, settings, data),
             )
-        encoder.precision = "float32"
-        keys = torch.from_numpy(encoder.encode(start.labels.tokens)).to(encoder.device)
+        keys = torch.from_numpy(encoder.encode(start.labels.tokens, precision="float32")).to(encoder.device)
         model = loop.model("raexmc", keys, report)
         if report.metrics:
             logger.info("kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics))

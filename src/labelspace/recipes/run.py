@@ -275,6 +275,7 @@ class Running(Generic[Settings]):
             heads: behind the encoder.
         """
         start = self.start
+        start.encoder.precision = "float32"  # training is over
         back = torch.from_numpy(np.argsort(start.order)).to(keys.device)
         info = describe_run(recipe, start.settings, start.given, start.truncated, report)
         return Model(start.encoder, Memory.of_labels(keys[back]), start.given.labels, info, heads=heads)

@@ -97,13 +97,9 @@ def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, d
         return 0.0
     rows = np.unique(np.linspace(0, len(documents) - 1, ENCODED_SAMPLE).astype(np.int64))
     sample = documents.take(rows)
-    precision, encoder.precision = encoder.precision, documents_precision(encoder, settings)
-    try:
-        begun = time.monotonic()
-        encoder.encode(sample)
-        seconds = time.monotonic() - begun
-    finally:
-        encoder.precision = precision
+    begun = time.monotonic()
+    encoder.encode(sample, precision=documents_precision(encoder, settings))
+    seconds = time.monotonic() - begun
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
     keys = 1.15 * seconds * share
     return keys + tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)

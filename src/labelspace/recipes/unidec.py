@@ -130,7 +130,7 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
         if (choosing or scaling) and evaluate is not None:
             report = dataclasses.replace(report, metrics=evaluate())
             _tell(heads, choosing, scaling)
-        encoder.precision = "float32"
+        encoder.precision = "float32"  # of the keys too
         search.forget()
         model = loop.model("unidec", search.now(), report, heads)
         model.info["metrics"] = by_ranking(report.metrics)

@@ -11,6 +11,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -67,7 +68,9 @@ def limits(heads: int, width: int, threads: int) -> Limits:
     """
 
     def measure() -> dict[str, float]:
-        found = measured(lambda length, training: advantage(length, training, heads, width))
+        # in a thread of its own: the text that asks may be inside a checkpoint, which would record these tensors too
+        with ThreadPoolExecutor(1) as apart:
+            found = apart.submit(measured, lambda length, training: advantage(length, training, heads, width)).result()
         logger.debug("attention by products up to %d tokens in training, %d otherwise", found.training, found.inference)
         return asdict(found)
 
