@@ -96,6 +96,13 @@ def test_folders_import_only_what_stands_above_them() -> None:
     assert not unused, "listed, but never imported"
 
 
+def test_the_house_has_few_floors() -> None:
+    floor: dict[str, int] = {}
+    for folder, allowed in FOLDERS.items():
+        floor[folder] = 1 + max((floor[name] for name in allowed), default=0)
+    assert max(floor.values()) <= 13
+
+
 def test_no_two_modules_import_each_other() -> None:
     found = {module: imported(module, path) & set(modules()) - {module} for module, path in modules().items()}
     while leaves := [module for module, names in found.items() if not names]:
