@@ -307,8 +307,8 @@ def test_sorted_votes_equal_the_sparse_product(
         np.testing.assert_allclose(sums, product.data, rtol=1e-12)
     memory.voting = voting
     by_sorting = memory.predict(Query(queries), 3)
-    monkeypatch.setattr("labelspace.memory.memory.FEW", 0)
-    monkeypatch.setattr("labelspace.memory.memory.SORTED", 400)
+    monkeypatch.setattr("labelspace.memory.memory.SORTED_MAX_VOTERS", 0)
+    monkeypatch.setattr("labelspace.memory.memory.SORTED_LABELS_PER_VOTER", 400)
     for a, b in zip(by_sorting, memory.predict(Query(queries), 3), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     nobody = memory.predict(Query(queries, left_out=np.ones(60, dtype=bool)), 3)

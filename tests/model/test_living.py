@@ -596,7 +596,7 @@ def test_documents_without_a_label_left_stay_and_vote_for_nothing(
     model.memory.voting = Voting(weight=1.0)
     model.remove_labels(["L2"])
     assert "1 documents have no label left and vote for nothing" in caplog.text
-    assert model.memory.n_documents == 3 and model.memory.n_silent == 1
+    assert model.memory.n_documents == 3 and model.memory.n_unlabelled == 1
     voters = {key.id for label in model.predict(["roses of the wild"], 3, why=True).reasons[0] for key in label}  # type: ignore[index]
     assert voters == {"added-1", "added-2"}
     model.save(tmp_path / "m")
@@ -607,10 +607,10 @@ def test_documents_without_a_label_left_stay_and_vote_for_nothing(
     assert "and 3 documents, 1 of them without a label" in capsys.readouterr().out
     again = ls.Model.load(tmp_path / "m")
     again.add_documents(["roses of the wild"], [["L0"]], ["added-3"], replace=True)
-    assert again.memory.n_silent == 0
+    assert again.memory.n_unlabelled == 0
     model.add_labels(["grey stone"])
     model.remove_labels(["L0", "L1", "L3"])  # now no document votes, and weight 1 would leave nothing to answer with
-    assert model.memory.n_silent == 3 and model.predict(["moss"], 1).named(0)[0][0] == "grey stone"
+    assert model.memory.n_unlabelled == 3 and model.predict(["moss"], 1).named(0)[0][0] == "grey stone"
 
 
 def test_a_dual_encoder_explains_itself(tiny_transformer: Path) -> None:

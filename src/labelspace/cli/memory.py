@@ -475,10 +475,10 @@ def _one_line(text: str) -> str:
 
 def _report(opened: Model, model: Path, done: str, ids: Sequence[str], kind: str, output: Output) -> None:
     memory = opened.memory
-    counts = {"documents": memory.n_documents, "without_labels": memory.n_silent, "labels": len(opened.labels)}
+    counts = {"documents": memory.n_documents, "without_labels": memory.n_unlabelled, "labels": len(opened.labels)}
     if output.json:
         print_json({"model": str(model), done: list(ids), **counts})
     else:
         shown = f"{len(ids)} {kind}" if ids else kind
-        silent = f", {memory.n_silent} of them without a label" if memory.n_silent else ""
+        silent = f", {memory.n_unlabelled} of them without a label" if memory.n_unlabelled else ""
         print(f"{done} {shown}; {model} has {counts['labels']} labels and {counts['documents']} documents{silent}")

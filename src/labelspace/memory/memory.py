@@ -54,11 +54,11 @@ logger = logging.getLogger(__name__)
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
-TOGETHER = 4
+PARALLEL_SEARCH_MAX_QUERIES = 4
 """Up to so many queries label keys and document keys are searched at the same time, where both have graphs."""
-FEW, SORTED = 1000, 16
+SORTED_MAX_VOTERS, SORTED_LABELS_PER_VOTER = 1000, 16
 """Votes of up to so many voters are sorted, and of more where there are so many times as many labels as voters."""
-JUDGED = 100
+RERANKED_LABELS = 100
 """Labels of a query whose votes a linear classifier changes, the best ones; with a larger k as many as that."""
 GRAPH_FROM = 10_000
 """Keys of a segment from which on a graph is worth building; of fewer a scan is as fast, and exact."""
@@ -151,7 +151,7 @@ class Memory:
         return len(self.document_keys)
 
     @property
-    def n_silent(self) -> int:
+    def n_unlabelled(self) -> int:
         """Documents that are there and vote for nothing, since all their labels were removed."""
         return self.document_keys.silent
 
@@ -256,7 +256,7 @@ class Memory:
                 left_out = silent if left_out is None else left_out | silent
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
         beside = None
-        if label_depth and document_depth and len(queries) <= TOGETHER and self._both_by_graphs():
+        if label_depth and document_depth and len(queries) <= PARALLEL_SEARCH_MAX_QUERIES and self._both_by_graphs():
             beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
         wide = self.document_keys.dim
         own = queries if wide == queries.shape[1] else queries[:, :wide].contiguous()
@@ -304,7 +304,7 @@ class Memory:
             found = self.search(own, k, 0)
             return Answer(*_padded(found.labels, found.label_similarities, k), found)
         found = self.search(query, *self.voting.depths())
-        depth = k if query.words is None or not self.judges else max(k, min(JUDGED, self.n_labels))
+        depth = k if query.words is None or not self.judges else max(k, min(RERANKED_LABELS, self.n_labels))
         ranked = self.rank(found, self.voting, depth, query.allowed, among)
         if query.words is not None and self.judges:
             ranked = _padded(ranked[0], ranked[1] * self.factors(query.words, ranked[0]), k)
@@ -361,7 +361,7 @@ class Memory:
         A sparse product works in arrays of L numbers, which is much for a few queries; theirs are sorted instead.
         """
         voters = found.labels.size + found.documents.size
-        if voters > FEW and SORTED * voters > self.n_labels:
+        if voters > SORTED_MAX_VOTERS and SORTED_LABELS_PER_VOTER * voters > self.n_labels:
             sums = self.cast(found, voting, chosen)[0]
             return sums.indptr, sums.indices, sums.data
         label_weights, document_weights, label_mask, document_mask = weigh(found, voting)

@@ -25,7 +25,7 @@ from ..types import Predictions
 from .candidates import KS, METRICS, Candidates, Goal
 from .grid import JOINING, SHARES, Grid, flags, relevant
 from .keys import BoolArray
-from .memory import JUDGED, Memory
+from .memory import RERANKED_LABELS, Memory
 from .voting import FloatArray, Found, Query, Voting
 
 DEFAULT_OBJECTIVE = "P@1,P@3,P@5"
@@ -167,7 +167,7 @@ def tune(
                 deep[side] = own.get("R@100" if memory.n_labels >= 100 else "R@10", 0.0), at
         chosen = max(deep.values(), key=lambda entry: entry[0])[1]
     front: list[dict[str, Any]] = []
-    for at in _front(values):
+    for at in _pareto_front(values):
         front.append({"settings": relevant(setting(at)), **_measured(memory, found, setting(at), goal)})
     metrics = _measured(memory, found, setting(chosen), goal)
     value = float(np.mean([metrics[name] for name in names]))
@@ -337,7 +337,7 @@ def tune_linear(
     plain = dataclasses.replace(memory.voting, linear_strength=0.0, linear_base=0.0)
     found = memory.search(Query(queries, left_out=left_out), *plain.depths())
     goal = Goal(truth, label_weights, barred)
-    numbers, votes = memory.rank(found, plain, goal.depth(JUDGED))
+    numbers, votes = memory.rank(found, plain, goal.depth(RERANKED_LABELS))
     rows = memory.linear_rows(numbers)
     evidence = linear.evidence(linear.features(texts), rows)
 
@@ -362,7 +362,7 @@ def _measured(memory: Memory, found: Found, voting: Voting, goal: Goal) -> dict[
     return goal.measured(Predictions(*memory.rank(found, voting, goal.depth(100))))
 
 
-def _front(values: npt.NDArray[np.float64]) -> list[int]:
+def _pareto_front(values: npt.NDArray[np.float64]) -> list[int]:
     """Flat numbers (way, weight) of the settings that none beats in both P and PSP; at most SHOWN, spread evenly."""
     p = values[:, [METRICS.index(f"P@{k}") for k in KS]].mean(axis=1).ravel()
     psp = values[:, [METRICS.index(f"PSP@{k}") for k in KS]].mean(axis=1).ravel()

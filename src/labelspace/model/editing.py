@@ -97,7 +97,7 @@ def remove_documents(core: Core, ids: Iterable[str]) -> None:
 def _without_documents(core: Core) -> None:
     """Labels are ranked by similarity again when the last document that votes is gone."""
     memory = core.memory
-    if memory.n_documents == memory.n_silent and memory.voting.scoring == "votes":
+    if memory.n_documents == memory.n_unlabelled and memory.voting.scoring == "votes":
         memory.voting = dataclasses.replace(memory.voting, scoring="similarity")
 
 
@@ -143,13 +143,13 @@ def remove_labels(core: Core, ids: Iterable[str]) -> None:
         raise DataError("a model needs at least one label, so not all can be removed")
     _forget(core, "labels", found)
     core.labels_changed()
-    before = core.memory.n_silent
+    before = core.memory.n_unlabelled
     core.memory.document_keys.silence(core.memory.number_of >= 0)
-    if core.memory.n_silent > before:
+    if core.memory.n_unlabelled > before:
         logger.warning(
             "%d documents have no label left and vote for nothing; remove them, or give them labels with: "
             "labelspace documents add --replace",
-            core.memory.n_silent - before,
+            core.memory.n_unlabelled - before,
         )
     _without_documents(core)
 
