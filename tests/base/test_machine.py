@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from labelspace.base import machine
-from labelspace.errors import ResourceError
+from labelspace.errors import LabelspaceError, ResourceError, SettingsError
 from labelspace.training.estimate import Shape, training_bytes
 from labelspace.training.settings import DexmlSettings
 
@@ -42,3 +43,12 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("LABELSPACE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/else")
     assert str(machine.cache_folder()) == "/else/labelspace"
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.device_of("cpu").type == "cpu"
+    with pytest.raises(SettingsError, match="there is no device 'abacus'; choose auto, cpu, cuda or mps"):
+        machine.device_of("abacus")
+    missing = "cuda" if not torch.cuda.is_available() else "xpu"
+    with pytest.raises(LabelspaceError, match=f"the device '{missing}' cannot be used here"):
+        machine.device_of(missing)

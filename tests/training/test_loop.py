@@ -16,7 +16,7 @@ import torch
 from conftest import Clock
 
 from labelspace.errors import LabelspaceError
-from labelspace.training.loop import FitReport, Log, Schedule, device_of, fit, stop_signals
+from labelspace.training.loop import FitReport, Log, Schedule, fit, stop_signals
 from labelspace.training.optim import make_optimizers
 from labelspace.training.settings import FitSettings
 from labelspace.types import Batch
@@ -198,12 +198,6 @@ def test_schedule_rises_and_falls() -> None:
     for total in (1, 3, 5, 9, 11):
         short = Schedule(FitSettings(warmup=0.1), total, time.monotonic())
         assert all(0 < short.factor(short.progress(s)) <= 1 for s in range(total))
-
-
-def test_devices() -> None:
-    assert device_of("cpu").type == "cpu"
-    with pytest.raises(LabelspaceError, match="the device 'abacus' cannot be used"):
-        device_of("abacus")
 
 
 def test_work_after_the_loop_is_kept_free() -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ResourceError
+from ..errors import LabelspaceError, ResourceError, SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,35 @@ def require_memory(needed: int, purpose: str, remedy: str, device: torch.device 
         raise ResourceError(
             f"{purpose} would take about {gigabytes(needed)} of memory, and {gigabytes(free)} are available; {remedy}"
         )
+
+
+def device_of(name: str) -> torch.device:
+    """A device by name.
+
+    Args:
+        name: ``auto``, or a name that torch knows.
+
+    Raises:
+        SettingsError: no name of a device.
+        LabelspaceError: a device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda or mps") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LabelspaceError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
+    return device
 
 
 def cache_folder() -> Path:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from .. import __version__
 from ..base.files import atomic_file, atomic_folder, finish, folder_lock, sync, writing
+from ..base.machine import device_of
 from ..errors import ModelError
 from ..evaluation.calibration import Calibration
 from ..memory import storage
-from ..training.loop import device_of
 from .core import Core, one_line
 from .manifest import (
     FORMAT,

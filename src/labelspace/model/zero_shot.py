@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..base.machine import device_of
 from ..encoders import Encoder, make_encoder
 from ..encoders.tokens import LongDocuments
 from ..errors import DataError
 from ..memory.memory import Memory
 from ..memory.tune import parse_objective
-from ..training.loop import device_of
 from ..types import Dataset, Labels
 from .core import Core, checked_texts
 from .towers import Tower

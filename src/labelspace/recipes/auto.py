@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..base.machine import device_of
 from ..encoders import Encoder, open_encoder
 from ..training.batches import usable_rows
-from ..training.loop import device_of
 from ..training.settings import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
 from ..types import Dataset
 from .seconds import (

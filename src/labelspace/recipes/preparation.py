@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import encoders
-from ..base.machine import cache_folder
+from ..base.machine import cache_folder, device_of
 from ..base.rates import bf16_pays
 from ..data.loading import fingerprint
 from ..encoders import Encoder, TransformerEncoder
@@ -28,7 +28,7 @@ from ..model.model import Model
 from ..training.checkpoint import Checkpoints, State
 from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
-from ..training.loop import FitReport, Log, Refresh, device_of
+from ..training.loop import FitReport, Log, Refresh
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.settings import (

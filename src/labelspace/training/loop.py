@@ -649,26 +649,3 @@ def stop_signals() -> Iterator[StopSignals]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def device_of(name: str) -> torch.device:
-    """A device by name.
-
-    Args:
-        name: ``auto``, or a name that torch knows.
-
-    Raises:
-        LabelspaceError: a device that is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LabelspaceError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
-    return device
