@@ -34,10 +34,10 @@ from .encoders.gradcache import encode_both
 from .errors import MissingExtraError
 from .memory.indexes import ExactIndex
 from .recipes.preparation import fill_in, optimizers_of
-from .training.estimate import LOGITS_BLOCK_BYTES
 from .training.losses import closed_form
 from .training.losses_fused import linear_loss, linear_loss_plain
 from .training.optim import clip_gradients
+from .training.required_memory import LOGITS_BLOCK_BYTES
 from .training.settings import DexmlSettings
 
 if TYPE_CHECKING:

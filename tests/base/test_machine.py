@@ -7,7 +7,7 @@ import torch
 
 from labelspace.base import machine
 from labelspace.errors import LabelspaceError, ResourceError, SettingsError
-from labelspace.training.estimate import Shape, training_bytes
+from labelspace.training.required_memory import Shape, training_bytes
 from labelspace.training.settings import DexmlSettings
 
 

@@ -134,7 +134,7 @@ def _token_counter() -> tuple[str, Any]:
 
 def _training_memory(data: Dataset) -> dict[str, int]:
     """Estimates for the default batch of ``static`` and of ``minilm``, as the recipe makes them."""
-    from ..training.estimate import Shape, training_bytes
+    from ..training.required_memory import Shape, training_bytes
     from ..training.settings import DexmlSettings
 
     folder = minilm_folder()

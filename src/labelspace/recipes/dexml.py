@@ -17,11 +17,11 @@ from ..encoders.gradcache import encode_both, encode_cached
 from ..errors import SettingsError
 from ..model.model import Model
 from ..training.batches import Batches
-from ..training.estimate import POOL_A_DOCUMENT, training_bytes
 from ..training.loop import readable
 from ..training.losses import closed_form
 from ..training.losses_fused import linear_loss
 from ..training.pools import make_pool
+from ..training.required_memory import POOL_A_DOCUMENT, training_bytes
 from ..training.settings import DexmlSettings
 from ..types import Batch, Dataset
 from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of, validation

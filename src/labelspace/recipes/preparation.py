@@ -26,11 +26,11 @@ from ..memory.memory import Memory
 from ..memory.voting import Query
 from ..model.model import Model
 from ..training.checkpoint import Checkpoints, State
-from ..training.estimate import Shape
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
 from ..training.loop import FitReport, Log, Refresh
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
+from ..training.required_memory import Shape
 from ..training.settings import (
     DexmlSettings,
     MiningSettings,

@@ -20,7 +20,6 @@ from ..errors import SettingsError
 from ..model.model import Model
 from ..training.batches import PickedBatches
 from ..training.clusters import balanced_clusters
-from ..training.estimate import training_bytes
 from ..training.label_heads import RANKINGS, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
 from ..training.loop import Refresh, readable
 from ..training.losses import ClosedForm, closed_form
@@ -28,6 +27,7 @@ from ..training.losses_fused import linear_loss
 from ..training.negatives import HardNegatives
 from ..training.optim import RowAdagrad, RowAdamW, make_optimizers
 from ..training.pools import PickSome
+from ..training.required_memory import training_bytes
 from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
 from .companion import with_companion

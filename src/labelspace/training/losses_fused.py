@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .estimate import LOGITS_BLOCK_BYTES
 from .losses import ClosedForm, Gradient, Op, apply, check_pairs, check_range, gather, small_log_sum_exp
+from .required_memory import LOGITS_BLOCK_BYTES
 
 ROW_BLOCK = 1024
 """Rows of a block of logits; products of fewer are slower."""
