@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +82,37 @@ def test_packed_equals_padded(kind: str, pooling: str, tiny_transformer: Path, t
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-6, msg=name)
     with torch.no_grad():
         torch.testing.assert_close(encoder(tokens), padded, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_all_runs_errs_no_more_than_run_by_run(dtype: torch.dtype) -> None:
+    lengths = [1, 1, 1, 4, 4, 9, 2]
+    text_runs, size = packed.runs(lengths), sum(lengths) + 5  # five tokens that no text has
+    g = torch.Generator().manual_seed(0)
+    whole = [torch.randn(1, 3, size, 8, generator=g, dtype=torch.float64) for _ in range(3)]
+    pull = torch.randn(1, size, 3, 8, generator=g, dtype=torch.float64)
+
+    def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        parts, start = [], 0
+        for length in lengths:
+            q, k, v = (x[0, :, start : start + length] for x in (query, key, value))
+            parts.append(torch.softmax(0.3 * q @ k.transpose(1, 2), 2) @ v)
+            start += length
+        return torch.cat([*parts, torch.zeros(3, 5, 8)], dim=1).transpose(0, 1)[None]
+
+    def of(attend: Callable[..., torch.Tensor], kind: torch.dtype) -> list[torch.Tensor]:
+        own = [x.to(dtype).to(kind).requires_grad_() for x in whole]
+        out = attend(*own)
+        (out * pull.to(kind)).sum().backward()
+        return [out.detach(), *(x.grad for x in own if x.grad is not None)]
+
+    truth = of(by_hand, torch.float64)
+    fast = of(lambda *own: packed.attention(torch.nn.Module(), *own, None, text_runs=text_runs, scaling=0.3)[0], dtype)
+    plain = of(lambda *own: packed.run_by_run(*own, text_runs, 0.3, 0.0), dtype)
+    for exact, found, other in zip(truth, fast, plain, strict=True):
+        assert found.dtype == dtype
+        allowed = (other - exact).abs().max() + rounding(9 * 8, float(exact.abs().max()))
+        assert float((found - exact).abs().max()) <= float(allowed)
 
 
 def test_rounded_up_batches_and_long_texts(tiny_transformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ shape, so the number of rows is rounded up, and the small products of attention,
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -99,24 +101,123 @@ def attention(
     Returns:
         (1, T, heads, d), and None for the attention weights.
     """
-    heads, size, width = query.shape[1:]
+    heads, _, width = query.shape[1:]
     scaling = width**-0.5 if scaling is None else scaling
-    parts = []
     with torch.autocast(query.device.type, enabled=False):
-        of_runs = zip(*(_split(x[0], text_runs, 1) for x in (query, key, value)), strict=True)
-        for (start, end, length), own in zip(text_runs, of_runs, strict=True):
-            q, k, v = (
-                x.unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format) for x in own
-            )
-            if products_pay(length, heads, width, query.device):
-                mixed = by_products(q, k, v, scaling, dropout)
-            else:
-                mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-            parts.append(mixed.to(query.dtype).permute(1, 2, 0, 3).reshape(end - start, heads, width))
+        if not dropout and all(products_pay(length, heads, width, query.device) for _, _, length in text_runs):
+            return _Products.apply(query, key, value, tuple(text_runs), scaling), None
+        return run_by_run(query, key, value, text_runs, scaling, dropout), None
+
+
+def run_by_run(
+    query: Tensor, key: Tensor, value: Tensor, text_runs: list[Run], scaling: float, dropout: float
+) -> Tensor:
+    """Attention of one run after the other, by what is faster for its length.
+
+    Args:
+        query: (1, heads, T, d).
+        key: (1, heads, T, d).
+        value: (1, heads, T, d).
+        text_runs: which tokens belong together.
+        scaling: of the products.
+        dropout: of the attention weights.
+
+    Returns:
+        (1, T, heads, d).
+    """
+    heads, size, width = query.shape[1:]
+    parts = []
+    of_runs = zip(*(_split(x[0], text_runs, 1) for x in (query, key, value)), strict=True)
+    for (start, end, length), own in zip(text_runs, of_runs, strict=True):
+        q, k, v = (x.unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format) for x in own)
+        if products_pay(length, heads, width, query.device):
+            mixed = by_products(q, k, v, scaling, dropout)
+        else:
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        parts.append(mixed.to(query.dtype).permute(1, 2, 0, 3).reshape(end - start, heads, width))
     rest = size - sum(len(part) for part in parts)
     if rest:
         parts.append(query.new_zeros(rest, heads, width))
-    return torch.cat(parts)[None], None
+    return torch.cat(parts)[None]
+
+
+class _Products(torch.autograd.Function):
+    """`run_by_run` where products pay for every run, without dropout.
+
+    All runs are laid out and put back at once, and results are written where they belong, so that of the small steps of
+    each run only the products and the softmax are left.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, text_runs: tuple[Run, ...], scaling: float
+    ) -> Tensor:
+        heads, size, width = query.shape[1:]
+        there, back = (x.to(query.device) for x in _places(text_runs, heads, size))
+        queries, keys, values = (
+            x[0].transpose(0, 1).reshape(-1, width).index_select(0, there).float() for x in (query, key, value)
+        )
+        weights = queries.new_empty(sum(heads * (end - start) * length for start, end, length in text_runs))
+        mixed = _room(queries, text_runs, heads)
+        for q, k, v, out, w in _of_runs(text_runs, heads, weights, queries, keys, values, mixed):
+            torch.baddbmm(w, q, k.transpose(1, 2), beta=0, alpha=scaling, out=w)
+            torch.softmax(w, 2, out=w)
+            torch.bmm(w, v, out=out)
+        ctx.text_runs, ctx.scaling = text_runs, scaling
+        ctx.save_for_backward(queries, keys, values, weights, there, back)
+        return mixed.to(query.dtype).index_select(0, back).view(1, size, heads, width)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, weights, there, back = ctx.saved_tensors
+        heads, width = gradient.shape[2:]
+        mixed = gradient.reshape(-1, width).index_select(0, there).float()
+        of_all = [_room(mixed, ctx.text_runs, heads) for _ in range(3)]
+        for q, k, v, out, of_q, of_k, of_v, w in _of_runs(
+            ctx.text_runs, heads, weights, queries, keys, values, mixed, *of_all
+        ):
+            torch.bmm(w.transpose(1, 2), out, out=of_v)
+            of_products = torch._softmax_backward_data(torch.bmm(out, v.transpose(1, 2)), w, 2, w.dtype)
+            torch.baddbmm(of_q, of_products, k, beta=0, alpha=ctx.scaling, out=of_q)
+            torch.baddbmm(of_k, of_products.transpose(1, 2), q, beta=0, alpha=ctx.scaling, out=of_k)
+        shape = (1, -1, heads, width)
+        given = [x.to(gradient.dtype).index_select(0, back).view(shape).transpose(1, 2) for x in of_all]
+        return (*given, None, None)
+
+
+@functools.lru_cache(maxsize=4)  # every layer asks for the same
+def _places(text_runs: tuple[Run, ...], heads: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where rows (token, head) stand once each run is laid out as (text, head, token), and the way back; int64."""
+    rows = np.arange(size * heads)
+    for start, end, length in text_runs:
+        part = rows[start * heads : end * heads]
+        part[:] = part.reshape(-1, length, heads).transpose(0, 2, 1).reshape(-1)
+    back = np.empty_like(rows)
+    back[rows] = np.arange(len(rows))
+    return torch.from_numpy(rows), torch.from_numpy(back)
+
+
+def _room(like: Tensor, text_runs: tuple[Run, ...], heads: int) -> Tensor:
+    """Memory for results of all runs; zeros behind them, for tokens that no text has."""
+    room = torch.empty_like(like)
+    room[heads * max((end for _, end, _ in text_runs), default=0) :] = 0
+    return room
+
+
+def _of_runs(
+    text_runs: tuple[Run, ...], heads: int, weights: Tensor, *laid_out: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Each run's part of everything laid out, (n * heads, length, d), and its weights, (n * heads, length, length)."""
+    begin = 0
+    for start, end, length in text_runs:
+        rows = slice(start * heads, end * heads)
+        stop = begin + heads * (end - start) * length
+        yield (
+            *(x[rows].unflatten(0, (-1, length)) for x in laid_out),
+            weights[begin:stop].view(-1, length, length),
+        )
+        begin = stop
 
 
 def pool(hidden: Tensor, text_runs: list[Run], mode: str) -> Tensor:
