@@ -128,7 +128,7 @@ def device_of(name: str) -> torch.device:
         raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda or mps") from error
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise LabelspaceError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
     return device
 

@@ -202,7 +202,7 @@ class TransformerEncoder(Encoder):
             precision: of the products.
             keep: as for `encode`.
         """
-        if self._low or self._fast_now:
+        if self._inference is not None:
             yield
             return
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -229,10 +229,10 @@ class TransformerEncoder(Encoder):
         try:
             for (parameter, _), data in zip(kept, low, strict=True):
                 parameter.data = data
-            self._low = True
+            self._low, self._inference = True, precision
             yield
         finally:
-            self._low = False
+            self._low, self._inference = False, None
             for parameter, data in kept:
                 parameter.data = data
 

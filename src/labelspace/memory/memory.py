@@ -298,21 +298,18 @@ class Memory:
             among: label numbers to give, with the scores that they have among all; labels that no key votes for are
                 not among them. The query allows all.
         """
-        self._require_words(query)
         if self.voting.scoring == "similarity":
             own = query if among is None else dataclasses.replace(query, allowed=among)
             found = self.search(own, k, 0)
             return Answer(*_padded(found.labels, found.label_similarities, k), found)
-        found = self.search(query, *self.voting.depths())
-        depth = k if query.words is None or not self.judges else max(k, min(RERANKED_LABELS, self.n_labels))
-        ranked = self.rank(found, self.voting, depth, query.allowed, among)
-        if query.words is not None and self.judges:
-            ranked = _padded(ranked[0], ranked[1] * self.factors(query.words, ranked[0]), k)
-        return Answer(*ranked, found)
-
-    def _require_words(self, query: Query) -> None:
-        if self.judges and query.words is None and self.voting.scoring == "votes":
+        if self.judges and query.words is None:
             raise ValueError("a linear classifier judges by words; make the query with Memory.ask, from the texts")
+        found = self.search(query, *self.voting.depths())
+        if not self.judges:
+            return Answer(*self.rank(found, self.voting, k, query.allowed, among), found)
+        depth = max(k, min(RERANKED_LABELS, self.n_labels))
+        numbers, scores = self.rank(found, self.voting, depth, query.allowed, among)
+        return Answer(*_padded(numbers, scores * self.factors(query.words, numbers), k), found)
 
     def rank(
         self, found: Found, voting: Voting, k: int, allowed: IntArray | None = None, among: IntArray | None = None

@@ -62,7 +62,7 @@ def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) ->
     reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
     for start in range(0, count, QUERY_BLOCK):
         part = slice(start, min(start + QUERY_BLOCK, count))
-        vectors = torch.from_numpy(encode(part)).to(core.memory.device)
+        vectors = core.on_device(encode(part))
         query = core.memory.ask(vectors, texts[part], allowed=chosen, left_out=left_out)
         answer = core.memory.answer(query, depth)
         indices[part, :depth], scores[part, :depth] = answer.numbers, answer.scores
@@ -143,7 +143,7 @@ def _predict_probable(core: Core, texts: Sequence[str], encode: Encode, wanted: 
     reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
     for start in range(0, count, QUERY_BLOCK):
         part = slice(start, min(start + QUERY_BLOCK, count))
-        vectors = torch.from_numpy(encode(part)).to(core.memory.device)
+        vectors = core.on_device(encode(part))
         query = core.memory.ask(vectors, texts[part], left_out=left_out)
         depth = DEPTH if k is None else int(k)
         while True:

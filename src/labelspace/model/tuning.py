@@ -88,8 +88,9 @@ def tune(core: Core, data: Dataset, how: TuneOptions) -> Tuned | None:
     valid = data.valid.rows(rows)
     barred = metrics.barred_labels(valid.filter_pairs, *valid.targets.shape)
     right = metrics.binary_truth(valid.targets)
-    if len(rows) < MIN_TUNING or right.multiply(barred).nnz == right.nnz:  # where no label is right, none is better
-        _settle(core, how, len(rows) if right.multiply(barred).nnz < right.nnz else 0)
+    told = len(rows) if right.multiply(barred).nnz < right.nnz else 0  # where no label is right, no setting is better
+    if told < MIN_TUNING:
+        _settle(core, how, told)
         return None
     texts = list(valid.texts)
     queries = core.on_device(core.encode_many(core.encode, texts, how.batch_size))

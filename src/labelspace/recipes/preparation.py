@@ -278,7 +278,7 @@ def validation(
         return None
     corpus = looked_at(data.valid, settings)
     documents = encoder.tokenize(corpus.texts, cache_folder())
-    longest = 0 if corpus.filter_pairs is None else longest_filter_row(corpus.filter_pairs)
+    longest = longest_filter_row(corpus.filter_pairs)
     depth = min(100 + longest, len(data.labels))
 
     def run() -> dict[str, float]:
@@ -323,12 +323,14 @@ def validation(
         rows.mul_(lengths ** (heads.row_power - 1))  # as they would be made now, without encoding the label texts again
 
     def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
-        predictions = Predictions(*Memory.of_labels(keys).predict(Query(queries), depth))
-        return evaluate(
-            predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name
-        )
+        return _metrics(Predictions(*Memory.of_labels(keys).predict(Query(queries), depth)), corpus, data)
 
     return run
+
+
+def _metrics(predictions: Predictions, corpus: Corpus, data: Dataset) -> dict[str, float]:
+    """Metrics of predictions for validation documents, propensities from all training documents."""
+    return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
 
 
 def looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
@@ -430,8 +432,7 @@ def measured_with_memory(model: Model, data: Dataset, settings: RunSettings) -> 
     if not len(corpus) or not corpus.targets.nnz:
         return {}
     depth = min(100 + longest_filter_row(corpus.filter_pairs), len(data.labels))
-    predictions = model.predict(corpus.texts, depth, left_out=model.held_out(data))
-    return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
+    return _metrics(model.predict(corpus.texts, depth, left_out=model.held_out(data)), corpus, data)
 
 
 def describe_run(
