@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +18,9 @@ from .formats.parquet import ParquetRows
 from .formats.text import TextFiles, listed, plain_lines, text_value
 
 T = TypeVar("T")
+
+COPIED_BYTES = 1 << 16
+"""Of standard input or a pipe, copied at a time."""
 
 
 class TextSource:
@@ -73,11 +76,11 @@ class TextSource:
             self._kept = Path(name)
             try:
                 with os.fdopen(descriptor, "wb") as kept:
-                    if piped:
-                        shutil.copyfileobj(sys.stdin.buffer, kept)
-                    else:
-                        with path.open("rb") as pipe:
-                            shutil.copyfileobj(pipe, kept)
+                    stream: Any
+                    with contextlib.nullcontext(sys.stdin.buffer) if piped else path.open("rb") as stream:
+                        # read1, since read gathers a whole block and passes over a signal that comes meanwhile
+                        while block := stream.read1(COPIED_BYTES):
+                            kept.write(block)
             except BaseException:
                 self.close()
                 raise
