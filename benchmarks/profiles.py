@@ -78,6 +78,7 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
     from labelspace.encoders import open_encoder
     from labelspace.encoders.gradcache import encode_both
     from labelspace.recipes.preparation import fill_in, optimizers_of
+    from labelspace.training.config import made
     from labelspace.training.losses import closed_form
     from labelspace.training.losses_fused import linear_loss
     from labelspace.training.optim import clip_gradients
@@ -88,18 +89,18 @@ def train() -> tuple[Callable[[], object], Callable[[], object]]:
 
     def side(attention: str, precision: str) -> Callable[[], object]:
         encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS, attention=attention)
-        settings = fill_in(DexmlSettings(encoder="minilm", lr=2e-5, precision=precision), encoder)  # type: ignore[arg-type]
+        settings = fill_in(made(DexmlSettings, {"encoder": "minilm", "lr": 2e-5, "precision": precision}), encoder)  # type: ignore[arg-type]
         tokens, label_tokens = encoder.tokenize(documents), encoder.tokenize(labels)
-        optimizers = optimizers_of(encoder, settings)
-        kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes
-        low = torch.bfloat16 if settings.precision == "bf16" else None
+        optimizers = optimizers_of(encoder, settings.fit)
+        kept = int(1e9 * settings.encoding.activations_gb) // encoder.activation_bytes
+        low = torch.bfloat16 if settings.encoding.precision == "bf16" else None
 
         def step() -> None:
             encoder.train()
-            queries, keys = encode_both(encoder, tokens, label_tokens, settings.chunk_size, kept)
-            form = closed_form(settings.loss)
+            queries, keys = encode_both(encoder, tokens, label_tokens, settings.encoding.chunk_size, kept)
+            form = closed_form(settings.losses.loss)
             linear_loss(form, queries, keys, positives, temperature=0.05, dtype=low).backward()
-            clip_gradients(encoder.parameters(), settings.max_grad_norm)
+            clip_gradients(encoder.parameters(), settings.fit.max_grad_norm)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -32,6 +32,7 @@ from typing import Any
 
 from labelspace.base.files import atomic_file, atomic_folder
 from labelspace.errors import LabelspaceError, SettingsError
+from labelspace.training.config import flat
 
 # Nothing heavy is loaded here: a process that is started counts the memory of the one that started it as its own peak.
 
@@ -348,7 +349,7 @@ def _recorded(model: Path) -> dict[str, Any]:
     fit = info.get("fit") or {}
     tuning = info.get("tuning") or {}
     return {
-        "settings": info.get("config"),
+        "settings": flat(info.get("config") or {}),
         "versions": {"labelspace": manifest["labelspace_version"], **_versions("torch", "numpy")},
         "fit": {key: fit.get(key) for key in ("steps", "best_step", "stopped", "seconds")},
         "voting": tuning.get("voting"),
@@ -654,7 +655,7 @@ def mistakes(given: argparse.Namespace) -> None:
     with atomic_file(given.out) as part:
         told = {
             "command": f"python benchmarks/study.py mistakes MODEL DATA --count {given.count} --seed {given.seed}",
-            "model": model.info.get("config"),
+            "model": flat(model.info.get("config") or {}),
             "drawn": read,
             "classes": list(CLASSES),
         }

@@ -12,6 +12,7 @@ import pytest
 from conftest import VOTES
 
 import labelspace as ls
+from labelspace.export import card
 
 AGAIN = "where this is wanted, run python tests/golden_files.py and look at the difference"
 
@@ -43,6 +44,10 @@ def test_an_old_folder_opens_and_predicts() -> None:
     np.testing.assert_array_equal(pred.indices[:, 0], np.asarray(indices)[:, 0])
     expected = np.asarray(scores, dtype=np.uint32).view(np.float32)
     np.testing.assert_allclose(pred.scores, expected, rtol=0, atol=4 * VOTES)
+
+
+def test_records_without_tables_of_components_are_read() -> None:
+    assert "| encoder | static |" in card(ls.Model.load(golden.MODEL))
 
 
 def test_an_old_folder_predicts_to_the_last_bit(bits: dict[str, Any]) -> None:

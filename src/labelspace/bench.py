@@ -34,6 +34,7 @@ from .encoders.gradcache import encode_both
 from .errors import MissingExtraError
 from .memory.indexes import ExactIndex
 from .recipes.preparation import fill_in, optimizers_of
+from .training.config import made
 from .training.losses import closed_form
 from .training.losses_fused import linear_loss, linear_loss_plain
 from .training.optim import clip_gradients
@@ -270,19 +271,19 @@ def _count_tokens(texts: list[str]) -> int:
 
 def _our_steps(documents: list[str], labels: list[str]) -> Callable[[], float]:
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
-    settings = fill_in(DexmlSettings(encoder="minilm", lr=2e-5), encoder)
-    kept = int(1e9 * settings.activations_gb) // encoder.activation_bytes
+    settings = fill_in(made(DexmlSettings, {"encoder": "minilm", "lr": 2e-5}), encoder)
+    kept = int(1e9 * settings.encoding.activations_gb) // encoder.activation_bytes
     tokens, label_tokens = encoder.tokenize(documents), encoder.tokenize(labels)
-    optimizers = optimizers_of(encoder, settings)
+    optimizers = optimizers_of(encoder, settings.fit)
     positives = torch.arange(len(documents)).expand(2, -1).contiguous()
-    form = closed_form(settings.loss)
-    low = torch.bfloat16 if settings.precision == "bf16" else None
+    form = closed_form(settings.losses.loss)
+    low = torch.bfloat16 if settings.encoding.precision == "bf16" else None
 
     def step() -> None:
         encoder.train()
-        queries, keys = encode_both(encoder, tokens, label_tokens, settings.chunk_size, kept)
+        queries, keys = encode_both(encoder, tokens, label_tokens, settings.encoding.chunk_size, kept)
         linear_loss(form, queries, keys, positives, temperature=0.05, dtype=low).backward()
-        clip_gradients(encoder.parameters(), settings.max_grad_norm)
+        clip_gradients(encoder.parameters(), settings.fit.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from .encoders.tokens import tokenize
 from .errors import LabelspaceError, MissingExtraError, SettingsError
 from .memory.keys import Keys
 from .model.model import Model
+from .training.config import flat
 from .training.label_heads import TwoHeads
 
 logger = logging.getLogger(__name__)
@@ -400,7 +401,7 @@ def card(model: Model, kind: str = "model") -> str:
         kind: ``model``, ``sentence-transformers`` or ``onnx``: which use is shown.
     """
     info = model.info
-    data, config = info.get("data", {}), info.get("config", {})
+    data, config = info.get("data", {}), flat(info.get("config", {}))
     options, metrics = data.get("options", {}), info.get("metrics", {}).get("validation", {})
     name = str(data.get("name") or "labels")
     front = ["---", "library_name: " + ("sentence-transformers" if kind == "sentence-transformers" else "labelspace")]

@@ -7,6 +7,7 @@ import torch
 
 from labelspace.base import machine
 from labelspace.errors import LabelspaceError, ResourceError, SettingsError
+from labelspace.training.config import made
 from labelspace.training.required_memory import Shape, training_bytes
 from labelspace.training.settings import DexmlSettings
 
@@ -33,7 +34,7 @@ def test_the_estimate_grows_with_what_is_asked() -> None:
     assert 5 * static.weight_bytes < small < training_bytes(DexmlSettings(), static, 1_000_000)
     assert small < training_bytes(DexmlSettings(), static, 25_000, kept_keys=25_000) < 2 * small
     transformer = Shape(weight_bytes=90_000_000, dim=384, layers=6, hidden=384, heads=12, max_tokens=128)
-    one, four = (training_bytes(DexmlSettings(chunk_size=c), transformer, 1000) for c in (64, 256))
+    one, four = (training_bytes(made(DexmlSettings, {"chunk_size": c}), transformer, 1000) for c in (64, 256))
     assert one < four
 
 

@@ -197,7 +197,7 @@ def test_unknown_environment_variables_are_named(
 ) -> None:
     monkeypatch.setenv("LABELSPACE_EPOCS", "3")
     code, out, err = run(capsys, "train", "data", "--recipe", "dexml", "--dry-run", "--json")
-    assert code == 0 and json.loads(out)["epochs"] == 5 and "LABELSPACE_EPOCS" in err
+    assert code == 0 and json.loads(out)["fit"]["epochs"] == 5 and "LABELSPACE_EPOCS" in err
     monkeypatch.delenv("LABELSPACE_EPOCS")
     assert run(capsys, "train", "data", "--dry-run")[2] == ""
 

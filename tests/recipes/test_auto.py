@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,14 @@ import labelspace as ls
 from labelspace.cli.app import main
 from labelspace.recipes.auto import FEW_PASSES, choose
 from labelspace.recipes.seconds import BOTH_HEADS_PAIRS_PER_SECOND, TUNING_SECONDS, texts_per_second
-from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings, recipe_with
+from labelspace.training.config import defaults, flat, made, recipe_with
+from labelspace.training.settings import EncoderSettings, RaexmcSettings, Request
+
+
+def answered(data: ls.Dataset, **given: Any) -> tuple[str, Any]:
+    """The recipe that is chosen, and its settings by flat name."""
+    recipe, settings = choose(data, made(Request, given))
+    return recipe, SimpleNamespace(**flat(settings))
 
 
 def corpus(count: int, words: int, labels: int = 50) -> ls.Dataset:
@@ -49,36 +57,36 @@ def test_settings_choose_the_recipe(given: tuple[str, ...], recipe: str) -> None
 def test_the_encoder_follows_from_the_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "labelspace")
     short = corpus(2000, 5)
-    recipe, chosen = choose(short, AutoSettings(device="cpu"))
+    recipe, chosen = answered(short, device="cpu")
     assert recipe == "unidec" and chosen.encoder == "minilm" and chosen.encoder_weight == 0 and chosen.memory
     assert chosen.max_minutes == 60 and chosen.encoder_dim == chosen.classifier_dim == 0
     assert "no recipe was named: unidec with a memory of the documents with the encoder minilm" in caplog.text
-    assert choose(short, AutoSettings(device="cpu", max_minutes=0.01))[1].encoder == "static"
+    assert answered(short, device="cpu", max_minutes=0.01)[1].encoder == "static"
     long = corpus(2000, 500)
     limit = 0.35 * 2000 * 128 / 1800 / 60  # a third of a pass at most, of one core
-    assert choose(long, AutoSettings(device="cpu", max_minutes=limit / 40))[1].encoder == "static"
-    recipe, static = choose(short, AutoSettings(device="cpu", encoder="static", classifier_labels="all"))
-    assert isinstance(static, UnidecSettings) and static.encoder_weight == 0.5 and static.encoder_dim is None
+    assert answered(long, device="cpu", max_minutes=limit / 40)[1].encoder == "static"
+    recipe, static = answered(short, device="cpu", encoder="static", classifier_labels="all")
+    assert recipe == "unidec" and static.encoder_weight == 0.5 and static.encoder_dim is None
 
 
 def test_static_with_a_memory_is_raexmc_unless_heads_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "labelspace")
     data = corpus(2000, 5, labels=1000)
     given: dict[str, Any] = {"device": "cpu", "encoder": "static", "max_minutes": 3.0, "temperature": 0.03, "seed": 4}
-    recipe, chosen = choose(data, AutoSettings(**given))
-    assert recipe == "raexmc" and isinstance(chosen, RaexmcSettings) and "raexmc with a memory" in caplog.text
+    recipe, chosen = answered(data, **given)
+    assert recipe == "raexmc" and not hasattr(chosen, "encoder_dim") and "raexmc with a memory" in caplog.text
     assert {name: getattr(chosen, name) for name in given} == given
-    own = RaexmcSettings()
+    own = SimpleNamespace(**defaults(RaexmcSettings))
     assert (chosen.range_max, chosen.mine_every, chosen.num_negatives) == (own.range_max, own.mine_every, 0)
     assert chosen.label_documents == own.label_documents and chosen.epochs == 30 and chosen.batch_size == 32
-    assert choose(data, AutoSettings(**given, num_negatives=1))[1].num_negatives == 1
+    assert answered(data, **given, num_negatives=1)[1].num_negatives == 1
     for asked in ({"pool": "all"}, {"memory": False}, {"encoder_weight": 0.5}, {"table_lr": 1e-3}):
-        assert choose(data, AutoSettings(**given, **asked))[0] == "unidec"  # type: ignore[arg-type]
+        assert answered(data, **given, **asked)[0] == "unidec"  # type: ignore[arg-type]
 
 
 def test_static_learns_rows_where_labels_have_documents_and_there_is_time() -> None:
     def chosen(data: ls.Dataset, **more: Any) -> tuple[str, Any]:
-        return choose(data, AutoSettings(**{"device": "cpu", "encoder": "static", "max_minutes": 3.0, **more}))
+        return answered(data, **{"device": "cpu", "encoder": "static", "max_minutes": 3.0, **more})
 
     recipe, settings = chosen(corpus(2000, 5, labels=600))
     assert (recipe, settings.memory, settings.classifier_norm) == ("unidec", True, "tuned")
@@ -88,26 +96,26 @@ def test_static_learns_rows_where_labels_have_documents_and_there_is_time() -> N
 
 
 def test_batches_and_passes_follow_from_the_texts() -> None:
-    few = choose(corpus(100, 5), AutoSettings(device="cpu"))[1]
-    many = choose(corpus(40_000, 5), AutoSettings(device="cpu"))[1]
+    few = answered(corpus(100, 5), device="cpu")[1]
+    many = answered(corpus(40_000, 5), device="cpu")[1]
     assert few.batch_size == 32 and few.epochs == 30
     assert many.batch_size == 512 and many.epochs == 6
-    assert 32 <= choose(corpus(9000, 5), AutoSettings(device="cpu"))[1].batch_size <= 256
+    assert 32 <= answered(corpus(9000, 5), device="cpu")[1].batch_size <= 256
 
 
 def test_what_is_given_stays() -> None:
     given = {"encoder": "static", "epochs": 3, "batch_size": 17, "encoder_weight": 0.3, "memory": False, "seed": 5,
              "max_minutes": 2.0, "classifier_dim": 8}  # fmt: skip
-    chosen = choose(corpus(300, 4), AutoSettings(device="cpu", **given))[1]
-    assert {name: dataclasses.asdict(chosen)[name] for name in given} == given
+    chosen = answered(corpus(300, 4), device="cpu", **given)[1]
+    assert {name: getattr(chosen, name) for name in given} == given
 
 
 def test_what_is_given_wins_over_what_would_be_chosen() -> None:
-    plain = choose(corpus(300, 4), AutoSettings(device="cpu", encoder="minilm"))[1]
+    plain = answered(corpus(300, 4), device="cpu", encoder="minilm")[1]
     assert plain.table_lr == 3e-3
     for given in ({"table_optimizer": "adagrad"}, {"classifier_labels": "all"}):
-        assert choose(corpus(300, 4), AutoSettings(device="cpu", encoder="minilm", **given))[1].table_lr is None  # type: ignore[arg-type]
-    assert choose(corpus(300, 4), AutoSettings(device="cpu", key_precision="float32"))[1].key_precision == "float32"
+        assert answered(corpus(300, 4), device="cpu", encoder="minilm", **given)[1].table_lr is None  # type: ignore[arg-type]
+    assert answered(corpus(300, 4), device="cpu", key_precision="float32")[1].key_precision == "float32"
 
 
 def test_static_without_time_for_all_labels_picks_a_pool() -> None:
@@ -116,20 +124,19 @@ def test_static_without_time_for_all_labels_picks_a_pool() -> None:
     a_minute = 60 * torch.get_num_threads() * BOTH_HEADS_PAIRS_PER_SECOND  # label texts included
     passes = a_minute / (4500 * 500)
     for factor, pool in ((1.1, "auto"), (0.9, "some")):
-        chosen = choose(data, AutoSettings(max_minutes=factor * FEW_PASSES / passes, **own))[1]  # type: ignore[arg-type]
+        chosen = answered(data, max_minutes=factor * FEW_PASSES / passes, **own)[1]  # type: ignore[arg-type]
         assert chosen.pool == pool and not chosen.clusters
-    given = choose(data, AutoSettings(max_minutes=1e-4, pool="all", **own))[1]  # type: ignore[arg-type]
+    given = answered(data, max_minutes=1e-4, pool="all", **own)[1]  # type: ignore[arg-type]
     assert given.pool == "all"
 
 
 def test_texts_without_blanks_are_long_all_the_same() -> None:
     data = corpus(2000, 5)
-    chinese = dataclasses.replace(data, train=dataclasses.replace(data.train, texts=["书" * 200] * 2000))
-    for settings in (AutoSettings(device="cpu"), AutoSettings(device="cpu", long_documents="chunks")):
-        device = torch.device("cpu")
-        assert texts_per_second(data, device, settings) > 10 * texts_per_second(chinese, device, settings)
-    short = AutoSettings(device="cpu", max_tokens=16)
-    assert texts_per_second(chinese, device, short) > 5 * texts_per_second(chinese, device, AutoSettings())
+    english, chinese, device = [data.train.texts, data.labels.texts], [["书" * 200] * 2000], torch.device("cpu")
+    for settings in (EncoderSettings(), EncoderSettings(long_documents="chunks")):
+        assert texts_per_second(english, device, settings) > 10 * texts_per_second(chinese, device, settings)
+    short = EncoderSettings(max_tokens=16)
+    assert texts_per_second(chinese, device, short) > 5 * texts_per_second(chinese, device, EncoderSettings())
 
 
 def test_the_memory_takes_its_part_of_the_time() -> None:
@@ -137,9 +144,8 @@ def test_the_memory_takes_its_part_of_the_time() -> None:
     data = corpus(3000, 5)
     valid = dataclasses.replace(data, valid=data.train, valid_rows=np.zeros(0, np.int64))
     minutes = 1.05 * TUNING_SECONDS / 60
-    for settings, encoder in ((AutoSettings(max_minutes=minutes), "static"),
-                              (AutoSettings(max_minutes=minutes, memory=False), "minilm")):  # fmt: skip
-        assert choose(valid, dataclasses.replace(settings, device="cpu"))[1].encoder == encoder
+    for memory, encoder in ((True, "static"), (False, "minilm")):
+        assert answered(valid, max_minutes=minutes, memory=memory, device="cpu")[1].encoder == encoder
 
 
 def test_a_short_limit_still_trains_where_little_is_tuned(
@@ -202,7 +208,7 @@ def test_a_run_without_a_recipe(
     flags = ["--encoder", str(tiny_transformer), "--epochs", "15", "--lr", "3e-3", "--device", "cpu", "--out", str(out)]
     assert main(["train", str(toy_folder), *flags, "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["config"]["encoder_weight"] == 0 and told["validation"]["P@1"] > 60
+    assert told["config"]["losses"]["encoder_weight"] == 0 and told["validation"]["P@1"] > 60
     model = ls.Model.load(out)
     assert model.info["recipe"] == "unidec" and model.memory.n_documents == 300
     assert model.heads is not None and model.heads.alike

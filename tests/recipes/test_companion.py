@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ import labelspace as ls
 from labelspace.recipes import raexmc, seconds
 from labelspace.recipes.auto import COMPANION_VALID, ENCODING, ENCODING_SHARE, choose
 from labelspace.recipes.seconds import texts_per_second
-from labelspace.training.settings import AutoSettings, RaexmcSettings, UnidecSettings
+from labelspace.training.config import flat, made
+from labelspace.training.settings import EncoderSettings, FitSettings, Request
+
+
+def answered(data: ls.Dataset, **given: Any) -> tuple[str, Any]:
+    """The recipe that is chosen, and its settings by flat name."""
+    recipe, settings = choose(data, made(Request, given))
+    return recipe, SimpleNamespace(**flat(settings))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,7 @@ def test_both_encoders_answer(data: ls.Dataset, tiny_transformer: Path, tmp_path
     model = ls.train(data, out=tmp_path / "model", **options(tiny_transformer))
     assert [tower.encoder.row_sparse for tower in model.towers] == [False, True]
     assert model.info["recipe"] == "unidec" and model.info["companion"]["recipe"] == "raexmc"
-    assert model.info["companion"]["config"]["base"] == str(tiny_transformer)
+    assert model.info["companion"]["config"]["encoding"]["base"] == str(tiny_transformer)
     assert model.memory.n_documents == len(data.train) and "tuning" in model.info and model.calibration is not None
     assert sum(tower.share for tower in model.towers) == pytest.approx(1)
     assert data.test is not None
@@ -45,7 +53,7 @@ def test_both_encoders_answer(data: ls.Dataset, tiny_transformer: Path, tmp_path
 def test_documents_vote_by_the_companion(data: ls.Dataset, tiny_transformer: Path, tmp_path: Path) -> None:
     model = ls.train(data, out=tmp_path / "model", documents_by="companion", **options(tiny_transformer))
     assert [tower.encoder.row_sparse for tower in model.towers] == [True, False]
-    assert model.info["recipe"] == "unidec" and model.info["config"]["documents_by"] == "companion"
+    assert model.info["recipe"] == "unidec" and model.info["config"]["voting"]["documents_by"] == "companion"
     alone = ls.train(data, recipe="raexmc", encoder="static", base=str(tiny_transformer), evaluations=0, device="cpu",
                      epochs=seconds.COMPANION_MOST_PASSES, batch_size=16)  # fmt: skip
     assert model.memory.document_keys.dim == alone.memory.document_keys.dim
@@ -102,17 +110,16 @@ def test_interrupted_the_transformer_stays_alone(
 
 
 def test_a_time_limit_leaves_room_for_it(data: ls.Dataset) -> None:
-    settings = UnidecSettings(memory=True, companion="static")
-    few = seconds.companion_seconds(data, settings, 512)
+    fit = FitSettings(batch_size=512)
+    few = seconds.companion_seconds("static", data, fit)
     assert few > seconds.STATIC_SETUP_SECONDS
     many = dataclasses.replace(data, train=data.train.rows(np.tile(np.arange(len(data.train)), 200)))
-    assert seconds.companion_seconds(many, settings, 512) > few
-    assert seconds.companion_seconds(many, settings, 512, "none") == 0
-    settings = dataclasses.replace(settings, companion="static-unidec")
-    needed = seconds.companion_seconds(many, settings, 512)
+    assert seconds.companion_seconds("static", many, fit) > few
+    assert seconds.companion_seconds("none", many, fit) == 0
+    needed = seconds.companion_seconds("static-unidec", many, fit)
     assert needed > seconds.STATIC_SETUP_SECONDS + seconds.CLASSIFIER_PASSES * seconds.classifier_pass_seconds(many)
-    limited = dataclasses.replace(settings, max_minutes=needed / 60)
-    assert seconds.companion_seconds(many, limited, 512) < seconds.STATIC_SETUP_SECONDS + 0.3 * needed
+    limited = dataclasses.replace(fit, max_minutes=needed / 60)
+    assert seconds.companion_seconds("static-unidec", many, limited) < seconds.STATIC_SETUP_SECONDS + 0.3 * needed
 
 
 def test_without_a_recipe_it_goes_with_a_transformer_where_there_is_time(
@@ -123,7 +130,7 @@ def test_without_a_recipe_it_goes_with_a_transformer_where_there_is_time(
     plain = {"device": "cpu", "encoder": "minilm"}
 
     def chosen(given: ls.Dataset, **more: Any) -> Any:
-        return choose(given, AutoSettings(**{**plain, **more}))[1]
+        return answered(given, **{**plain, **more})[1]
 
     assert chosen(valid).companion == "static-unidec" and chosen(valid).documents_by == "encoder"
     monkeypatch.setattr("labelspace.recipes.auto.classifier_pass_seconds", lambda data: 1e4)
@@ -135,8 +142,8 @@ def test_without_a_recipe_it_goes_with_a_transformer_where_there_is_time(
     assert (
         chosen(valid, companion="none").companion == "none" and chosen(data, companion="static").companion == "static"
     )
-    static = choose(valid, AutoSettings(device="cpu", encoder="static", companion="none", max_minutes=0.01))
-    assert static[0] == "raexmc" and isinstance(static[1], RaexmcSettings)
+    static = answered(valid, device="cpu", encoder="static", companion="none", max_minutes=0.01)
+    assert static[0] == "raexmc" and not hasattr(static[1], "encoder_dim")
 
 
 def test_without_a_recipe_documents_vote_by_it_where_encoding_them_takes_long(data: ls.Dataset) -> None:
@@ -146,9 +153,10 @@ def test_without_a_recipe_documents_vote_by_it_where_encoding_them_takes_long(da
     large = dataclasses.replace(data, train=data.train.rows(many), valid_rows=none, valid=data.valid.rows(rows))
 
     def chosen(**more: Any) -> Any:
-        return choose(large, AutoSettings(device="cpu", **more))[1]
+        return answered(large, device="cpu", **more)[1]
 
-    encoding = ENCODING * len(many) / texts_per_second(large, torch.device("cpu"), AutoSettings()) / 60
+    kinds = [large.train.texts, large.labels.texts]
+    encoding = ENCODING * len(many) / texts_per_second(kinds, torch.device("cpu"), EncoderSettings()) / 60
     minutes = encoding / ENCODING_SHARE
     assert chosen(max_minutes=1.5 * minutes).documents_by == "encoder"
     short = chosen(max_minutes=0.8 * minutes)

@@ -51,10 +51,12 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
     events = [json.loads(line)["event"] for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert events[0] == "start" and events[-1] == "end" and {"step", "evaluation"} <= set(events)
     recorded = tomllib.loads((tmp_path / "a" / "settings.toml").read_text())
-    assert recorded["seed"] == 0 and recorded["recipe"] == "dexml" and recorded["lr"] == 0.02
+    assert recorded["fit"]["seed"] == 0 and recorded["recipe"] == "dexml" and recorded["fit"]["lr"] == 0.02
     info = again.info
     assert (
-        info["config"]["epochs"] == 12 and info["data"]["documents"] == 300 and len(info["data"]["fingerprint"]) == 64
+        info["config"]["fit"]["epochs"] == 12
+        and info["data"]["documents"] == 300
+        and len(info["data"]["fingerprint"]) == 64
     )
     assert info["metrics"]["validation"]["P@1"] > info["fit"]["curve"][0]["P@1"]
 
@@ -162,7 +164,7 @@ def test_long_documents(
         for what in shares:
             assert told[what] == pytest.approx(shares[what], abs=1e-6)
     assert manifest["encoder"] == {"long_documents": way, "max_chunks": 2}
-    assert manifest["info"]["config"]["long_documents"] == way
+    assert manifest["info"]["config"]["encoding"]["long_documents"] == way
     again = ls.Model.load(tmp_path / "a")
     assert scores(again, data) == scores(model, data)
     # the keys were made by the same cut as queries are

@@ -138,7 +138,7 @@ def test_every_way_to_contrast_learns(data: ls.Dataset, tiny_transformer: Path, 
     bits = model.memory.document_keys.segments[0].keys.dtype
     wanted = settings.get("key_precision", "bf16" if bf16_pays(torch.device("cpu")) else "float32")
     assert bits == getattr(torch, {"bf16": "bfloat16"}.get(wanted, wanted))
-    assert model.info["config"]["key_precision"] == wanted
+    assert model.info["config"]["voting"]["key_precision"] == wanted
 
 
 def test_without_hard_negatives_texts_are_encoded_together(data: ls.Dataset, tiny_transformer: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_model_without_training_is_the_same_by_every_way(
     made = ls.Model.from_encoder(name, data, device="cpu")
     other = ls.Model.from_encoder(name, data.renumbered(order), device="cpu")
     assert made.encoder.limit == trained.encoder.limit
-    assert made.memory.voting == trained.memory.voting and made.info["config"]["encoder"] == name
+    assert made.memory.voting == trained.memory.voting and made.info["config"]["encoding"]["encoder"] == name
     texts = [*data.valid.texts, "old moss of the unmet heath"]
     for model in (made, other):
         np.testing.assert_allclose(model.encode(texts), trained.encode(texts), atol=TINY)

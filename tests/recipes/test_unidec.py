@@ -19,8 +19,9 @@ from labelspace.cli.app import main
 from labelspace.errors import SettingsError
 from labelspace.recipes.preparation import validation
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
+from labelspace.training.config import made, resolve
 from labelspace.training.label_heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
-from labelspace.training.settings import UnidecSettings, resolve
+from labelspace.training.settings import FitSettings, UnidecSettings
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_static_learns_the_toy_corpus_and_is_saved_whole(
         "encoder", "head.safetensors", "log.jsonl", "manifest.json", "memory", "settings.toml",
     ]  # fmt: skip
     recorded = tomllib.loads((tmp_path / "a" / "settings.toml").read_text())
-    assert recorded["recipe"] == "unidec" and recorded["cap"] == 8 * 32 and recorded["head_lr"] == 0.04
+    assert recorded["recipe"] == "unidec" and recorded["batches"]["cap"] == 8 * 32
+    assert recorded["heads"]["head_lr"] == 0.04
     metrics = again.info["metrics"]
     assert metrics["rankings"]["combined"] == metrics["validation"]
     assert {"P@1", "PSP@5", "R@10"} <= set(metrics["rankings"]["classifier"])
@@ -151,7 +153,7 @@ def test_a_transformer_learns(data: ls.Dataset, tiny_transformer: Path, tmp_path
     }  # fmt: skip
     model = ls.train(data, recipe="unidec", out=tmp_path / "a", **settings)
     found = scores(model, data)
-    assert found["combined"]["P@1"] >= 85 and model.info["config"]["weight_decay"] == 0.05
+    assert found["combined"]["P@1"] >= 85 and model.info["config"]["fit"]["weight_decay"] == 0.05
     assert model.memory.keys.shape == (25, 44)
     assert scores(ls.Model.load(tmp_path / "a"), data) == found
 
@@ -255,8 +257,7 @@ def test_the_power_of_the_lengths_is_what_ranks_validation_documents_best(
     np.put_along_axis(truth, products.argsort(dim=1, descending=True)[:, :3].numpy(), 1.0, axis=1)
     corpus = dataclasses.replace(data.train, targets=sp.csr_array(truth))
     own = dataclasses.replace(data, train=corpus, valid=corpus)
-    settings = resolve("unidec", {})
-    measure = validation(own, encoder, Rows(heads, rows), settings, heads, choose_power=True)
+    measure = validation(own, encoder, Rows(heads, rows), FitSettings(), heads, choose_power=True)
     assert measure is not None
     metrics = measure()
     assert heads.row_power == expected and metrics["classifier P@3"] == 100
@@ -340,7 +341,7 @@ def test_both_directions_are_the_mean_of_the_loss_and_its_transpose() -> None:
     queries, keys = torch.randn(6, 5, generator=g), torch.randn(9, 5, generator=g)
     positives = torch.tensor([[0, 1, 1, 4, 5], [3, 3, 8, 0, 2]])
     for name in ("decoupled_softmax", "softmax", "supcon", "balanced", "bce"):
-        settings = UnidecSettings(encoder_loss=name, temperature=0.7)  # type: ignore[arg-type]
+        settings = made(UnidecSettings, {"encoder_loss": name, "temperature": 0.7})
         function = getattr(ls.losses, name)
         logits = queries @ keys.T / 0.7
         expected = (function(logits, positives) + function(logits.T, positives.flip(0))) / 2
@@ -375,7 +376,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
             self.layer, self.norm = torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
 
     module = UnidecModule(Fake(), TwoHeads(4, 4, 4), LabelTable(torch.zeros(9, 4)))  # type: ignore[arg-type]
-    settings = UnidecSettings(lr=0.1, head_lr=0.3, table_lr=0.7, weight_decay=0.05)
+    settings = made(UnidecSettings, {"lr": 0.1, "head_lr": 0.3, "table_lr": 0.7, "weight_decay": 0.05})
     rates = {}
     for optimizer in optimizers(module, settings):
         for group in optimizer.param_groups:

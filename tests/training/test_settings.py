@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -9,13 +10,25 @@ import pytest
 
 from labelspace.cli.app import main
 from labelspace.errors import SettingsError
-from labelspace.training.settings import RECIPES, DexmlSettings, read_config, resolve, to_dict, to_toml
+from labelspace.training.config import RECIPES, components, defaults, flat, made, read_config, resolve, to_dict, to_toml
+from labelspace.training.settings import DexmlSettings, FitSettings
 
 
 def test_defaults_and_given_values() -> None:
     settings = resolve("dexml", {"epochs": 3, "lr": 0.5})
-    assert settings.epochs == 3 and settings.lr == 0.5
-    assert settings == DexmlSettings(epochs=3, lr=0.5)
+    assert settings.fit.epochs == 3 and settings.fit.lr == 0.5
+    assert settings == DexmlSettings(fit=FitSettings(epochs=3, lr=0.5))
+    assert resolve("dexml", {"fit": FitSettings(epochs=3, lr=0.5)}) == settings
+    assert resolve("dexml", {"fit": {"epochs": 3}, "lr": 0.5}) == settings
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_names_are_flat_without_a_clash(recipe: str) -> None:
+    parts = components(RECIPES[recipe])
+    names = [field.name for part in parts.values() for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names)) and not set(names) & set(parts)
+    settings = resolve(recipe, {})
+    assert flat(settings) == defaults(RECIPES[recipe]) == flat(to_dict(settings))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +53,8 @@ def test_mistakes_are_named(given: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_setting_takes_infinity_or_what_is_no_number(recipe: str) -> None:
-    names = [name for name, kind in get_type_hints(RECIPES[recipe]).items() if float in (kind, *get_args(kind))]
+    hints = {n: kind for part in components(RECIPES[recipe]).values() for n, kind in get_type_hints(part).items()}
+    names = [name for name, kind in hints.items() if float in (kind, *get_args(kind))]
     assert {"max_score", "lr", "warmup", "weight_decay", "mine_every", "temperature"} <= set(names)
     for name in names:
         for value in ("nan", "inf", "-inf"):
@@ -53,9 +67,10 @@ def test_unknown_recipe() -> None:
         resolve("dxml", {})
 
 
-@pytest.mark.parametrize("name", ["run.toml", "run.yaml", "run.json"])
+@pytest.mark.parametrize("name", ["run.toml", "run.yaml", "run.json", "parts.toml"])
 def test_files_are_read(tmp_path: Path, name: str) -> None:
-    text = {"run.toml": 'batch-size = 7\nloss = "bce"\n', "run.yaml": "batch_size: 7\nloss: bce\n"}
+    text = {"run.toml": 'batch-size = 7\nloss = "bce"\n', "run.yaml": "batch_size: 7\nloss: bce\n",
+            "parts.toml": '[fit]\nbatch-size = 7\n[losses]\nloss = "bce"\n'}  # fmt: skip
     (tmp_path / name).write_text(text.get(name, '{"batch_size": 7, "loss": "bce"}'))
     assert read_config(tmp_path / name) == {"batch_size": 7, "loss": "bce"}
 
@@ -66,7 +81,9 @@ def test_files_are_read(tmp_path: Path, name: str) -> None:
         ("a.toml", "x = ", "not a valid configuration file"),
         ("a.yaml", "x: [", "not a valid configuration file"),
         ("a.yaml", "- 3", "holds names and values"),
-        ("a.toml", "[fit]\nepochs = 3", "settings are flat, but 'fit' is a table"),
+        ("a.toml", "[fits]\nepochs = 3", "'fits' is a table, but settings have no such part; the tables are batches"),
+        ("a.toml", "epochs = 3\n[fit]\nepochs = 3", "'epochs' is given twice"),
+        ("a.toml", "[fit.epochs]\nx = 3", "'epochs' in 'fit' is a table"),
         ("a.ini", "epochs=3", "ends in .toml, .yaml or .json"),
     ],
 )
@@ -85,12 +102,13 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 
 
 def test_written_settings_give_the_same_settings(tmp_path: Path) -> None:
-    settings = DexmlSettings(epochs=9, encoder='a "quoted" path', max_minutes=1.5, normalize=True)
+    given = {"epochs": 9, "encoder": 'a "quoted" path', "max_minutes": 1.5, "normalize": True}
+    settings = made(DexmlSettings, given)
     (tmp_path / "s.toml").write_text(to_toml(settings, "dexml"))
     values = read_config(tmp_path / "s.toml")
     assert values.pop("recipe") == "dexml"
     assert resolve("dexml", values) == settings
-    assert to_dict(settings)["projection"] is None
+    assert to_dict(settings)["encoding"]["projection"] is None
 
 
 def test_settings_that_are_gone_are_taken_as_they_were_and_refused_otherwise(

@@ -9,7 +9,6 @@ plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe, 14
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -33,7 +32,7 @@ logger = logging.getLogger("labelspace")
 
 def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the file of --config says and no flag or environment variable does."""
-    from ..training.settings import GONE, read_config
+    from ..training.config import GONE, read_config
 
     for argument in arguments:
         if argument.name == "--config" and argument.tokens:
@@ -82,7 +81,7 @@ def _kinds(hint: Any) -> set[Any]:
 
 def _refuse_unknown(values: dict[str, Any], path: str, recipe: str) -> None:
     """Names that a configuration file may hold: settings of the recipe, and how data files are read."""
-    from ..training.settings import resolve
+    from ..training.config import resolve
     from .options import SplitOptions
 
     others = {*SplitOptions.__dataclass_fields__, "recipe", "out"}
@@ -183,31 +182,22 @@ def _logging(quiet: bool) -> Iterator[None]:
 def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
     from ..recipes import recipe_of
-    from ..training.settings import RECIPES, read_config, recipe_with
+    from ..training.config import KNOWN, RECIPES, read_config, recipe_with
 
-    def flag(name: str) -> str | None:
-        for i, token in enumerate(tokens):
-            if token == name:
-                return tokens[i + 1] if i + 1 < len(tokens) else None
-            if token.startswith(name + "="):
-                return token.removeprefix(name + "=")
-        return None
+    def asked(*, recipe: str | None = None, config: str | None = None, resume: str | None = None) -> tuple[Any, ...]:
+        return recipe, config, resume
 
-    asked = flag("--recipe") or os.environ.get("LABELSPACE_RECIPE")
-    config, resume = flag("--config"), flag("--resume")
+    app = App(config=Env("LABELSPACE_", command=False, show=False), help_flags=[], version_flags=[])
+    app.default(asked)
+    _, bound, others, _ = app.parse_known_args(tokens)
+    recipe, config, resume = asked(**bound.kwargs)
     values = {} if config is None else read_config(config)
-    asked = asked or str(values.get("recipe") or "") or None
-    if asked is None and resume is not None:
-        asked = recipe_of(resume)
-    if asked in RECIPES:
-        return str(asked)
-    known = {f.name for kind in RECIPES.values() for f in dataclasses.fields(kind)}
-    flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in tokens if token.startswith("--")}
-    flags |= {name.removeprefix("no_") for name in flags}
-    given = known & (
-        flags | set(values) | {x.removeprefix("LABELSPACE_").lower() for x in os.environ if x.startswith("LABELSPACE_")}
-    )
-    return recipe_with(given)
+    recipe = recipe or values.get("recipe") or (None if resume is None else recipe_of(resume))
+    if recipe in RECIPES:
+        return str(recipe)
+    flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in others if token.startswith("--")}
+    variables = {name.removeprefix("LABELSPACE_").lower() for name in os.environ if name.startswith("LABELSPACE_")}
+    return recipe_with(KNOWN & {*flags, *(name.removeprefix("no_") for name in flags), *values, *variables})
 
 
 def main(tokens: list[str] | None = None, began: float | None = None) -> int:
@@ -224,13 +214,13 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
         ask_for_huge_pages()
     try:
         with _logging(quiet):
-            app = _app(_recipe(tokens) if tokens[:1] == ["train"] else "auto")
+            app = _app(_recipe(tokens[1:]) if tokens[:1] == ["train"] else "auto")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except CycloptsError as error:
         message = _missing(error) or " ".join(str(error).split()).removesuffix(".")
         if type(error.__cause__).__name__ == "ValidationError":  # pydantic's, not loaded for every command
-            from ..training.settings import in_one_sentence
+            from ..training.config import in_one_sentence
 
             message = in_one_sentence(error.__cause__)  # type: ignore[arg-type]
         print(f"labelspace: {message}; see labelspace --help", file=sys.stderr)

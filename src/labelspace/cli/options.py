@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("labelspace")
 
 
+FLAT = Parameter(name="*")
+"""Flags of a block of options have the names of its fields."""
 AnyOptions = TypeVar("AnyOptions", bound="DataOptions")
 
 
-@Parameter(name="*")
+@FLAT
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How data files are read.
@@ -49,7 +51,7 @@ class DataOptions:
     language: str | None = None
 
 
-@Parameter(name="*")
+@FLAT
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(DataOptions):
     """How data files are read, and which training documents are held out for validation.
@@ -65,7 +67,7 @@ class SplitOptions(DataOptions):
     valid_max: int | None = None
 
 
-@Parameter(name="*")
+@FLAT
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What is printed.

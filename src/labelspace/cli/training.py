@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +13,9 @@ from cyclopts import Parameter
 
 from ..base.machine import command_began
 from ..errors import SettingsError
-from ..training.settings import RECIPES, DexmlSettings, RunSettings, require_seed, resolve, to_dict, to_toml
-from .options import Output, SplitOptions, as_recorded, load_data, print_json
+from ..training.config import KNOWN, RECIPES, components, defaults, flat, made, to_dict, to_toml
+from ..training.settings import DexmlSettings, RaexmcSettings, Request, RunSettings, UnidecSettings, require_seed
+from .options import FLAT, Output, SplitOptions, as_recorded, load_data, print_json
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -64,7 +64,7 @@ def quickstart(
         pred = model.predict(test.texts, k=100)
         return measure(pred, test.targets, data.train.targets, name=data.name)
 
-    untrained = Model.from_encoder(make_encoder(data, resolve("dexml", settings)), data.labels)
+    untrained = Model.from_encoder(make_encoder(data, made(DexmlSettings, settings).encoding), data.labels)
     before = figures(untrained)
     where: dict[str, Any] = {"out": out, "overwrite": overwrite}
     model = run(data, recipe="dexml", **where, started=command_began(), max_minutes=2.3, **settings)
@@ -87,71 +87,97 @@ def quickstart(
     print(f"\nmodel saved in {out}; try: echo 'iron deficiency from blood loss' | labelspace predict {out} -")
 
 
-def train(
-    data: Path,
-    *,
-    out: Path | None = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    resume: Path | None = None,
-    recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None,
-    settings: Annotated[RunSettings, Parameter(name="*")] = DexmlSettings(),
-    options: SplitOptions = SplitOptions(),
-    config: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    output: Output = Output(),
-) -> None:
-    """Train a model and save it with its log and settings.
+for _component in {part for kind in RECIPES.values() for part in components(kind).values()}:
+    FLAT(_component)  # flags do not name the component that they belong to
 
-    Parameters
-    ----------
-    data
-        Folder or file.
-    out
-        Folder of the model, empty or not there; needed unless --dry-run or --resume is given.
-    overwrite
-        Replace a model that is in the folder, and drop a run that was stopped there.
-    resume
-        Folder of the model of a run that was killed or interrupted: go on with it, with its settings. With --out of the
-        same folder a run that has not begun yet begins.
-    recipe
-        auto, dexml, unidec or raexmc, whose settings these are. When not given, that of the run to resume, or the one
-        that has the settings given, auto before the others: it chooses by data and device, and says what and why.
-    config
-        TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
-    dry_run
-        Print the settings as a configuration file (or as JSON with --json), and stop.
+
+@FLAT
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Where a run goes, where its settings come from, how its data is read, and what is printed.
+
+    Args:
+        out: folder of the model, empty or not there; needed unless --dry-run or --resume is given.
+        overwrite: replace a model that is in the folder, and drop a run that was stopped there.
+        resume: folder of the model of a run that was killed or interrupted: go on with it, with its settings. With
+            --out of the same folder a run that has not begun yet begins.
+        recipe: auto, dexml, unidec or raexmc, whose settings these are. When not given, that of the run to resume, or
+            the one that has the settings given, auto before the others: it chooses by data and device, and says what
+            and why.
+        config: TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
+        dry_run: print the settings as a configuration file (or as JSON with --json), and stop.
     """
-    from ..recipes import finished, require_place, unfinished
-    from ..recipes import train as run
+
+    out: Path | None = None
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    resume: Path | None = None
+    recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None
+    config: Path | None = None
+    dry_run: Annotated[bool, Parameter(negative=())] = False
+    reading: SplitOptions = SplitOptions()
+    output: Output = Output()
+
+
+DataPath = Annotated[Path, Parameter(help="Folder or file.")]
+NO_OPTIONS = TrainOptions()
+
+
+def train_auto(
+    data: DataPath, *, settings: Annotated[Request, FLAT] = Request(), options: TrainOptions = NO_OPTIONS
+) -> None:
+    _train("auto", data, settings, options)
+
+
+def train_dexml(
+    data: DataPath, *, settings: Annotated[DexmlSettings, FLAT] = DexmlSettings(), options: TrainOptions = NO_OPTIONS
+) -> None:
+    _train("dexml", data, settings, options)
+
+
+def train_raexmc(
+    data: DataPath, *, settings: Annotated[RaexmcSettings, FLAT] = RaexmcSettings(), options: TrainOptions = NO_OPTIONS
+) -> None:
+    _train("raexmc", data, settings, options)
+
+
+def train_unidec(
+    data: DataPath, *, settings: Annotated[UnidecSettings, FLAT] = UnidecSettings(), options: TrainOptions = NO_OPTIONS
+) -> None:
+    _train("unidec", data, settings, options)
+
+
+def _train(recipe: str, data: Path, settings: RunSettings | Request, options: TrainOptions) -> None:
+    """Train a model and save it with its log and settings; the flags are the settings of the recipe."""
+    from ..recipes import finished, require_place, train, unfinished
 
     _warn_of_unknown_variables()
-    taken = next(name for name, kind in RECIPES.items() if kind is type(settings))
-    if dry_run:
-        if output.json:
-            print_json({"recipe": taken, **to_dict(settings)})
+    if options.dry_run:
+        if options.output.json:
+            print_json({"recipe": recipe, **to_dict(settings)})
         else:
-            print(to_toml(settings, taken), end="")
+            print(to_toml(settings, recipe), end="")
         return
+    out, resume, reading = options.out, options.resume, options.reading
     if out is None and resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
-    require_place(out, resume, overwrite)
-    values, seed = to_dict(settings), settings.seed
+    require_place(out, resume, options.overwrite)
+    values, seed = flat(settings), settings.fit.seed
     if resume is not None:
-        plain = to_dict(type(settings)())
+        plain = defaults(type(settings))
         values = {name: value for name, value in values.items() if value != plain[name]}
-        found = unfinished(resume, out, recipe, values)
-        if found is None and finished(resume):
-            if output.json:
+        stopped = unfinished(resume, out, options.recipe, values)
+        if stopped is None and finished(resume):
+            if options.output.json:
                 print_json({"model": str(resume), "fit": None})
             return
-        if found is not None:
-            seed = found["settings"]["seed"]
-            options = as_recorded(options, found["reading"])
-    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume}
-    model = run(load_data(data, options, seed), recipe=taken, **where, started=command_began(), **values)
+        if stopped is not None:
+            seed = stopped["settings"]["seed"]
+            reading = as_recorded(reading, stopped["reading"])
+    where: dict[str, Any] = {"out": out, "overwrite": options.overwrite, "resume": resume}
+    model = train(load_data(data, reading, seed), recipe=recipe, **where, started=command_began(), **values)
     out = out or resume
     fitted = model.info["fit"]
-    if output.json:
+    if options.output.json:
         print_json({"model": str(out), **model.info["metrics"], "fit": fitted, "config": model.info["config"]})
         return
     metrics = model.info["metrics"]["validation"]
@@ -164,33 +190,6 @@ def train(
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
-
-
-def _train_by(recipe: str) -> Callable[..., None]:
-    """The command `train` with the settings of a recipe as its flags."""
-
-    def command(*args: Any, **kwargs: Any) -> None:
-        train(*args, **{"settings": kind(), **kwargs})
-
-    kind = RECIPES[recipe]
-    signature = inspect.signature(train, eval_str=True)
-    own = signature.parameters["settings"].replace(annotation=Annotated[kind, Parameter(name="*")], default=kind())
-    parameters = [own if p.name == "settings" else p for p in signature.parameters.values()]
-    command.__doc__ = train.__doc__
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
-
-
-train_auto = _train_by("auto")
-
-
-train_dexml = _train_by("dexml")
-
-
-train_raexmc = _train_by("raexmc")
-
-
-train_unidec = _train_by("unidec")
 
 
 def bench(
@@ -224,9 +223,8 @@ def bench(
 
 def _warn_of_unknown_variables() -> None:
     """Say when an environment variable looks like a setting and is none."""
-    known = {name for kind in RECIPES.values() for name in kind.__dataclass_fields__}
-    known |= {*SplitOptions.__dataclass_fields__, *Output.__dataclass_fields__}
-    known |= {"cache", "data", "out", "overwrite", "resume", "recipe", "config", "dry_run"}
+    blocks = (TrainOptions, SplitOptions, Output)
+    known = KNOWN | {"cache", "data"} | {field.name for block in blocks for field in fields(block)}
     for name in sorted(os.environ):
         if name.startswith("LABELSPACE_") and name.removeprefix("LABELSPACE_").lower() not in known:
             logger.warning("the environment variable %s is no setting and is not used", name)

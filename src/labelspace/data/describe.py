@@ -142,7 +142,7 @@ def _training_memory(data: Dataset) -> dict[str, int]:
     dim = int(config.get("hidden_size", 384))
     settings = DexmlSettings()
     words = {word for text in data.labels.texts for word in text.casefold().split()}
-    table = int(config.get("vocab_size", 30_522)) + min(settings.max_words, len(words) + len(data.train) // 8)
+    table = int(config.get("vocab_size", 30_522)) + min(settings.encoding.max_words, len(words) + len(data.train) // 8)
     static = Shape(weight_bytes=4 * dim * table, dim=dim)
     transformer = Shape(
         weight_bytes=4 * 22_700_000, dim=dim, layers=int(config.get("num_hidden_layers", 6)), hidden=dim,

@@ -56,20 +56,20 @@ def of_labels(
     encoder.long_documents = encoder.long_documents if cut.long_documents is None else cut.long_documents
     encoder.max_chunks = encoder.max_chunks if cut.max_chunks is None else cut.max_chunks
     keys = encoder.encode(encoder.tokenize(list(labels.texts)), batch_size, keep=True)
-    info = {"recipe": "none", "config": {"encoder": name}, "data": {"labels": len(labels)}, "metrics": {}}
+    info = {"recipe": "none", "config": {"encoding": {"encoder": name}}, "data": {"labels": len(labels)}, "metrics": {}}
     return Core([Tower(encoder)], Memory.of_labels(torch.from_numpy(keys).to(place)), labels, info)
 
 
 def of_data(encoder: str | os.PathLike[str] | Encoder, data: Dataset, device: str, cut: Cut, how: TuneOptions) -> Core:
     """`Model.from_encoder` of a data set, whose training documents are keys as well."""
     parse_objective(how.objective)
-    given, own = encoder, {}
+    given: Any = encoder
     if isinstance(encoder, str | os.PathLike) and os.fspath(encoder) == "static":
         texts: Any = data.train.texts, data.labels.texts
         given = make_encoder("static", *texts, rows=data.fit_rows, **vars(cut), device=str(device_of(device)))
-        own = {"encoder": "static"}
     core = of_labels(given, data.labels, device, how.batch_size, cut)
-    core.info["config"].update(own)
+    if given is not encoder:
+        core.info["config"] = {"encoding": {"encoder": "static"}}
     core.info["data"].update(name=data.name, documents=len(data.train), options=dict(data.options))
     tune(core, data, how)
     return core

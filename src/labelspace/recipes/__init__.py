@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, SettingsError
-from ..training.settings import AutoSettings, MemorySettings, recipe_with, resolve, to_dict
+from ..training.config import flat, recipe_with, resolve, to_dict
+from ..training.settings import Request
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -47,7 +48,8 @@ def train(
             recipe and settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the
             same machine. With ``out`` naming the same folder, a run that has not begun yet begins.
         started: when the work began, by `time.monotonic`; ``max_minutes`` counts from there. None for now.
-        settings: any setting of the recipe by name, see `labelspace.training.settings`.
+        settings: any setting of the recipe by name, or whole components such as ``fit=FitSettings(lr=1e-3)``; see
+            `labelspace.config`.
 
     Returns:
         The model with the weights of the best validation nDCG@5.
@@ -71,22 +73,22 @@ def train(
             from ..model.model import Model
 
             return Model.load(Path(resume).expanduser())
+    settings = flat(settings)
     recipe = recipe or recipe_with(settings)
     resolved = resolve(recipe, settings)
     from ..data.loading import load, require_texts
     from ..memory.tune import parse_objective
     from ..training.tracking import require_tracker
 
-    require_tracker(resolved.track)
-    if isinstance(resolved, MemorySettings):
-        parse_objective(resolved.objective)
+    require_tracker(resolved.fit.track)
+    parse_objective(resolved.voting.objective)
     if isinstance(data, str | Path):
-        data = load(data, **({} if run is None else run["reading"]), seed=resolved.seed)
+        data = load(data, **({} if run is None else run["reading"]), seed=resolved.fit.seed)
     require_texts(data)
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
     asked = recipe
-    if isinstance(resolved, AutoSettings):
+    if isinstance(resolved, Request):
         from .auto import choose
 
         recipe, resolved = choose(data, resolved, time.monotonic() - started)
@@ -240,12 +242,13 @@ def unfinished(
         return None
     if recipe not in (None, run["recipe"], run.get("asked")):
         raise SettingsError(f"the run to resume has the recipe {run['recipe']}, not {recipe}")
-    for name, value in settings.items():
-        if name in run["settings"] and value != run["settings"][name]:
+    recorded = flat(run["settings"])
+    for name, value in flat(settings).items():
+        if name in recorded and value != recorded[name]:
             raise SettingsError(
-                f"{name} is {value!r}, but the run to resume has {run['settings'][name]!r}; leave it out, or train anew"
+                f"{name} is {value!r}, but the run to resume has {recorded[name]!r}; leave it out, or train anew"
             )
-    return run
+    return run | {"settings": recorded}
 
 
 def _identity(data: Dataset) -> dict[str, Any]:
@@ -257,8 +260,6 @@ def _identity(data: Dataset) -> dict[str, Any]:
 
 def _reading(data: Dataset) -> dict[str, Any]:
     """Options of `labelspace.load` that read the same data again."""
-    names = (
-        *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
-        *("valid_fraction", "valid_max"),
-    )
-    return {name: data.options[name] for name in names if data.options.get(name) is not None}
+    from .preparation import READING
+
+    return {name: data.options[name] for name in READING if data.options.get(name) is not None}

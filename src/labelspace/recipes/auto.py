@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..base.machine import device_of
 from ..encoders import Encoder, open_encoder
 from ..training.batches import usable_rows
-from ..training.settings import AutoSettings, RaexmcSettings, UnidecSettings, to_dict
+from ..training.config import defaults, flat, made
+from ..training.settings import FitSettings, MemoryRequest, RaexmcSettings, Request, UnidecSettings
 from ..types import Dataset
 from .seconds import (
     BOTH_HEADS_PAIRS_PER_SECOND,
@@ -26,9 +27,6 @@ from .seconds import (
     tuning_seconds,
 )
 from .unidec import MOST_IN_POOL
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -65,40 +63,45 @@ STEPS_A_PASS = 60
 """Batches are as large as leaves so many steps in a pass, from 32 to 512."""
 
 
-def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[str, UnidecSettings | RaexmcSettings]:
+def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, UnidecSettings | RaexmcSettings]:
     """The recipe and its settings; what was chosen and why is logged.
 
     Args:
         data: what to learn from.
-        settings: those given; what is None in them is chosen.
+        request: what was asked for; what is None in it is chosen.
         passed: seconds of the time limit that are gone.
     """
+    asked = flat(request)
+    given = {name: value for name, value in asked.items() if value is not None}
+    remembers, classifier = request.voting.memory, request.classifier
     documents = len(usable_rows(data.train.targets, data.fit_rows))
-    count = max(1, documents + (len(data.labels) if settings.label_documents else 0))  # label texts are documents too
-    values: dict[str, Any] = to_dict(settings)
-    given = {name: value for name, value in values.items() if value is not None}
+    # label texts are documents too
+    count = max(1, documents + (len(data.labels) if request.batches.label_documents else 0))
+    values = dict(asked)
     values["max_minutes"] = minutes = given.get("max_minutes", MINUTES)
     values["batch_size"] = batch = given.get("batch_size", _batch_size(count))
-    device = device_of(settings.device)
-    seconds = 60 * minutes - passed - (tuning_seconds(tuned_on(settings, len(data.valid))) if settings.memory else 0)
+    device = device_of(request.encoding.device)
+    seconds = 60 * minutes - passed
+    seconds -= tuning_seconds(tuned_on(request.fit, len(data.valid))) if remembers else 0
     words = linear_seconds(data)
-    told = settings.memory and len(data.valid) >= COMPANION_VALID
+    told = remembers and len(data.valid) >= COMPANION_VALID
     values["linear"] = given.get("linear", told and words <= LINEAR_SHARE * seconds)
     seconds -= words if values["linear"] else 0.0
-    rate = texts_per_second(data, device, settings)
-    limited = dataclasses.replace(settings, max_minutes=minutes)
-    plan = _beside(data, limited, max(0.0, seconds), ENCODING * len(data.train) / rate, batch)
+    kinds = [data.train.texts, *([data.labels.texts] if request.batches.label_documents else [])]
+    rate = texts_per_second(kinds, device, request.encoding)
+    fit = dataclasses.replace(request.fit, max_minutes=minutes, batch_size=batch)
+    plan = _beside(data, request.voting, fit, max(0.0, seconds), ENCODING * len(data.train) / rate)
     labels = LABEL_ENCODINGS * ENCODING * len(data.labels) / rate
     passes = max(0.0, seconds - plan.seconds - labels) * rate / count
     if "encoder" not in given:
         least = LEAST_PASSES if plan.companion == "none" else LEAST_BESIDE
         values["encoder"] = "minilm" if passes >= least else "static"
-    transformer = not _is_static(values["encoder"])
+    transformer, rows_pay = not _is_static(values["encoder"]), False
     if transformer:
         values["encoder_weight"] = given.get("encoder_weight", 0.0)
         if values["encoder_weight"] == 0:  # one head, so nothing is gained by layers between it and the encoder
             plain = {"encoder_dim": 0, "classifier_dim": 0, "head_dropout": 0.0, "table_dropout": 0.0}
-            if (settings.table_optimizer, settings.classifier_labels) == ("adamw", "pool"):
+            if (classifier.table_optimizer, classifier.classifier_labels) == ("adamw", "pool"):
                 plain["table_lr"] = 3e-3
             values.update({name: given.get(name, value) for name, value in plain.items()})
         values["companion"], values["documents_by"] = plan.companion, plan.documents_by
@@ -110,31 +113,31 @@ def choose(data: Dataset, settings: AutoSettings, passed: float = 0.0) -> tuple[
         against_all = max(0.0, seconds) * cores * BOTH_HEADS_PAIRS_PER_SECOND / (count * len(data.labels))
         rows_pay = documents >= ROWS_FROM * len(data.labels) and against_all >= ROWS_PASSES
         rows_pay &= len(data.labels) <= MOST_IN_POOL
-        if settings.pool == "auto" and against_all < FEW_PASSES:
+        if request.batches.pool == "auto" and against_all < FEW_PASSES:
             values["pool"] = "some"
-        if settings.classifier_labels == "pool" and settings.classifier_loss != "bce":
+        if classifier.classifier_labels == "pool" and classifier.classifier_loss != "bce":
             values["classifier_norm"] = given.get("classifier_norm", "tuned")
     chosen: UnidecSettings | RaexmcSettings
-    if transformer or rows_pay or not settings.memory or _asks_for_heads(settings):
+    if transformer or rows_pay or not remembers or _asks_for_heads(asked):
         values["epochs"] = given.get("epochs", _epochs(LEAST_STEPS, batch, count))
-        recipe, chosen = "unidec", UnidecSettings(**values)
+        recipe, chosen = "unidec", made(UnidecSettings, values)
     else:  # label texts are no documents here
         values["batch_size"] = batch = given.get("batch_size", _batch_size(documents))
         steps = STATIC_STEPS * math.sqrt(512 / batch)
         values["epochs"] = given.get("epochs", _epochs(steps, batch, max(1, documents)))
-        recipe, chosen = "raexmc", _without_heads(settings, values)
+        recipe, chosen = "raexmc", _without_heads(asked, values)
     joined = "" if values["companion"] == "none" else f" joined with {values['companion']}"
     joined += ", by which documents vote" if values["documents_by"] == "companion" else ""
     reach = f"about {passes:.1f} passes over {count} texts fit into {minutes:g} minutes on {_named(device)}"
-    remembered = " with a memory of the documents" if settings.memory else ""
+    remembered = " with a memory of the documents" if remembers else ""
     remembered += " and a linear classifier on words" if values["linear"] else ""
     why = "a transformer learns more from each" if transformer else "a bag of token vectors makes more of them"
     if "encoder" in given:
         why = "the encoder was given"
     logger.info(
         "no recipe was named: %s%s with the encoder %s, since %s and %s; at most %d epochs in batches of %d",
-        *(recipe, remembered, chosen.encoder + joined, reach, why),
-        *(chosen.epochs, chosen.batch_size),
+        *(recipe, remembered, values["encoder"] + joined, reach, why),
+        *(values["epochs"], values["batch_size"]),
     )
     return recipe, chosen
 
@@ -154,20 +157,20 @@ class _Beside:
     seconds: float
 
 
-def _beside(data: Dataset, settings: AutoSettings, seconds: float, encoding: float, batch: int) -> _Beside:
+def _beside(data: Dataset, voting: MemoryRequest, fit: FitSettings, seconds: float, encoding: float) -> _Beside:
     """Whether ``static`` is trained beside a transformer, and by whose vectors documents vote.
 
     Args:
         data: what to learn from.
-        settings: those given.
+        voting: what is asked of the memory.
+        fit: settings of the run, its batches and time limit chosen.
         seconds: of the whole run.
         encoding: seconds that the transformer needs for the vectors of all documents.
-        batch: documents in a step.
     """
-    if not settings.memory:
+    if not voting.memory:
         return _Beside("none", "encoder", 0.0)
     told = len(data.valid) >= COMPANION_VALID
-    documents_by, companion = settings.documents_by, settings.companion
+    documents_by, companion = voting.documents_by, voting.companion
     if documents_by is None:
         documents_by = "encoder"
         if companion != "none" and (told or companion is not None) and encoding > ENCODING_SHARE * seconds:
@@ -175,31 +178,28 @@ def _beside(data: Dataset, settings: AutoSettings, seconds: float, encoding: flo
     if companion is None:
         companion = "none"
         passes = COMPANION_SHARE * seconds / classifier_pass_seconds(data)
-        plain = companion_seconds(data, settings, batch, "static")
+        plain = companion_seconds("static", data, fit)
         if told and len(data.labels) <= MOST_IN_POOL and passes >= CLASSIFIER_PASSES:
             companion = "static-unidec"
         elif documents_by == "companion" or (told and plain <= PLAIN_SHARE * seconds):
             companion = "static"
-    spent = companion_seconds(data, settings, batch, companion) + encoding * (documents_by == "encoder")
+    spent = companion_seconds(companion, data, fit) + encoding * (documents_by == "encoder")
     return _Beside(companion, documents_by, spent)
 
 
-def _asks_for_heads(settings: AutoSettings) -> bool:
+def _asks_for_heads(asked: dict[str, Any]) -> bool:
     """Whether a setting was given that only UniDEC has."""
-    known = {field.name for field in dataclasses.fields(RaexmcSettings)}
-    other = ("memory", "companion", "documents_by")  # which may be given to say that nothing more is wanted
-    own = [field for field in dataclasses.fields(AutoSettings) if field.name not in known and field.name not in other]
-    beside = settings.companion not in ("none", None) or settings.documents_by == "companion"
-    return beside or any(getattr(settings, field.name) != field.default for field in own)
+    beside = asked["companion"] not in ("none", None) or asked["documents_by"] == "companion"
+    # which may be given to say that nothing more is wanted
+    others = {*defaults(RaexmcSettings), "memory", "companion", "documents_by"}
+    return beside or any(asked[name] != value for name, value in defaults(Request).items() if name not in others)
 
 
-def _without_heads(settings: AutoSettings, chosen: dict[str, Any]) -> RaexmcSettings:
-    """RAE-XMC with what was given and chosen; its own defaults for the rest."""
-    own = {field.name for field in dataclasses.fields(RaexmcSettings)}
-    defaults = {field.name: field.default for field in dataclasses.fields(AutoSettings)}
+def _without_heads(asked: dict[str, Any], chosen: dict[str, Any]) -> RaexmcSettings:
+    """RAE-XMC with what was asked for and chosen; its own defaults for the rest."""
     decided = ("encoder", "epochs", "batch_size", "max_minutes", "linear")
-    taken = [name for name in own & defaults.keys() if name in decided or getattr(settings, name) != defaults[name]]
-    return RaexmcSettings(**{name: chosen[name] for name in taken})
+    taken = [name for name, value in defaults(Request).items() if name in decided or asked[name] != value]
+    return made(RaexmcSettings, {name: chosen[name] for name in taken})
 
 
 def _batch_size(count: int) -> int:

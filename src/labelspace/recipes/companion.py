@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import LabelspaceError
 from ..model.joining import join
 from ..model.model import Model
+from ..training.config import flat, made
 from ..training.settings import RaexmcSettings, UnidecSettings
 from ..types import Dataset
 from . import raexmc
@@ -42,11 +43,11 @@ def with_companion(
     logger.info("beside it, static is trained by %s, and both are joined", _recipe(settings))
 
     def remaining() -> float:
-        return ending() + sharing_seconds(data, settings)
+        return ending() + sharing_seconds(data, settings.fit)
 
     run = Run(started=started, ending=remaining)
     try:
-        if settings.companion == "static-unidec":
+        if settings.voting.companion == "static-unidec":
             other = unidec(data, _with_classifier(data, settings), run)
         else:
             other = raexmc.train(data, _in_contrast(data, settings), run)
@@ -56,28 +57,28 @@ def with_companion(
     if other.info["fit"]["stopped"] == "interrupted":
         logger.warning("static was interrupted, so the model is not joined with it")
         return model
-    made = join([other, model] if settings.documents_by == "companion" else [model, other])
-    made.core.info = {**model.info, "companion": {name: other.info[name] for name in ("recipe", "config", "fit")}}
-    return made
+    joined = join([other, model] if settings.voting.documents_by == "companion" else [model, other])
+    joined.core.info = {**model.info, "companion": {name: other.info[name] for name in ("recipe", "config", "fit")}}
+    return joined
 
 
 def _recipe(settings: UnidecSettings) -> str:
-    return "UniDEC" if settings.companion == "static-unidec" else "RAE-XMC"
+    return "UniDEC" if settings.voting.companion == "static-unidec" else "RAE-XMC"
 
 
 def _alike(settings: UnidecSettings) -> dict[str, Any]:
     """What the companion takes from the run."""
-    names = ("batch_size", "max_minutes", "seed", "device", "precision")
-    return {"encoder": "static", "base": settings.encoder, **{name: getattr(settings, name) for name in names}}
+    names, given = ("batch_size", "max_minutes", "seed", "device", "precision"), flat(settings)
+    return {"encoder": "static", "base": settings.encoding.encoder, **{name: given[name] for name in names}}
 
 
 def _in_contrast(data: Dataset, settings: UnidecSettings) -> RaexmcSettings:
-    return RaexmcSettings(**_alike(settings), epochs=companion_passes(data, settings.batch_size), evaluations=0)
+    epochs = companion_passes(data, settings.fit.batch_size)
+    return made(RaexmcSettings, _alike(settings) | {"epochs": epochs, "evaluations": 0})
 
 
 def _with_classifier(data: Dataset, settings: UnidecSettings) -> UnidecSettings:
     """One evaluation chooses the share of its two heads."""
-    epochs = max(CLASSIFIER_PASSES, companion_passes(data, settings.batch_size))
-    return UnidecSettings(
-        **_alike(settings), epochs=epochs, evaluations=1, patience=0, valid_documents=settings.valid_documents
-    )
+    epochs = max(CLASSIFIER_PASSES, companion_passes(data, settings.fit.batch_size))
+    own = {"epochs": epochs, "evaluations": 1, "patience": 0, "valid_documents": settings.fit.valid_documents}
+    return made(UnidecSettings, _alike(settings) | own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..encoders.gradcache import encode_both, encode_cached
 from ..errors import SettingsError
 from ..model.model import Model
 from ..training.batches import Batches
+from ..training.config import changed
 from ..training.loop import readable
 from ..training.losses import closed_form
 from ..training.losses_fused import linear_loss
@@ -46,16 +46,16 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
         CheckpointError: a state that does not fit.
     """
     size = len(data.labels)
-    if settings.loss == "soft_top_k" and settings.k >= size:
-        raise SettingsError(f"k is {settings.k}, but there are {size} labels; soft_top_k needs fewer places")
+    if settings.losses.loss == "soft_top_k" and settings.losses.k >= size:
+        raise SettingsError(f"k is {settings.losses.k}, but there are {size} labels; soft_top_k needs fewer places")
 
     def decide(settings: DexmlSettings, encoder: Encoder, _: int) -> tuple[DexmlSettings, Need]:
-        settings, mined = fill_in(settings, encoder), settings.negatives == "mined"
-        if mined and settings.pool_positives is None:
-            settings = dataclasses.replace(settings, pool_positives=1)
-        pool = size if settings.negatives == "all" else min(size, POOL_A_DOCUMENT * settings.batch_size)
+        settings, mined = fill_in(settings, encoder), settings.batches.negatives == "mined"
+        if mined and settings.batches.pool_positives is None:
+            settings = changed(settings, pool_positives=1)
+        pool = size if settings.batches.negatives == "all" else min(size, POOL_A_DOCUMENT * settings.fit.batch_size)
         needed = training_bytes(settings, shape_of(encoder), pool, size if mined else 0)
-        needed += 2 * 4 * encoder.dim * len(data.train) if settings.memory else 0
+        needed += 2 * 4 * encoder.dim * len(data.train) if settings.voting.memory else 0
         return settings, Need(
             needed=needed, remedy="lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch"
         )
@@ -63,12 +63,12 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
     start = prepare(data, settings, decide)
     settings, encoder, labels, kept = start.settings, start.encoder, start.labels, start.kept_tokens
     plan = batch_plan(start.targets, start.rows, settings)
-    negatives = hard_negatives(start.targets, settings) if settings.negatives == "mined" else None
+    negatives = hard_negatives(start.targets, settings.mining) if settings.batches.negatives == "mined" else None
     label_keys = LabelKeys(encoder, labels.tokens)
     places: dict[str, Any] = {}
-    if settings.loss == "soft_top_k":  # a small pool may have fewer labels than places
-        places = {"k": settings.k, "alpha": settings.alpha, "clamp": True}
-    loss = closed_form(settings.loss, **places)
+    if settings.losses.loss == "soft_top_k":  # a small pool may have fewer labels than places
+        places = {"k": settings.losses.k, "alpha": settings.losses.alpha, "clamp": True}
+    loss = closed_form(settings.losses.loss, **places)
     device = encoder.device
 
     def step(batch: Batch) -> Tensor:
@@ -76,9 +76,9 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
         tokens = start.learned.take(batch.rows)
         if negatives is None:
             own = labels.tokens if batch.pool is None else labels.tokens.take(batch.pool)
-            queries, keys = encode_both(encoder, tokens, own, settings.chunk_size, kept)
+            queries, keys = encode_both(encoder, tokens, own, settings.encoding.chunk_size, kept)
         else:
-            queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
+            queries = encode_cached(encoder, tokens, settings.encoding.chunk_size, kept)
             drawn = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = plan.widened(batch, np.concatenate(drawn))
             keys = labels(batch.pool, kept - len(tokens.ids))
@@ -87,7 +87,7 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
             queries,
             keys,
             torch.from_numpy(batch.positives).to(device),
-            temperature=settings.temperature,
+            temperature=settings.losses.temperature,
             hidden=None if batch.hidden is None else torch.from_numpy(batch.hidden).to(device),
             weights=None if batch.weights is None else torch.from_numpy(batch.weights).to(device),
             dtype=start.low,
@@ -98,16 +98,18 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
             encoder,
             step,
             plan,
-            optimizers_of(encoder, settings),
-            evaluate=validation(start.data, encoder, label_keys, settings),
-            refresh=None if negatives is None else mined_anew(negatives, label_keys, settings),
-            ending=(lambda: memory_seconds(encoder, start.documents, settings, data)) if settings.memory else None,
+            optimizers_of(encoder, settings.fit),
+            evaluate=validation(start.data, encoder, label_keys, settings.fit),
+            refresh=None if negatives is None else mined_anew(negatives, label_keys, settings.mining),
+            ending=(lambda: memory_seconds(encoder, start.documents, settings, data))
+            if settings.voting.memory
+            else None,
         )
         keys = torch.from_numpy(encoder.encode(labels.tokens, precision="float32")).to(device)
         model = loop.model("dexml", keys, report)
         if report.metrics:
             logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
-        return loop.finish(model, settings.memory)
+        return loop.finish(model, settings.voting.memory)
 
 
 def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: DexmlSettings) -> Batches:
@@ -118,14 +120,20 @@ def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: Dex
         rows: (n,) documents to train on.
         settings: of the run.
     """
-    draw = None if settings.positives == "all" else settings.k if settings.loss == "soft_top_k" else 1
+    draw = (
+        None
+        if settings.batches.positives == "all"
+        else settings.losses.k
+        if settings.losses.loss == "soft_top_k"
+        else 1
+    )
     return Batches(
         targets,
         rows,
-        make_pool(settings.negatives, settings.pool_positives),
-        settings.batch_size,
-        settings.seed,
+        make_pool(settings.batches.negatives, settings.batches.pool_positives),
+        settings.fit.batch_size,
+        settings.fit.seed,
         draw,
-        hide=settings.loss != "softmax",
-        weighted=settings.weighted,
+        hide=settings.losses.loss != "softmax",
+        weighted=settings.batches.weighted,
     )

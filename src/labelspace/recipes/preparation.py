@@ -26,28 +26,20 @@ from ..memory.memory import Memory
 from ..memory.voting import Query
 from ..model.model import Model
 from ..training.checkpoint import Checkpoints, State
+from ..training.config import changed, flat, to_dict, to_toml
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
 from ..training.loop import FitReport, Log, Refresh
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.required_memory import Shape
-from ..training.settings import (
-    DexmlSettings,
-    MiningSettings,
-    RaexmcSettings,
-    Remembering,
-    RunSettings,
-    UnidecSettings,
-    to_dict,
-    to_toml,
-)
+from ..training.settings import EncoderSettings, FitSettings, MiningSettings, RunSettings
 from ..training.tracking import Tracker
 from ..types import Corpus, Dataset, Labels, Predictions
 from .seconds import AFTER_GRID_SHARE, documents_precision, linear_seconds, tuned_on, tuning_seconds
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings", DexmlSettings, UnidecSettings, RaexmcSettings)
+Settings = TypeVar("Settings", bound=RunSettings)
 
 READING = (
     *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
@@ -69,12 +61,12 @@ def by_text(labels: Labels) -> npt.NDArray[np.int64]:
     return np.array(sorted(range(len(labels)), key=lambda i: (labels.texts[i], labels.ids[i])), dtype=np.int64)
 
 
-def make_encoder(data: Dataset, settings: RunSettings) -> Encoder:
+def make_encoder(data: Dataset, settings: EncoderSettings) -> Encoder:
     """The encoder that the settings name, on its device.
 
     Args:
         data: texts from which ``static`` takes its vocabulary and token weights.
-        settings: of the run.
+        settings: of the encoder.
 
     Raises:
         SettingsError: an option that this encoder does not have.
@@ -106,31 +98,31 @@ def fill_in(settings: Settings, encoder: Encoder) -> Settings:
         settings: of the run.
         encoder: what will be trained.
     """
-    precision = settings.precision
+    precision = settings.encoding.precision
     if precision == "auto":
         precision = "bf16" if bf16_pays(encoder.device) else "float32"
     encoder.precision = precision
-    keys = settings.key_precision
+    keys = settings.voting.key_precision
     if keys == "auto":
         keys = "bf16" if encoder.device.type == "cpu" and bf16_pays(encoder.device) else "float32"
     static = encoder.row_sparse
-    return dataclasses.replace(
+    return changed(
         settings,
         device=str(encoder.device),
         precision=precision,
         key_precision=keys,
         max_tokens=encoder.max_tokens,
-        lr=settings.lr or (3e-3 if static else default_rate(encoder)),
-        weight_decay=settings.weight_decay if settings.weight_decay is not None else (0.0 if static else 0.01),
+        lr=settings.fit.lr or (3e-3 if static else default_rate(encoder)),
+        weight_decay=settings.fit.weight_decay if settings.fit.weight_decay is not None else (0.0 if static else 0.01),
     )
 
 
-def optimizers_of(encoder: Encoder, settings: RunSettings) -> list[torch.optim.Optimizer]:
+def optimizers_of(encoder: Encoder, settings: FitSettings) -> list[torch.optim.Optimizer]:
     """The optimisers of an encoder.
 
     Args:
         encoder: what will be trained.
-        settings: of the run, every value decided.
+        settings: of the fit, every value decided.
     """
     table = encoder.token_table if isinstance(encoder, TransformerEncoder) else None
     rate, decay = settings.lr or 0.0, settings.weight_decay or 0.0
@@ -189,7 +181,7 @@ def hard_negatives(targets: sp.csr_array, settings: MiningSettings) -> HardNegat
 
     Args:
         targets: the truth of all documents, (N, L).
-        settings: of the run.
+        settings: of the mining.
     """
     chosen = Filter(
         settings.range_min,
@@ -231,7 +223,7 @@ def mined_anew(negatives: HardNegatives, label_keys: LabelKeys, settings: Mining
     Args:
         negatives: the shortlists.
         label_keys: of all labels.
-        settings: of the run.
+        settings: of the mining.
     """
     device = label_keys.encoder.device
     return Refresh(
@@ -258,7 +250,7 @@ def validation(
     data: Dataset,
     encoder: Encoder,
     label_keys: Keys,
-    settings: RunSettings,
+    settings: FitSettings,
     heads: TwoHeads | None = None,
     choose_weight: bool = False,
     choose_power: bool = False,
@@ -333,7 +325,7 @@ def _metrics(predictions: Predictions, corpus: Corpus, data: Dataset) -> dict[st
     return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
 
 
-def looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
+def looked_at(corpus: Corpus, settings: FitSettings) -> Corpus:
     """The validation documents that a run looks at.
 
     Args:
@@ -346,7 +338,7 @@ def looked_at(corpus: Corpus, settings: RunSettings) -> Corpus:
     return corpus.rows(np.sort(chosen))
 
 
-def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: Predictions | None = None) -> None:
+def calibrate(model: Model, data: Dataset, settings: FitSettings, predictions: Predictions | None = None) -> None:
     """Calibrate a trained model on the validation documents that its run looked at, or say why it is not.
 
     Args:
@@ -364,7 +356,7 @@ def calibrate(model: Model, data: Dataset, settings: RunSettings, predictions: P
 
 
 def give_memory(
-    model: Model, data: Dataset, documents: Tokens, settings: Remembering, log: Log, started: float
+    model: Model, data: Dataset, documents: Tokens, settings: RunSettings, log: Log, started: float
 ) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
@@ -374,7 +366,7 @@ def give_memory(
         model: what was trained.
         data: as it was given.
         documents: texts of all training documents, in the data's order.
-        settings: of the memory.
+        settings: of the run, every value decided.
         log: of the run.
         started: when the command began, by `time.monotonic`.
     """
@@ -383,9 +375,9 @@ def give_memory(
             "the run was interrupted, so the documents are not made keys; labelspace tune does it, or resume the run"
         )
         return
-    assert settings.key_precision != "auto"  # it was decided
+    assert settings.voting.key_precision != "auto"  # it was decided
     encoder, begun = model.encoder, time.monotonic()
-    encoded = encoder.encode(documents, precision=documents_precision(encoder, settings))
+    encoded = encoder.encode(documents, precision=documents_precision(encoder, settings.voting))
 
     def asked(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         if model.heads is None:
@@ -398,29 +390,29 @@ def give_memory(
         vectors = model.heads.documents(placed).cpu().numpy()
     tuning_from = time.monotonic()
     log.write(event="encoded", documents=len(documents), took=tuning_from - begun)
-    count, until = tuned_on(settings, len(data.valid)), None
-    if settings.max_minutes is not None:
-        until = started + 60 * settings.max_minutes - AFTER_GRID_SHARE * tuning_seconds(count)
-        until -= linear_seconds(data, settings)
+    count, until = tuned_on(settings.fit, len(data.valid)), None
+    if settings.fit.max_minutes is not None:
+        until = started + 60 * settings.fit.max_minutes - AFTER_GRID_SHARE * tuning_seconds(count)
+        until -= linear_seconds(data, settings.voting.linear)
     tuned = model.tune(
         data,
-        objective=settings.objective,
-        precision=settings.key_precision,
+        objective=settings.voting.objective,
+        precision=settings.voting.key_precision,
         vectors=vectors,
         calibrated=False,
         documents=count,
         until=until,
-        linear=settings.linear,
+        linear=settings.voting.linear,
         first=asked,
     )
     # what was measured while training was the labels alone, which is not the model that is saved
-    metrics = measured_with_memory(model, data, settings) if tuned is None else tuned.metrics
+    metrics = measured_with_memory(model, data, settings.fit) if tuned is None else tuned.metrics
     if metrics:
         model.info["metrics"]["validation"] = metrics
         log.write(event="tuned", took=time.monotonic() - tuning_from, **metrics)
 
 
-def measured_with_memory(model: Model, data: Dataset, settings: RunSettings) -> dict[str, float]:
+def measured_with_memory(model: Model, data: Dataset, settings: FitSettings) -> dict[str, float]:
     """Metrics of a model on the validation documents that its run looks at, which do not vote; {} without such.
 
     Args:
@@ -482,8 +474,8 @@ def open_log(checkpoints: Checkpoints | None, state: State | None, settings: Run
         LabelspaceError: the tracker cannot start.
     """
     tracker = None
-    if settings.track is not None:
-        tracker = Tracker(settings.track, settings.track_project, to_dict(settings))
+    if settings.fit.track is not None:
+        tracker = Tracker(settings.fit.track, settings.fit.track_project, flat(settings))
     path = None if checkpoints is None else checkpoints.log
     return Log(path, 0 if state is None else int(state.record["log_bytes"]), tracker)
 

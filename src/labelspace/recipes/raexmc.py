@@ -7,7 +7,6 @@ tuned.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..encoders import Encoder
 from ..encoders.gradcache import encode_both, encode_cached
 from ..model.model import Model
 from ..training.batches import Batches
+from ..training.config import changed
 from ..training.loop import FitReport, Refresh, readable
 from ..training.losses import ClosedForm, closed_form
 from ..training.losses_fused import linear_loss
@@ -56,10 +56,10 @@ def train(data: Dataset, settings: RaexmcSettings, run: Run) -> Model:
 
     def decide(settings: RaexmcSettings, encoder: Encoder, _: int) -> tuple[RaexmcSettings, Need]:
         if encoder.row_sparse:
-            settings = dataclasses.replace(settings, lr=settings.lr or STATIC_RATE)
+            settings = changed(settings, lr=settings.fit.lr or STATIC_RATE)
         settings = fill_in(settings, encoder)
-        pool = min(size, POOL_A_DOCUMENT * settings.batch_size) + settings.batch_size
-        needed = training_bytes(settings, shape_of(encoder), pool, size) if settings.epochs else 0
+        pool = min(size, POOL_A_DOCUMENT * settings.fit.batch_size) + settings.fit.batch_size
+        needed = training_bytes(settings, shape_of(encoder), pool, size) if settings.fit.epochs else 0
         needed += 2 * 4 * encoder.dim * len(data.train)
         return settings, Need(needed=needed, remedy="lower --batch-size, --chunk-size or --max-words")
 
@@ -67,14 +67,14 @@ def train(data: Dataset, settings: RaexmcSettings, run: Run) -> Model:
     settings, encoder = start.settings, start.encoder
     with running(start, run) as loop:
         report = FitReport()
-        if settings.epochs:
+        if settings.fit.epochs:
             contrast_of = _Contrast(start)
             report = loop.fit(
                 encoder,
                 contrast_of.step,
                 contrast_of.plan,
-                optimizers_of(encoder, settings),
-                evaluate=validation(start.data, encoder, contrast_of.label_keys, settings),
+                optimizers_of(encoder, settings.fit),
+                evaluate=validation(start.data, encoder, contrast_of.label_keys, settings.fit),
                 refresh=contrast_of.refresh(),
                 ending=lambda: memory_seconds(encoder, start.documents, settings, data),
             )
@@ -91,10 +91,12 @@ class _Contrast:
     def __init__(self, start: Prepared[RaexmcSettings]):
         settings = start.settings
         self.start, self.encoder, self.labels, self.settings = start, start.encoder, start.labels, settings
-        self.negatives = hard_negatives(start.targets, settings)
+        self.negatives = hard_negatives(start.targets, settings.mining)
         self.label_keys = LabelKeys(start.encoder, start.labels.tokens)
-        drawn = settings.positives or None
-        self.plan = Batches(start.targets, start.rows, InBatch(drawn), settings.batch_size, settings.seed, drawn)
+        drawn = settings.batches.positives or None
+        self.plan = Batches(
+            start.targets, start.rows, InBatch(drawn), settings.fit.batch_size, settings.fit.seed, drawn
+        )
         self.kept = start.kept_tokens
         self.loss = closed_form("decoupled_softmax")
 
@@ -106,15 +108,15 @@ class _Contrast:
         """
         self.label_keys.forget()
         tokens = self.start.learned.take(batch.rows)
-        if self.settings.num_negatives:
-            queries = encode_cached(self.encoder, tokens, self.settings.chunk_size, self.kept)
+        if self.settings.mining.num_negatives:
+            queries = encode_cached(self.encoder, tokens, self.settings.encoding.chunk_size, self.kept)
             found = self.negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
             batch = self.plan.widened(batch, np.concatenate(found))
             keys = self.labels(batch.pool, self.kept - len(tokens.ids))
         else:
             assert batch.pool is not None
             own = self.labels.tokens.take(batch.pool)
-            queries, keys = encode_both(self.encoder, tokens, own, self.settings.chunk_size, self.kept)
+            queries, keys = encode_both(self.encoder, tokens, own, self.settings.encoding.chunk_size, self.kept)
         related = related_pairs(sp.csr_array(self.start.targets[batch.rows]))
         return contrast(
             self.loss,
@@ -123,15 +125,15 @@ class _Contrast:
             _tensor(batch.positives, queries),
             _tensor(batch.hidden, queries),
             _tensor(related, queries),
-            temperature=self.settings.temperature,
+            temperature=self.settings.losses.temperature,
             dtype=self.start.low,
         )
 
     def refresh(self) -> Refresh | None:
         """How hard negatives are found anew; None where there are none."""
-        if not self.settings.num_negatives:
+        if not self.settings.mining.num_negatives:
             return None
-        return mined_anew(self.negatives, self.label_keys, self.settings)
+        return mined_anew(self.negatives, self.label_keys, self.settings.mining)
 
 
 def related_pairs(targets: sp.csr_array) -> npt.NDArray[np.int64]:

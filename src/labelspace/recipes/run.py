@@ -115,12 +115,12 @@ class Prepared(Generic[Settings]):
     def kept_tokens(self) -> int:
         """Tokens whose activations there is room for, see ``activations_gb``; 0 for an encoder that keeps none."""
         each = self.encoder.activation_bytes
-        return int(1e9 * self.settings.activations_gb) // each if each else 0
+        return int(1e9 * self.settings.encoding.activations_gb) // each if each else 0
 
     @property
     def low(self) -> torch.dtype | None:
         """The type of products in the loss where it is not float32."""
-        return torch.bfloat16 if self.settings.precision == "bf16" else None
+        return torch.bfloat16 if self.settings.encoding.precision == "bf16" else None
 
     @property
     def enough_valid(self) -> bool:
@@ -159,8 +159,8 @@ def prepare(
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
-    torch.manual_seed(settings.seed)
-    encoder = make_encoder(data, settings)
+    torch.manual_seed(settings.fit.seed)
+    encoder = make_encoder(data, settings.encoding)
     settings, need = decide(settings, encoder, len(rows))
     used = gigabytes(peak_memory() or 0)
     logger.info("this run needs about %s beside the data (%s used so far)", gigabytes(need.needed), used)
@@ -171,13 +171,13 @@ def prepare(
         )
     cache = cache_folder()
     documents = encoder.tokenize(data.train.texts, cache)
-    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.chunk_size)
+    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.encoding.chunk_size)
     truncated = {
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
     targets, learned = data.train.targets, documents
-    if settings.label_documents:
+    if settings.batches.label_documents:
         targets, rows = with_label_documents(targets, rows)
         learned = documents.followed_by(labels.tokens)
     return Prepared(
@@ -253,7 +253,7 @@ class Running(Generic[Settings]):
             plan.per_epoch,
             module,
             optimizers,
-            self.start.settings,
+            self.start.settings.fit,
             evaluate=evaluate,
             choose=self.start.enough_valid,
             log=self.log,
@@ -292,7 +292,7 @@ class Running(Generic[Settings]):
         if memory:
             texts = start.documents if documents is None else documents
             give_memory(model, start.given, texts, start.settings, self.log, run.started)
-        calibrate(model, start.given, start.settings)
+        calibrate(model, start.given, start.settings.fit)
         self.log.close()
         save_run(model, run.out, run.checkpoints, start.settings)
         return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +23,7 @@ from ..memory import linear
 from ..memory import tune as tuning
 from ..model.tuning import MIN_TUNING
 from ..training.batches import usable_rows
-from ..training.settings import (
-    AutoSettings,
-    MemorySettings,
-    Remembering,
-    RunSettings,
-    UnidecSettings,
-)
+from ..training.settings import EncoderSettings, FitSettings, MemorySettings, RunSettings
 from ..types import Dataset
 
 if TYPE_CHECKING:
@@ -74,45 +69,45 @@ LINEAR_PRODUCTS_PER_SECOND, LINEAR_WEIGHING_SECONDS = 1.2e11, 8.0
 """Numbers of keys that a core compares, and seconds in which a classifier is weighed on validation documents."""
 
 
-def tuned_on(settings: RunSettings, valid: int) -> int:
+def tuned_on(fit: FitSettings, valid: int) -> int:
     """Validation documents that the memory of a run is tuned on.
 
     Args:
-        settings: of the run.
+        fit: settings of the run.
         valid: how many there are.
     """
-    return min(valid, settings.valid_documents, tuning.DOCUMENTS)
+    return min(valid, fit.valid_documents, tuning.DOCUMENTS)
 
 
-def memory_seconds(encoder: Encoder, documents: Tokens, settings: Remembering, data: Dataset) -> float:
+def memory_seconds(encoder: Encoder, documents: Tokens, settings: RunSettings, data: Dataset) -> float:
     """How long document keys, tuning and a linear classifier will take, from a sample of documents; 0 without a clock.
 
     Args:
         encoder: as far as it is trained.
         documents: texts of all training documents.
-        settings: of the run and its memory.
+        settings: of the run.
         data: its validation documents are tuned on.
     """
-    if settings.max_minutes is None:
+    if settings.fit.max_minutes is None:
         return 0.0
     rows = np.unique(np.linspace(0, len(documents) - 1, ENCODED_SAMPLE).astype(np.int64))
     sample = documents.take(rows)
     begun = time.monotonic()
-    encoder.encode(sample, precision=documents_precision(encoder, settings))
+    encoder.encode(sample, precision=documents_precision(encoder, settings.voting))
     seconds = time.monotonic() - begun
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
     keys = 1.15 * seconds * share
-    return keys + tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
+    return keys + tuning_seconds(tuned_on(settings.fit, len(data.valid))) + linear_seconds(data, settings.voting.linear)
 
 
-def linear_seconds(data: Dataset, settings: Remembering | None = None) -> float:
-    """How long a linear classifier beside the keys takes, about; 0 where the settings have none.
+def linear_seconds(data: Dataset, wanted: bool = True) -> float:
+    """How long a linear classifier beside the keys takes, about.
 
     Args:
         data: what it learns from.
-        settings: of the run; None where one is thought of.
+        wanted: whether there is to be one; it takes 0 seconds otherwise.
     """
-    if settings is not None and not settings.linear or not len(data.train):
+    if not wanted or not len(data.train):
         return 0.0
     rows = np.unique(np.linspace(0, len(data.train) - 1, ENCODED_SAMPLE).astype(np.int64))
     characters = float(np.mean([len(data.train.texts[row]) for row in rows.tolist()]))
@@ -128,9 +123,9 @@ def tuning_seconds(valid: int) -> float:
     return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
 
 
-def documents_precision(encoder: Encoder, settings: MemorySettings) -> Precision:
+def documents_precision(encoder: Encoder, voting: MemorySettings) -> Precision:
     """In which precision document keys are encoded."""
-    return "bf16" if settings.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
+    return "bf16" if voting.key_precision == "bf16" and bf16_pays(encoder.device) else "float32"
 
 
 def companion_passes(data: Dataset, batch_size: int) -> int:
@@ -144,35 +139,34 @@ def companion_passes(data: Dataset, batch_size: int) -> int:
     return min(COMPANION_MOST_PASSES, max(COMPANION_PASSES, math.ceil(COMPANION_LEAST_STEPS * batch_size / count)))
 
 
-def companion_seconds(data: Dataset, settings: UnidecSettings, batch_size: int, kind: str | None = None) -> float:
-    """How long the companion takes, about.
+def companion_seconds(kind: str, data: Dataset, fit: FitSettings) -> float:
+    """How long a companion takes, about.
 
     Args:
+        kind: as in the settings.
         data: what it learns from.
-        settings: of the run.
-        batch_size: documents in a step.
-        kind: the companion; that of the settings when not given.
+        fit: settings of the run.
     """
-    kind, count = kind or settings.companion, companion_passes(data, batch_size)
+    count = companion_passes(data, fit.batch_size)
     if kind == "none":
         return 0.0
     if kind == "static-unidec":
         learning = max(CLASSIFIER_PASSES, count) * classifier_pass_seconds(data)
-        if settings.max_minutes is not None:
-            learning = min(learning, COMPANION_SHARE * 60 * settings.max_minutes)
+        if fit.max_minutes is not None:
+            learning = min(learning, COMPANION_SHARE * 60 * fit.max_minutes)
     else:
         learning = count * len(data.train) / (STATIC_TEXTS_PER_SECOND * cores())
-    return STATIC_SETUP_SECONDS + learning + sharing_seconds(data, settings)
+    return STATIC_SETUP_SECONDS + learning + sharing_seconds(data, fit)
 
 
-def sharing_seconds(data: Dataset, settings: UnidecSettings) -> float:
+def sharing_seconds(data: Dataset, fit: FitSettings) -> float:
     """How much longer tuning takes for two encoders, whose shares are chosen too: about three times as long in all.
 
     Args:
         data: what it is tuned on.
-        settings: of the run.
+        fit: settings of the run.
     """
-    return 2 * tuning_seconds(tuned_on(settings, len(data.valid)))
+    return 2 * tuning_seconds(tuned_on(fit, len(data.valid)))
 
 
 def classifier_pass_seconds(data: Dataset) -> float:
@@ -188,11 +182,16 @@ def cores() -> int:
     return min(torch.get_num_threads(), os.cpu_count() or 1)
 
 
-def texts_per_second(data: Dataset, device: torch.device, settings: AutoSettings) -> float:
-    """How many documents a second the packaged minilm learns from, by the mean length of some in its tokens."""
-    kinds = [data.train.texts, *([data.labels.texts] if settings.label_documents else [])]
-    most = settings.max_tokens or TRANSFORMER_MAX_TOKENS
-    limit = Limit(most, settings.long_documents, settings.max_chunks if settings.long_documents == "chunks" else 1)
+def texts_per_second(kinds: Sequence[Sequence[str]], device: torch.device, encoding: EncoderSettings) -> float:
+    """How many texts a second the packaged minilm learns from, by the mean length of some in its tokens.
+
+    Args:
+        kinds: texts of documents, and those of labels where these are documents too.
+        device: that it runs on.
+        encoding: settings of the encoder.
+    """
+    most = encoding.max_tokens or TRANSFORMER_MAX_TOKENS
+    limit = Limit(most, encoding.long_documents, encoding.max_chunks if encoding.long_documents == "chunks" else 1)
     tokenizer = _tokenizer()
     means = []
     for texts in kinds:

@@ -20,6 +20,7 @@ from ..errors import SettingsError
 from ..model.model import Model
 from ..training.batches import PickedBatches
 from ..training.clusters import balanced_clusters
+from ..training.config import changed
 from ..training.label_heads import RANKINGS, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
 from ..training.loop import Refresh, readable
 from ..training.losses import ClosedForm, closed_form
@@ -79,7 +80,7 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
     module = untrained(start)
     heads, table = module.heads, module.table
     plan = batch_plan(start.targets, start.rows, settings)
-    negatives = hard_negatives(start.targets, settings)
+    negatives = hard_negatives(start.targets, settings.mining)
     renewal = Renewal(module, start.learned, start.labels.tokens, plan, negatives, settings)
     search = SearchKeys(module, start.labels.tokens)
     score = PoolLoss(settings, start.low)
@@ -87,15 +88,15 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
     def step(batch: Batch) -> Tensor:
         search.forget()
         assert batch.pool is not None
-        pool = None if settings.pool == "all" else batch.pool
+        pool = None if settings.batches.pool == "all" else batch.pool
         tokens = start.learned.take(batch.rows)
-        queries = encode_cached(encoder, tokens, settings.chunk_size, kept)
+        queries = encode_cached(encoder, tokens, settings.encoding.chunk_size, kept)
         positives = torch.from_numpy(batch.positives).to(device)
         loss = queries.new_zeros(())
-        if settings.encoder_weight > 0:
+        if settings.losses.encoder_weight > 0:
             keys = heads.dual(start.labels(pool, kept - len(tokens.ids)))
-            loss = loss + settings.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
-        if settings.encoder_weight < 1:
+            loss = loss + settings.losses.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
+        if settings.losses.encoder_weight < 1:
             vectors = heads.document(queries)
             if isinstance(table, OneVsAll):
                 # rates are those of the sum for the table, but the encoder learns from means
@@ -104,19 +105,21 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
                 classified = score.classifier(
                     vectors, heads.label(table(pool if all_at_once(settings) else batch.pool)), positives
                 )
-            loss = loss + (1 - settings.encoder_weight) * classified
+            loss = loss + (1 - settings.losses.encoder_weight) * classified
         return loss
 
     def remaining() -> float:
-        if settings.documents_by == "companion":
-            return tuning_seconds(tuned_on(settings, len(data.valid))) + linear_seconds(data, settings)
-        return memory_seconds(encoder, start.documents, settings, data) if settings.memory else 0.0
+        if settings.voting.documents_by == "companion":
+            return tuning_seconds(tuned_on(settings.fit, len(data.valid))) + linear_seconds(
+                data, settings.voting.linear
+            )
+        return memory_seconds(encoder, start.documents, settings, data) if settings.voting.memory else 0.0
 
-    beside = companion_seconds(data, settings, settings.batch_size)
-    choosing = settings.search_weight is None and start.enough_valid
-    scaling = settings.classifier_norm == "tuned" and start.enough_valid
+    beside = companion_seconds(settings.voting.companion, data, settings.fit)
+    choosing = settings.heads.search_weight is None and start.enough_valid
+    scaling = settings.classifier.classifier_norm == "tuned" and start.enough_valid
     with running(start, run) as loop:
-        evaluate = validation(start.data, encoder, search, settings, heads, choosing, scaling)
+        evaluate = validation(start.data, encoder, search, settings.fit, heads, choosing, scaling)
         report = loop.fit(
             module,
             step,
@@ -136,27 +139,27 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
         model.info["metrics"] = by_ranking(report.metrics)
         if run.ending is not None:
             return model
-        if settings.companion != "none" and report.stopped != "interrupted":
+        if settings.voting.companion != "none" and report.stopped != "interrupted":
             model = with_companion(model, start.given, settings, run.started, remaining, train)
         documents = None
-        if settings.memory and model.encoder is not encoder:  # the companion's tokens are in the cache
+        if settings.voting.memory and model.encoder is not encoder:  # the companion's tokens are in the cache
             documents = model.encoder.tokenize(data.train.texts, cache_folder())
         if report.metrics:
             logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
-        return loop.finish(model, settings.memory, documents)
+        return loop.finish(model, settings.voting.memory, documents)
 
 
 def _decide(data: Dataset, settings: UnidecSettings, encoder: Encoder, rows: int) -> tuple[UnidecSettings, Need]:
     """Every setting decided, and what the run takes."""
-    if settings.companion != "none" and encoder.row_sparse:
+    if settings.voting.companion != "none" and encoder.row_sparse:
         raise SettingsError(
-            f"companion {settings.companion!r} goes with a transformer, and the encoder {settings.encoder!r} is itself "
-            "a bag of token vectors; leave it out, or choose another encoder"
+            f"companion {settings.voting.companion!r} goes with a transformer, and the encoder "
+            f"{settings.encoding.encoder!r} is itself a bag of token vectors; leave it out, or choose another encoder"
         )
     settings = decided(settings, encoder, len(data.labels))
     needed = _needed(settings, encoder, len(data.labels), rows)
-    if settings.memory:
-        width = (settings.encoder_dim or encoder.dim) + (settings.classifier_dim or encoder.dim)
+    if settings.voting.memory:
+        width = (settings.heads.encoder_dim or encoder.dim) + (settings.classifier.classifier_dim or encoder.dim)
         needed += 2 * 4 * width * len(data.train)
     remedy = "lower --batch-size, --cap or --max-words, or take --table-dtype bf16 or --table-optimizer adagrad"
     return settings, Need(needed=needed, remedy=remedy)
@@ -180,18 +183,18 @@ def untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
     settings, encoder = start.settings, start.encoder
     heads = TwoHeads(
         encoder.dim,
-        settings.encoder_dim or 0,
-        settings.classifier_dim or 0,
-        dropout=settings.head_dropout or 0.0,
-        identity=settings.identity,
-        classifier_norm=settings.classifier_norm or "search",
+        settings.heads.encoder_dim or 0,
+        settings.classifier.classifier_dim or 0,
+        dropout=settings.heads.head_dropout or 0.0,
+        identity=settings.heads.identity,
+        classifier_norm=settings.classifier.classifier_norm or "search",
         unit=encoder.normalize,
     ).to(encoder.device)
-    heads.search_weight = 0.5 if settings.search_weight is None else settings.search_weight
+    heads.search_weight = 0.5 if settings.heads.search_weight is None else settings.heads.search_weight
     first = first_rows(settings, encoder, heads, start.labels.tokens)
-    if settings.classifier_labels == "all":
-        return UnidecModule(encoder, heads, OneVsAll(first, scale=1 / settings.temperature))
-    return UnidecModule(encoder, heads, LabelTable(first, settings.table_dropout or 0.0))
+    if settings.classifier.classifier_labels == "all":
+        return UnidecModule(encoder, heads, OneVsAll(first, scale=1 / settings.losses.temperature))
+    return UnidecModule(encoder, heads, LabelTable(first, settings.classifier.table_dropout or 0.0))
 
 
 def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
@@ -219,42 +222,44 @@ def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSett
         size: L, labels.
     """
     static = encoder.row_sparse
-    if settings.weight_decay is None and not static:
-        settings = dataclasses.replace(settings, weight_decay=TRANSFORMER_DECAY)
+    if settings.fit.weight_decay is None and not static:
+        settings = changed(settings, weight_decay=TRANSFORMER_DECAY)
     settings = fill_in(settings, encoder)
     dim, dropout = (0, 0.0) if static else (TRANSFORMER_DIM, TRANSFORMER_DROPOUT)
-    every = settings.classifier_labels == "all"
-    pool = settings.pool
+    every = settings.classifier.classifier_labels == "all"
+    pool = settings.batches.pool
     if pool == "auto":
-        cheap = static or settings.encoder_weight == 0  # no label text passes a transformer in a step
+        cheap = static or settings.losses.encoder_weight == 0  # no label text passes a transformer in a step
         pool = "all" if cheap and size <= MOST_IN_POOL else "some"
-    never = every or settings.classifier_loss == "bce"
-    rate = 0.01 if settings.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
-    return dataclasses.replace(
+    never = every or settings.classifier.classifier_loss == "bce"
+    rate = 0.01 if settings.classifier.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
+    return changed(
         settings,
         pool=pool,
-        cap=settings.cap or 8 * settings.batch_size,
-        encoder_dim=dim if settings.encoder_dim is None else settings.encoder_dim,
-        classifier_dim=dim if settings.classifier_dim is None else settings.classifier_dim,
-        table_init=settings.table_init or ("random" if every else "labels"),
-        classifier_norm=settings.classifier_norm or ("never" if never else "search"),
-        head_dropout=dropout if settings.head_dropout is None else settings.head_dropout,
-        table_dropout=settings.table_dropout if settings.table_dropout is not None or every else dropout,
-        head_lr=settings.head_lr or 2 * (settings.lr or 0.0),
-        table_lr=settings.table_lr or (1e-3 if every else rate),
+        cap=settings.batches.cap or 8 * settings.fit.batch_size,
+        encoder_dim=dim if settings.heads.encoder_dim is None else settings.heads.encoder_dim,
+        classifier_dim=dim if settings.classifier.classifier_dim is None else settings.classifier.classifier_dim,
+        table_init=settings.classifier.table_init or ("random" if every else "labels"),
+        classifier_norm=settings.classifier.classifier_norm or ("never" if never else "search"),
+        head_dropout=dropout if settings.heads.head_dropout is None else settings.heads.head_dropout,
+        table_dropout=settings.classifier.table_dropout
+        if settings.classifier.table_dropout is not None or every
+        else dropout,
+        head_lr=settings.heads.head_lr or 2 * (settings.fit.lr or 0.0),
+        table_lr=settings.classifier.table_lr or (1e-3 if every else rate),
     )
 
 
 def _needed(settings: UnidecSettings, encoder: Encoder, size: int, documents: int) -> int:
     """Bytes that training takes beside the data: of one head, the table and its optimiser, vectors, shortlists."""
-    pool = size if settings.pool == "all" else min(size, settings.cap or size)
-    width = settings.classifier_dim or encoder.dim
-    row = width * (2 if settings.table_dtype == "bf16" else 4)
-    if settings.classifier_labels == "all":
-        state = 4 * width if settings.table_momentum else 0
+    pool = size if settings.batches.pool == "all" else min(size, settings.batches.cap or size)
+    width = settings.classifier.classifier_dim or encoder.dim
+    row = width * (2 if settings.classifier.table_dtype == "bf16" else 4)
+    if settings.classifier.classifier_labels == "all":
+        state = 4 * width if settings.classifier.table_momentum else 0
     else:
-        state = 8 * width if settings.table_optimizer == "adamw" else 8
-    vectors = documents * (settings.encoder_dim or encoder.dim) * 2 + documents * 4 * settings.range_max
+        state = 8 * width if settings.classifier.table_optimizer == "adamw" else 8
+    vectors = documents * (settings.heads.encoder_dim or encoder.dim) * 2 + documents * 4 * settings.mining.range_max
     return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors
 
 
@@ -270,9 +275,9 @@ def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labe
     Returns:
         (L, d_C) of the wanted type.
     """
-    kind = torch.bfloat16 if settings.table_dtype == "bf16" else torch.float32
+    kind = torch.bfloat16 if settings.classifier.table_dtype == "bf16" else torch.float32
     width = heads.widths[1]
-    if settings.table_init == "random":
+    if settings.classifier.table_init == "random":
         return xavier_rows(len(labels), width, kind, encoder.device)
     rows = torch.empty(len(labels), width, dtype=kind, device=encoder.device)
     heads.eval()
@@ -315,18 +320,23 @@ def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: Uni
         rows: (n,) documents to train on.
         settings: of the run.
     """
-    if settings.pool == "all":
+    if settings.batches.pool == "all":
         every = np.arange(targets.shape[1])
         return PickedBatches(
             targets,
             rows,
             lambda draws, shortlists, rng: every,
-            settings.batch_size,
-            settings.seed,
-            settings.clusters,
+            settings.fit.batch_size,
+            settings.fit.seed,
+            settings.batches.clusters,
         )
-    pick = PickSome(settings.num_positives or None, settings.num_negatives, settings.cap, settings.gap)
-    return PickedBatches(targets, rows, pick, settings.batch_size, settings.seed, settings.clusters)
+    pick = PickSome(
+        settings.batches.num_positives or None,
+        settings.mining.num_negatives,
+        settings.batches.cap,
+        settings.batches.gap,
+    )
+    return PickedBatches(targets, rows, pick, settings.fit.batch_size, settings.fit.seed, settings.batches.clusters)
 
 
 class PoolLoss:
@@ -340,13 +350,15 @@ class PoolLoss:
     def __init__(self, settings: UnidecSettings, dtype: torch.dtype | None):
         self.settings, self.dtype = settings, dtype
         self.bce = closed_form("bce")
-        self.of_encoder, self.of_classifier = (self._form(x) for x in (settings.encoder_loss, settings.classifier_loss))
+        self.of_encoder, self.of_classifier = (
+            self._form(x) for x in (settings.losses.encoder_loss, settings.classifier.classifier_loss)
+        )
 
     def _form(self, name: str) -> ClosedForm:
         if name == "bce":
             return self.bce
         if name == "soft_top_k":  # a pool may have fewer labels than places
-            return closed_form(name, k=self.settings.k, alpha=self.settings.alpha, clamp=True)
+            return closed_form(name, k=self.settings.losses.k, alpha=self.settings.losses.alpha, clamp=True)
         return closed_form(name)
 
     def encoder(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
@@ -357,7 +369,7 @@ class PoolLoss:
             keys: (P, d_D) labels.
             positives: (2, M) pairs.
         """
-        both = self.settings.directions in ("encoder", "both")
+        both = self.settings.losses.directions in ("encoder", "both")
         return self._loss(self.of_encoder, queries, keys, positives, both)
 
     def classifier(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
@@ -368,12 +380,12 @@ class PoolLoss:
             keys: (P, d_C) rows of the table.
             positives: (2, M) pairs.
         """
-        both = self.settings.directions in ("classifier", "both")
+        both = self.settings.losses.directions in ("classifier", "both")
         loss = self._loss(self.of_classifier, queries, keys, positives, both)
         return loss
 
     def _loss(self, form: ClosedForm, queries: Tensor, keys: Tensor, positives: Tensor, both: bool) -> Tensor:
-        options: dict[str, Any] = {"temperature": self.settings.temperature, "dtype": self.dtype}
+        options: dict[str, Any] = {"temperature": self.settings.losses.temperature, "dtype": self.dtype}
         loss = linear_loss(form, queries, keys, positives, **options)
         if both:
             if form is not self.bce:  # labels without a document add nothing, and need not be looked at
@@ -440,10 +452,12 @@ class Renewal:
 
     def refresh(self) -> Refresh | None:
         """When and how it is made; None where nothing is needed."""
-        if self.settings.pool != "some" and not self.settings.clusters:
+        if self.settings.batches.pool != "some" and not self.settings.batches.clusters:
             return None
-        every = self.settings.mine_every
-        return Refresh(self.settings.mine_from, every, self.run, self.state, self.restore, self.negatives.outcome)
+        every = self.settings.mining.mine_every
+        return Refresh(
+            self.settings.mining.mine_from, every, self.run, self.state, self.restore, self.negatives.outcome
+        )
 
     @torch.no_grad()
     def run(self) -> None:
@@ -451,18 +465,18 @@ class Renewal:
         rows, plan, keys = self.plan.rows, self.plan, self._vectors(self.labels)
         self.negatives.refresh(keys)
         vectors = torch.empty(len(rows), keys.shape[1], dtype=torch.bfloat16, device=keys.device)
-        shortlists = np.full((self.plan.targets.shape[0], self.settings.range_max), -1, dtype=np.int32)
+        shortlists = np.full((self.plan.targets.shape[0], self.settings.mining.range_max), -1, dtype=np.int32)
         for start in range(0, len(rows), DOCUMENT_BLOCK):
             part = rows[start : start + DOCUMENT_BLOCK]
             queries = self._vectors(self.documents.take(part))
             vectors[start : start + DOCUMENT_BLOCK] = queries
-            if self.settings.pool == "some":
-                shortlists[part] = self.negatives.candidates(part, queries, self.settings.range_max)
+            if self.settings.batches.pool == "some":
+                shortlists[part] = self.negatives.candidates(part, queries, self.settings.mining.range_max)
         self.negatives.index = None
-        if self.settings.pool == "some":
+        if self.settings.batches.pool == "some":
             plan.shortlists = shortlists
-        if self.settings.clusters:
-            rng = np.random.default_rng([self.settings.seed, self.count, 2])
+        if self.settings.batches.clusters:
+            rng = np.random.default_rng([self.settings.fit.seed, self.count, 2])
             plan.clusters = rows[balanced_clusters(vectors, plan.depth, rng)]
         self.count += 1
 
@@ -501,8 +515,8 @@ def all_at_once(settings: UnidecSettings) -> bool:
     Args:
         settings: of the run.
     """
-    plain = settings.table_optimizer == "adamw" and settings.table_dtype == "float32"
-    return plain and settings.pool == "all" and settings.classifier_labels == "pool"
+    plain = settings.classifier.table_optimizer == "adamw" and settings.classifier.table_dtype == "float32"
+    return plain and settings.batches.pool == "all" and settings.classifier.classifier_labels == "pool"
 
 
 def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.optim.Optimizer]:
@@ -512,20 +526,22 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
         module: what is trained.
         settings: of the run, every value decided.
     """
-    decay = settings.weight_decay or 0.0
-    rate = settings.table_lr or 0.0
-    found = optimizers_of(module.encoder, settings)
+    decay = settings.fit.weight_decay or 0.0
+    rate = settings.classifier.table_lr or 0.0
+    found = optimizers_of(module.encoder, settings.fit)
     if list(module.heads.parameters()):
-        found += make_optimizers(module.heads, False, settings.head_lr or 0.0, decay)
+        found += make_optimizers(module.heads, False, settings.heads.head_lr or 0.0, decay)
     if isinstance(module.table, OneVsAll):
         found.append(
-            OneVsAllSGD(module.table, rate, min(decay, MOST_DECAY), settings.table_momentum, seed=settings.seed)
+            OneVsAllSGD(
+                module.table, rate, min(decay, MOST_DECAY), settings.classifier.table_momentum, seed=settings.fit.seed
+            )
         )
     elif all_at_once(settings):
         fused = module.table.weight.device.type in ("cpu", "cuda")
         found.append(torch.optim.AdamW(module.table.parameters(), rate, weight_decay=decay, fused=fused))
-    elif settings.table_optimizer == "adagrad":
-        found.append(RowAdagrad(module.table.parameters(), rate, weight_decay=decay, seed=settings.seed))
+    elif settings.classifier.table_optimizer == "adagrad":
+        found.append(RowAdagrad(module.table.parameters(), rate, weight_decay=decay, seed=settings.fit.seed))
     else:
         found.append(
             RowAdamW(
@@ -533,7 +549,7 @@ def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.opt
                 rate,
                 weight_decay=decay,
                 decay_by="touches" if module.encoder.row_sparse else "steps",
-                seed=settings.seed,
+                seed=settings.fit.seed,
             )
         )
     return found

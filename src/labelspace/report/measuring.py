@@ -27,7 +27,7 @@ from ..evaluation import evaluating as evaluation
 from ..labels import numbers_among, widened
 from ..model.manifest import read_manifest
 from ..model.model import Model
-from ..training.settings import RECIPES, to_dict
+from ..training.config import RECIPES, defaults, flat
 from ..types import Corpus, Dataset, Labels, Predictions, told_first
 from .charts import clean
 
@@ -150,7 +150,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _recorded(name: str, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     info = manifest["info"]
-    config, fit, data = (_dict(info.get(key)) for key in ("config", "fit", "data"))
+    config, fit, data = flat(_dict(info.get("config"))), _dict(info.get("fit")), _dict(info.get("data"))
     found = _dict(info.get("metrics"))
     log = _log(folder / "log.jsonl")
     curve = [point for point in fit.get("curve") or [] if isinstance(point, dict)]
@@ -160,7 +160,7 @@ def _recorded(name: str, folder: Path, manifest: dict[str, Any]) -> dict[str, An
     peaks = [record["peak_memory_gb"] for record in steps if record.get("peak_memory_gb") is not None]
     rates = [record["texts_per_second"] for record in steps if record.get("texts_per_second") is not None]
     recipe = str(info.get("recipe", "none"))
-    default = to_dict(RECIPES[recipe]()) if recipe in RECIPES else {}
+    default = defaults(RECIPES[recipe]) if recipe in RECIPES else {}
     fitted = _dict(_dict(manifest.get("calibration")).get("fitted"))
     return {
         "name": name,

@@ -104,7 +104,7 @@ class Service:
             "documents": model.memory.n_documents,
             "dimensions": model.memory.label_keys.dim,
             "recipe": model.info.get("recipe"),
-            "encoder": config.get("encoder"),
+            "encoder": (config.get("encoding") or config).get("encoder"),  # older records are flat
             "voting": model.memory.settings,
             "calibrated": model.calibration is not None,
             "changed": changed,

@@ -45,10 +45,10 @@ def training_bytes(settings: RunSettings, encoder: Shape, pool: int, kept_keys: 
         pool: P, labels in a step.
         kept_keys: label keys kept between steps, for hard negatives.
     """
-    vectors = 4 * encoder.dim * (pool + settings.batch_size) * 5
+    vectors = 4 * encoder.dim * (pool + settings.fit.batch_size) * 5
     block = max(LOGITS_BLOCK_BYTES, 4 * pool)
-    tokens = settings.chunk_size * encoder.max_tokens
+    tokens = settings.encoding.chunk_size * encoder.max_tokens
     layer = tokens * encoder.hidden * 4 * 20 + tokens * encoder.max_tokens * encoder.heads * 4 * 3
-    kept = int(1e9 * settings.activations_gb) if encoder.layers else 0
+    kept = int(1e9 * settings.encoding.activations_gb) if encoder.layers else 0
     mined = 4 * encoder.dim * kept_keys
     return 5 * encoder.weight_bytes + vectors + mined + 4 * block + encoder.layers * layer + kept
