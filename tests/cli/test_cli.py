@@ -140,7 +140,7 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(
         (["train", "--recipe", "dexml", ".", "--epochz", "3"], 2, "--epochz"),
         (["train", ".", "--config", "none.toml"], 2, "none.toml"),
         (["predict", "nowhere", "-"], 1, "no such folder"),
-        (["predict", "nowhere", "-", "--k", "0"], 2, "--k must be at least 1"),
+        (["predict", "nowhere", "-", "--k", "0"], 2, "--k must be a whole number of at least 1"),
         (["predict", "nowhere", "-", "--k", "2.5"], 2, "--k is a whole number, got 2.5"),
         (["train", "--recipe", "dexml", ".", "--seed", "1.5", "--out", "x"], 2, "--seed is a whole number, got 1.5"),
         (["train", ".", "--max-words", "inf", "--out", "x"], 2, "--max-words is a whole number, got inf"),

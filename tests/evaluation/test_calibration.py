@@ -395,7 +395,7 @@ def test_uncalibrated_models_and_bad_thresholds_are_refused(
         with pytest.raises(ls.ModelError, match="not calibrated.*labelspace calibrate MODEL DATA"):
             model.predict("an oak", **options)
     for threshold in (-0.1, 1.5, float("nan"), "half"):
-        with pytest.raises(ls.DataError, match="threshold must be a probability"):
+        with pytest.raises(ls.SettingsError, match="threshold must be a probability"):
             ls.Model.load(trained).predict("an oak", threshold=threshold)
     with pytest.raises(ls.SettingsError, match="unknown split"):
         ls.Model.load(trained).calibrate(ls.load(folder), split="all")

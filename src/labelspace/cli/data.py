@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from .options import DataOptions, Output, SplitOptions, as_keywords, load_data, print_json
+from .options import DataOptions, DataPath, Output, SplitOptions, Switch, as_keywords, load_data, print_json
 
 
-def info(data: Path, *, options: SplitOptions = SplitOptions(), output: Output = Output()) -> None:
-    """Describe a data set: counts, lengths, label frequencies, and the memory that training would take.
-
-    Parameters
-    ----------
-    data
-        Folder or file.
-    """
+def info(data: DataPath, *, options: SplitOptions = SplitOptions(), output: Output = Output()) -> None:
+    """Describe a data set: counts, lengths, label frequencies, and the memory that training would take."""
     from ..data.describe import describe, render
 
     report = describe(load_data(data, options))
@@ -32,7 +24,7 @@ def convert(
     dst: Path,
     *,
     to: Literal["lf", "jsonl", "csv", "parquet"],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Switch = False,
     options: DataOptions = DataOptions(),
     output: Output = Output(),
 ) -> None:

@@ -9,28 +9,41 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
-
+from ..base.checks import require_seed
 from ..errors import DataError, SettingsError
-from ..training.settings import require_seed
-from .options import DataOptions, Output, SplitOptions, as_keywords, as_read_for, load_data, print_json
+from .options import (
+    DataOptions,
+    Device,
+    KeyPrecision,
+    ModelPath,
+    Objective,
+    Output,
+    ReadPath,
+    Source,
+    SplitOptions,
+    Switch,
+    TextColumn,
+    Tolerance,
+    as_keywords,
+    as_read_for,
+    load_data,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from ..model.model import Model
 
-Source = Annotated[str, Parameter(allow_leading_hyphen=True)]
-
 
 def tune(
-    model: Path,
-    data: Path,
+    model: ModelPath,
+    data: ReadPath,
     *,
     out: Path | None = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    objective: str = "P@1,P@3,P@5",
-    tolerance: float = 0.25,
+    overwrite: Switch = False,
+    objective: Objective = "P@1,P@3,P@5",
+    tolerance: Tolerance = 0.25,
     search: Literal["joint", "two-sided"] | None = None,
     depth: int | None = None,
     label_depth: int | None = None,
@@ -40,10 +53,10 @@ def tune(
     softmax: Literal["together", "apart"] | None = None,
     weight: float | None = None,
     votes: Literal["raw", "normalized"] | None = None,
-    precision: Literal["float32", "bf16"] = "float32",
+    precision: KeyPrecision = "float32",
     linear: bool | None = None,
     like: Path | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
@@ -51,18 +64,10 @@ def tune(
 
     Parameters
     ----------
-    model
-        Folder of a model.
-    data
-        Folder or file; read as the model's training data was unless said otherwise.
     out
         Folder to write to, empty or not there; the model's own when not given.
     overwrite
         Replace another model that is in that folder.
-    objective
-        Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
-    tolerance
-        Points of that mean that may be given up for a higher R@100; 0 for none.
     search
         Try only this: joint, or two-sided with a depth for each kind of key.
     depth
@@ -81,9 +86,6 @@ def tune(
         Try only this weight of the documents' votes, 0 to 1.
     votes
         Try only raw votes, or only normalized ones, which a document shares between its labels.
-    precision
-        Of document keys where the model has none yet, and of encoding them; bf16 takes half the space, and less time
-        where the processor or GPU is faster in it.
     linear
         Learn a linear classifier on words beside the keys, which judges what they found, or drop the one that is there;
         one that is there is weighed anew when not given.
@@ -91,8 +93,6 @@ def tune(
         Folder of another model for the same labels, whose keys vote as was chosen for it: choose nothing, let keys vote
         by its settings and probabilities be made by its calibration. For a last training on all documents
         (--valid-fraction 0), after one of the same recipe that held some out.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..memory.grid import Grid, described
     from ..memory.tune import DEFAULT_OBJECTIVE, TOLERANCE, parse_objective, render
@@ -139,11 +139,11 @@ def join(
     *models: Path,
     data: Path | None = None,
     out: Path | None = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    objective: str = "P@1,P@3,P@5",
-    tolerance: float = 0.25,
-    precision: Literal["float32", "bf16"] = "float32",
-    device: str = "auto",
+    overwrite: Switch = False,
+    objective: Objective = "P@1,P@3,P@5",
+    tolerance: Tolerance = 0.25,
+    precision: KeyPrecision = "float32",
+    device: Device = "auto",
     options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
@@ -159,15 +159,6 @@ def join(
         Folder to write to, empty or not there.
     overwrite
         Replace another model that is in that folder.
-    objective
-        Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare labels.
-    tolerance
-        Points of that mean that may be given up for a higher R@100; 0 for none.
-    precision
-        Of document keys where the first model has none yet, and of encoding them; bf16 takes half the space, and less
-        time where the processor or GPU is faster in it.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..memory.grid import described
     from ..memory.tune import parse_objective, render
@@ -200,11 +191,11 @@ def join(
 
 
 def documents_add(
-    model: Path,
+    model: ModelPath,
     file: Path,
     *,
-    replace: Annotated[bool, Parameter(negative=())] = False,
-    device: str = "auto",
+    replace: Switch = False,
+    device: Device = "auto",
     options: DataOptions = DataOptions(),
     output: Output = Output(),
 ) -> None:
@@ -212,15 +203,11 @@ def documents_add(
 
     Parameters
     ----------
-    model
-        Folder of a model.
     file
         Documents with labels, in any format that training reads; labels by id or text. Without ids they get new ones.
         Relevances count as in training.
     replace
         Documents that are there already take the new text and labels.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..data.edits import read_documents
 
@@ -237,13 +224,11 @@ def documents_add(
     _report(opened, model, "added", added, "documents", output)
 
 
-def documents_remove(model: Path, file: Source, *, output: Output = Output()) -> None:
+def documents_remove(model: ModelPath, file: Source, *, output: Output = Output()) -> None:
     """Let documents vote no more.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     file
         File with one document id a line, or a table with the column id (documents list --json writes one); - for lines
         of standard input.
@@ -256,15 +241,9 @@ def documents_remove(model: Path, file: Source, *, output: Output = Output()) ->
     _report(opened, model, "removed", ids, "documents", output)
 
 
-def documents_list(model: Path, *, output: Output = Output()) -> None:
+def documents_list(model: ModelPath, *, output: Output = Output()) -> None:
     """Print id, labels and text of every document, apart by tabs; one without labels, all of which were removed, votes
-    for nothing.
-
-    Parameters
-    ----------
-    model
-        Folder of a model.
-    """
+    for nothing."""
     import json
 
     memory = _opened(model, change=False).memory
@@ -284,20 +263,19 @@ def documents_list(model: Path, *, output: Output = Output()) -> None:
 
 
 def labels_add(
-    model: Path, file: Source, *, text_column: str = "text", device: str = "auto", output: Output = Output()
+    model: ModelPath,
+    file: Source,
+    *,
+    text_column: TextColumn = "text",
+    device: Device = "auto",
+    output: Output = Output(),
 ) -> None:
     """Add labels; they are predicted from their texts at once, and from documents when these are added.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     file
         Labels: one text a line, or a table with the columns id and text; - for standard input.
-    text_column
-        Column of a table that holds the text.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..data.edits import read_labels
 
@@ -309,20 +287,16 @@ def labels_add(
 
 
 def labels_rename(
-    model: Path, file: Source, *, text_column: str = "text", device: str = "auto", output: Output = Output()
+    model: ModelPath, file: Source, *, text_column: str = "text", device: Device = "auto", output: Output = Output()
 ) -> None:
     """Give labels new texts; their ids stay, and so do the documents that vote for them.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     file
         Table with the columns id and text.
     text_column
         Column that holds the new text.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..data.edits import read_labels
 
@@ -340,13 +314,11 @@ def labels_rename(
     _report(opened, model, "renamed", ids, "labels", output)
 
 
-def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> None:
+def labels_remove(model: ModelPath, file: Source, *, output: Output = Output()) -> None:
     """Take labels away; documents that have no other label vote no more.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     file
         File with one label id a line, or a table with the column id; - for lines of standard input.
     """
@@ -358,14 +330,8 @@ def labels_remove(model: Path, file: Source, *, output: Output = Output()) -> No
     _report(opened, model, "removed", ids, "labels", output)
 
 
-def labels_list(model: Path, *, output: Output = Output()) -> None:
-    """Print id and text of every label, apart by a tab.
-
-    Parameters
-    ----------
-    model
-        Folder of a model.
-    """
+def labels_list(model: ModelPath, *, output: Output = Output()) -> None:
+    """Print id and text of every label, apart by a tab."""
     import json
 
     labels = _opened(model, change=False).labels
@@ -377,7 +343,7 @@ def labels_list(model: Path, *, output: Output = Output()) -> None:
 
 
 def index(
-    model: Path,
+    model: ModelPath,
     *,
     kind: Literal["hnsw", "exact"] | None = None,
     recall: float = 0.97,
@@ -393,8 +359,6 @@ def index(
 
     Parameters
     ----------
-    model
-        Folder of a model.
     kind
         hnsw builds graphs that find most of the nearest keys in a fraction of the time; exact removes them, so that
         every key is scanned. When not given nothing is changed.
@@ -443,16 +407,10 @@ def index(
         print(shown)
 
 
-def compact(model: Path, *, output: Output = Output()) -> None:
+def compact(model: ModelPath, *, output: Output = Output()) -> None:
     """Rewrite what a model answers from without what was removed; predictions stay as they are.
 
-    Labels of equal scores may change places.
-
-    Parameters
-    ----------
-    model
-        Folder of a model.
-    """
+    Labels of equal scores may change places."""
     opened = _opened(model, "cpu")
     opened.compact()
     opened.save()

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ..base.checks import require_count, require_probability
 from ..errors import DataError, SettingsError
 from .options import (
     DataOptions,
+    Device,
+    ModelPath,
     Output,
+    Precision,
+    ReadPath,
+    Source,
     SplitOptions,
+    Switch,
     align,
     as_read_for,
     as_recorded,
-    check_threshold,
     choose_split,
     load_data,
     print_json,
@@ -31,16 +37,16 @@ logger = logging.getLogger("labelspace")
 
 def evaluate(
     model: Path,
-    data: Path,
+    data: ReadPath,
     *,
     split: Literal["auto", "train", "valid", "test"] = "auto",
     k: int = 100,
     filter: Path | None = None,
     propensity: tuple[float, float] | None = None,
-    skip_empty: Annotated[bool, Parameter(negative=())] = False,
+    skip_empty: Switch = False,
     threshold: float | None = None,
-    device: str = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "float32",
+    device: Device = "auto",
+    precision: Precision = "float32",
     options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
@@ -50,8 +56,6 @@ def evaluate(
     ----------
     model
         Folder of a model, or scores: a score.npz or sparse text with one row a document, or a run file of ids.
-    data
-        Folder or file; fields, columns and separator are those of the model's training data unless given.
     split
         Documents to measure on; auto is test where there is one, else valid.
     k
@@ -64,10 +68,6 @@ def evaluate(
         Leave documents without a true label out of every mean.
     threshold
         A probability: also say what is right, found and left without labels when only labels that reach it are given.
-    device
-        auto, cpu, cuda or mps.
-    precision
-        In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
     """
     from ..data.formats.table import suffix
     from ..data.loading import require_texts
@@ -75,9 +75,9 @@ def evaluate(
     from ..evaluation.evaluating import longest_filter_row, report
     from ..evaluation.render import render, render_rankings
 
-    if k < 1:
-        raise SettingsError(f"--k must be at least 1, got {k}")
-    check_threshold(threshold)
+    require_count("--k", k)
+    if threshold is not None:
+        require_probability("--threshold", threshold)
     opened: Model | None = None
     seed = 0
     scores = model.is_file() or (not model.is_dir() and suffix(model) in SUFFIXES)
@@ -136,10 +136,10 @@ def evaluate(
 
 def calibrate(
     model: Path,
-    data: Path,
+    data: ReadPath,
     *,
     split: Literal["valid", "train", "test"] = "valid",
-    device: str = "auto",
+    device: Device = "auto",
     options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
@@ -149,13 +149,9 @@ def calibrate(
     ----------
     model
         Folder of a model; a calibration that it has is replaced, all else stays.
-    data
-        Folder or file; fields, columns and separator are those of the model's training data unless given.
     split
         Documents to calibrate on. Training documents make probabilities too high; on test documents nothing can be
         measured afterwards.
-    device
-        auto, cpu, cuda or mps.
     """
     from ..evaluation.render import threshold_lines
     from ..model.manifest import require_changeable
@@ -177,29 +173,27 @@ def calibrate(
 
 
 def predict(
-    model: Path,
-    texts: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    model: ModelPath,
+    texts: Source,
     *,
     k: int | None = None,
     threshold: float | None = None,
-    probabilities: Annotated[bool, Parameter(negative=())] = False,
+    probabilities: Switch = False,
     style: Annotated[Literal["table", "jsonl", "tsv"], Parameter(name="--format")] = "table",
     out: Path | None = None,
     labels: Path | None = None,
     text_column: str = "text",
     fields: str = "auto",
     encoding: str | None = None,
-    device: str = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "float32",
-    why: Annotated[bool, Parameter(negative=())] = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    why: Switch = False,
     output: Output = Output(),
 ) -> None:
     """Predict labels for texts.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     texts
         File of texts (txt, csv, tsv, jsonl, LF json, each perhaps .gz, or Parquet) of any length, or - for one text a
         line from standard input. Every row is checked before the first is predicted.
@@ -222,10 +216,6 @@ def predict(
         Of LF json: title, title+content or auto; as in the model's training data when not given.
     encoding
         Of the file; UTF-8 or else latin-1 when not given.
-    device
-        auto, cpu, cuda or mps.
-    precision
-        In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
     why
         Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
         jsonl and Parquet.
@@ -239,9 +229,10 @@ def predict(
         check_out(out, texts, why)
     elif why and style == "tsv":
         raise SettingsError("--why cannot be written as tsv; take table or jsonl")
-    if k is not None and k < 1:
-        raise SettingsError(f"--k must be at least 1, got {k}")
-    check_threshold(threshold)
+    if k is not None:
+        require_count("--k", k)
+    if threshold is not None:
+        require_probability("--threshold", threshold)
     opened = Model.load(model, device, precision=precision)
     recorded, _ = as_read_for(DataOptions(fields=fields, text_column=text_column), opened)
     chosen = None
@@ -262,21 +253,19 @@ def predict(
 
 
 def export(
-    model: Path,
+    model: ModelPath,
     *,
     to: Literal["sentence-transformers", "onnx", "keys", "card"],
     out: Path,
     texts: Path | None = None,
     table: Literal["jsonl", "parquet"] = "jsonl",
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Switch = False,
     output: Output = Output(),
 ) -> None:
     """Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     to
         sentence-transformers, onnx, keys or card.
     out
@@ -311,8 +300,8 @@ def report(
     out: Path | None = None,
     split: Literal["auto", "valid", "test"] = "auto",
     documents: int | None = None,
-    device: str = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "float32",
+    device: Device = "auto",
+    precision: Precision = "float32",
     options: SplitOptions = SplitOptions(),
     output: Output = Output(),
 ) -> None:
@@ -331,10 +320,6 @@ def report(
         Documents to measure on; auto is test where there is one, else valid.
     documents
         Measure on so many of them at most, drawn by a fixed seed.
-    device
-        auto, cpu, cuda or mps.
-    precision
-        In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there.
     """
     if out is None and not output.json:
         raise SettingsError("no file to write the page to was given; add --out report.html")

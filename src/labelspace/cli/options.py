@@ -20,6 +20,34 @@ logger = logging.getLogger("labelspace")
 
 FLAT = Parameter(name="*")
 """Flags of a block of options have the names of its fields."""
+Switch = Annotated[bool, Parameter(negative=())]
+ModelPath = Annotated[Path, Parameter(help="Folder of a model.")]
+DataPath = Annotated[Path, Parameter(help="Folder or file.")]
+ReadPath = Annotated[
+    Path, Parameter(help="Folder or file; read as the model's training data was unless said otherwise.")
+]
+Source = Annotated[str, Parameter(allow_leading_hyphen=True)]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bf16"],
+    Parameter(help="In which texts are encoded; bf16 is faster on some processors and GPUs, and auto takes it there."),
+]
+KeyPrecision = Annotated[
+    Literal["float32", "bf16"],
+    Parameter(
+        help="Of document keys where the model has none yet, and of encoding them; bf16 takes half the space, and less "
+        "time where the processor or GPU is faster in it."
+    ),
+]
+Objective = Annotated[
+    str,
+    Parameter(
+        help="Metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5. PSP favours rare "
+        "labels."
+    ),
+]
+Tolerance = Annotated[float, Parameter(help="Points of that mean that may be given up for a higher R@100; 0 for none.")]
+TextColumn = Annotated[str, Parameter(help="Column of a table that holds the text.")]
 AnyOptions = TypeVar("AnyOptions", bound="DataOptions")
 
 
@@ -81,11 +109,6 @@ class Output:
     json: Annotated[bool, Parameter(negative=())] = False
     quiet: Annotated[bool, Parameter(negative=())] = False
     debug: Annotated[bool, Parameter(negative=())] = False
-
-
-def check_threshold(threshold: float | None) -> None:
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise SettingsError(f"--threshold must be a probability from 0 to 1, got {threshold}")
 
 
 def as_keywords(options: DataOptions) -> dict[str, Any]:

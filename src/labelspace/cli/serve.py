@@ -12,13 +12,9 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
 
 from ..errors import LabelspaceError, MissingExtraError, SettingsError
-from .options import Output, print_json
+from .options import Device, ModelPath, Output, Precision, Switch, print_json
 
 logger = logging.getLogger("labelspace")
 
@@ -26,28 +22,26 @@ TOKEN = "LABELSPACE_TOKEN"
 
 
 def serve(
-    model: Path,
+    model: ModelPath,
     *,
     port: int = 8000,
     host: str = "127.0.0.1",
-    allow_edit: Annotated[bool, Parameter(negative=())] = False,
+    allow_edit: Switch = False,
     name: str | None = None,
     max_texts: int = 256,
     max_k: int = 200,
     max_body_mb: float = 4.0,
     batch_size: int = 128,
     queue: int = 1024,
-    access_log: Annotated[bool, Parameter(negative=())] = False,
-    device: str = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "float32",
+    access_log: Switch = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
     output: Output = Output(),
 ) -> None:
     """Answer over HTTP, with a page for people at /; ends on Ctrl-C or SIGTERM, when all that was taken is answered.
 
     Parameters
     ----------
-    model
-        Folder of a model.
     port
         Where to listen; 0 for any that is free.
     host
@@ -69,10 +63,6 @@ def serve(
         Texts that may wait; with more, requests are refused with status 429.
     access_log
         Print a line for every request; texts are never printed.
-    device
-        auto, cpu, cuda or mps.
-    precision
-        In which texts are encoded; bf16 is faster where the processor or GPU multiplies faster in it.
     """
     for given, value, least in (
         ("max-texts", max_texts, 1), ("max-k", max_k, 1), ("batch-size", batch_size, 1), ("queue", queue, 1)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
+from ..base.checks import require_seed
 from ..base.machine import command_began
 from ..errors import SettingsError
 from ..training.config import KNOWN, RECIPES, components, defaults, flat, made, to_dict, to_toml
-from ..training.settings import DexmlSettings, RaexmcSettings, Request, RunSettings, UnidecSettings, require_seed
-from .options import FLAT, Output, SplitOptions, as_recorded, load_data, print_json
+from ..training.settings import DexmlSettings, RaexmcSettings, Request, RunSettings, UnidecSettings
+from .options import FLAT, DataPath, Output, SplitOptions, Switch, as_recorded, load_data, print_json
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -26,7 +25,7 @@ logger = logging.getLogger("labelspace")
 def quickstart(
     *,
     out: Path = Path("runs/quickstart"),
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Switch = False,
     seed: int = 0,
     output: Output = Output(),
 ) -> None:
@@ -109,16 +108,15 @@ class TrainOptions:
     """
 
     out: Path | None = None
-    overwrite: Annotated[bool, Parameter(negative=())] = False
+    overwrite: Switch = False
     resume: Path | None = None
     recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None
     config: Path | None = None
-    dry_run: Annotated[bool, Parameter(negative=())] = False
+    dry_run: Switch = False
     reading: SplitOptions = SplitOptions()
     output: Output = Output()
 
 
-DataPath = Annotated[Path, Parameter(help="Folder or file.")]
 NO_OPTIONS = TrainOptions()
 
 
@@ -194,7 +192,7 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
 
 def bench(
     *,
-    quick: Annotated[bool, Parameter(negative=())] = False,
+    quick: Switch = False,
     only: tuple[Literal["machine", "train", "encode", "loss", "search", "hnsw"], ...] = (),
     seed: int = 0,
     output: Output = Output(),

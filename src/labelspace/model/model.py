@@ -201,7 +201,8 @@ class Model:
             Predictions (n, k) with label ids and texts; where fewer than k labels can be given, -1 pads.
 
         Raises:
-            DataError: something that is not a text, an unknown label, or k, threshold or mask out of bounds.
+            DataError: something that is not a text, an unknown label, or a mask of another length.
+            SettingsError: k or a threshold out of bounds.
             SettingsError: a batch_size below 1.
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..base.checks import require_count, require_probability
 from ..data.split import first_words, plain_words
 from ..errors import DataError, ModelError
 from ..evaluation import metrics
@@ -28,6 +29,8 @@ QUERY_BLOCK = 4096
 """Texts encoded and answered at a time."""
 DEFAULT_K = 5
 """Labels a text where neither k nor a threshold is given."""
+UNFILLED: tuple[tuple[float, Any], ...] = ((-1, np.int64), (-np.inf, np.float32), (0, np.float32))
+"""Label number, score and probability where a text has fewer labels than others, and their types."""
 
 Encode = Callable[[slice], Vectors]
 """Queries of a slice of the texts; each slice is asked for once."""
@@ -47,28 +50,75 @@ class Wanted:
 
 def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> Predictions:
     """`Model.predict` for checked texts."""
-    left_out, k = _checked_mask(core, wanted.left_out), wanted.k
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
-        raise DataError(f"k, the number of labels a text, must be a whole number of at least 1, got {k!r}")
-    wanted = dataclasses.replace(wanted, left_out=left_out)
-    if wanted.threshold is not None or wanted.probabilities:
-        return _predict_probable(core, texts, encode, wanted)
-    k, count = DEFAULT_K if k is None else int(k), len(texts)
-    require_room(count, k)
+    left_out, k, count, size = _checked_mask(core, wanted.left_out), wanted.k, len(texts), len(core.labels)
+    if k is not None:
+        require_count("k, the number of labels a text,", k)
+    calibration = _calibration(core, wanted.threshold) if wanted.threshold is not None or wanted.probabilities else None
+    if k is None and wanted.threshold is None:
+        k = DEFAULT_K
+    if k is not None:
+        require_room(count, k)
     chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
-    indices = np.full((count, k), -1, dtype=np.int64)
-    scores = np.full((count, k), -np.inf, dtype=np.float32)
-    depth = min(k, len(core.labels))
     reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
+    parts = 2 if calibration is None else 3  # label numbers, scores, and probabilities where they are wanted
+    whole = None if k is None else [np.full((count, int(k)), empty, kind) for empty, kind in UNFILLED[:parts]]
+    blocks: list[list[npt.NDArray[Any]]] = []  # where it shows at the end only how many labels a text has
     for start in range(0, count, QUERY_BLOCK):
         part = slice(start, min(start + QUERY_BLOCK, count))
         vectors = core.on_device(encode(part))
-        query = core.memory.ask(vectors, texts[part], allowed=chosen, left_out=left_out)
-        answer = core.memory.answer(query, depth)
-        indices[part, :depth], scores[part, :depth] = answer.numbers, answer.scores
+        # probabilities depend on what is found among all labels, so all of them take part
+        query = core.memory.ask(
+            vectors, texts[part], allowed=chosen if calibration is None else None, left_out=left_out
+        )
+        if calibration is None:
+            assert k is not None
+            answer = core.memory.answer(query, min(int(k), size))
+            block: list[npt.NDArray[Any]] = [answer.numbers, answer.scores]
+        else:
+            depth, threshold = DEPTH if k is None else int(k), wanted.threshold or 0
+            while True:
+                require_room(count, depth)
+                answer, probable = _probable(core, query, min(depth, size), chosen, calibration)
+                passed = (answer.numbers >= 0) & (probable >= threshold)
+                if k is not None or depth >= size or not passed[:, -1].any():
+                    break
+                depth *= 4  # more labels pass than were looked at
+            block = [answer.numbers, answer.scores, probable]
+            block = [np.where(passed, x, kind(empty)) for x, (empty, kind) in zip(block, UNFILLED, strict=True)]
         if reasons is not None:
-            reasons += explain(core.memory, query, answer.numbers, answer.found)
-    return Predictions(indices, scores, core.labels.ids, core.labels.texts, reasons=reasons)
+            reasons += explain(core.memory, query, block[0], answer.found)
+        if whole is None:
+            blocks.append(block)
+        else:
+            _put(block, whole, start)
+    if whole is None:
+        widest = max((int((block[0] >= 0).sum(axis=1).max()) for block in blocks), default=0)
+        whole = [np.full((count, max(1, widest)), empty, kind) for empty, kind in UNFILLED]
+        for number, block in enumerate(blocks):
+            _put(block, whole, QUERY_BLOCK * number)
+    probabilities = None if calibration is None else whole[2]
+    return Predictions(
+        whole[0], whole[1], core.labels.ids, core.labels.texts, probabilities=probabilities, reasons=reasons
+    )
+
+
+def _put(block: list[npt.NDArray[Any]], whole: list[npt.NDArray[Any]], start: int) -> None:
+    """Write what was found for a block of texts into the rows from a text on."""
+    for array, into in zip(block, whole, strict=True):
+        into[start : start + len(array), : array.shape[1]] = array[:, : into.shape[1]]
+
+
+def _calibration(core: Core, threshold: float | None) -> Calibration:
+    """What makes probabilities of scores; refused where there is none, or the threshold is no probability."""
+    calibration = core.current_calibration()
+    if calibration is None:
+        raise ModelError(
+            "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
+            "calibrate it on held-out documents: labelspace calibrate MODEL DATA, or Model.calibrate"
+        )
+    if threshold is not None:
+        require_probability("threshold", threshold)
+    return calibration
 
 
 def rankings(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> dict[str, Predictions]:
@@ -124,51 +174,6 @@ def _checked_mask(core: Core, left_out: npt.NDArray[np.bool_] | None) -> npt.NDA
             f"{mask.dtype} of shape {mask.shape}; take that of held_out, anew after every change of the documents"
         )
     return mask
-
-
-def _predict_probable(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> Predictions:
-    """`predict` with probabilities, and those below a threshold left out."""
-    calibration, k, threshold, left_out = core.current_calibration(), wanted.k, wanted.threshold, wanted.left_out
-    if calibration is None:
-        raise ModelError(
-            "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
-            "calibrate it on held-out documents: labelspace calibrate MODEL DATA, or Model.calibrate"
-        )
-    if threshold is not None and not (isinstance(threshold, int | float | np.number) and 0 <= threshold <= 1):
-        raise DataError(f"threshold must be a probability from 0 to 1, got {threshold!r}")
-    if k is None and threshold is None:
-        k = DEFAULT_K
-    chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
-    parts, count = [], len(texts)
-    reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
-    for start in range(0, count, QUERY_BLOCK):
-        part = slice(start, min(start + QUERY_BLOCK, count))
-        vectors = core.on_device(encode(part))
-        query = core.memory.ask(vectors, texts[part], left_out=left_out)
-        depth = DEPTH if k is None else int(k)
-        while True:
-            require_room(count, depth)
-            answer, probable = _probable(core, query, min(depth, len(core.labels)), chosen, calibration)
-            label_ids, scores = answer.numbers, answer.scores
-            passed = (label_ids >= 0) & (probable >= (threshold or 0))
-            if k is not None or depth >= len(core.labels) or not passed[:, -1].any():
-                break
-            depth *= 4  # more labels pass than were looked at
-        if reasons is not None:  # all labels took part, so what was found for them tells
-            reasons += explain(core.memory, query, np.where(passed, label_ids, -1), answer.found)
-        parts.append(
-            (np.where(passed, label_ids, -1), np.where(passed, scores, -np.inf), np.where(passed, probable, 0))
-        )
-    widest = max((int((label_ids >= 0).sum(axis=1).max()) for label_ids, _, _ in parts), default=0)
-    shape = (count, max(1, widest) if k is None else int(k))
-    indices = np.full(shape, -1, dtype=np.int64)
-    whole: list[npt.NDArray[Any]] = [indices, np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)]
-    for number, arrays in enumerate(parts):
-        rows = slice(QUERY_BLOCK * number, QUERY_BLOCK * number + len(arrays[0]))
-        for array, into in zip(arrays, whole, strict=True):
-            into[rows, : array.shape[1]] = array[:, : shape[1]]
-    ids, names = core.labels.ids, core.labels.texts
-    return Predictions(indices, whole[1], ids, names, probabilities=whole[2], reasons=reasons)
 
 
 def _probable(

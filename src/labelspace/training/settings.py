@@ -7,27 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..errors import SettingsError
+from ..base.checks import SEEDS
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-SEEDS = 2**32
 Count = Annotated[int, Field(ge=1)]
-
-
-def require_seed(seed: int) -> None:
-    """Refuse a seed that NumPy and torch cannot both take.
-
-    Args:
-        seed: as it was given.
-
-    Raises:
-        SettingsError: it is negative or too large.
-    """
-    if not 0 <= seed < SEEDS:
-        raise SettingsError(f"--seed is a whole number from 0 to {SEEDS - 1}, got {seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
