@@ -17,8 +17,9 @@ from conftest import TINY, rounding
 import labelspace as ls
 from labelspace.cli.app import main
 from labelspace.errors import SettingsError
-from labelspace.recipes.preparation import validation
+from labelspace.recipes.choosing import Choice
 from labelspace.recipes.unidec import PoolLoss, UnidecModule, optimizers
+from labelspace.recipes.validation import Validation
 from labelspace.training.config import made, resolve
 from labelspace.training.label_heads import SEARCH_WEIGHTS, LabelTable, TwoHeads, best_search_weight
 from labelspace.training.settings import FitSettings, UnidecSettings
@@ -257,9 +258,8 @@ def test_the_power_of_the_lengths_is_what_ranks_validation_documents_best(
     np.put_along_axis(truth, products.argsort(dim=1, descending=True)[:, :3].numpy(), 1.0, axis=1)
     corpus = dataclasses.replace(data.train, targets=sp.csr_array(truth))
     own = dataclasses.replace(data, train=corpus, valid=corpus)
-    measure = validation(own, encoder, Rows(heads, rows), FitSettings(), heads, choose_power=True)
-    assert measure is not None
-    metrics = measure()
+    valid = Validation(own, encoder, Rows(heads, rows), FitSettings())
+    metrics = valid.of_rankings(*Choice(heads, weight=False, power=True).make(valid), heads)
     assert heads.row_power == expected and metrics["classifier P@3"] == 100
 
 

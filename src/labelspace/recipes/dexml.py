@@ -24,9 +24,10 @@ from ..training.pools import make_pool
 from ..training.required_memory import POOL_A_DOCUMENT, training_bytes
 from ..training.settings import DexmlSettings
 from ..types import Batch, Dataset
-from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of, validation
+from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of
 from .run import Need, Run, prepare, running
 from .seconds import memory_seconds
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +94,14 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
             dtype=start.low,
         )
 
+    valid = Validation.of(start.data, encoder, label_keys, settings.fit)
     with running(start, run) as loop:
         report = loop.fit(
             encoder,
             step,
             plan,
             optimizers_of(encoder, settings.fit),
-            evaluate=validation(start.data, encoder, label_keys, settings.fit),
+            evaluate=None if valid is None else valid.metrics,
             refresh=None if negatives is None else mined_anew(negatives, label_keys, settings.mining),
             ending=(lambda: memory_seconds(encoder, start.documents, settings, data))
             if settings.voting.memory

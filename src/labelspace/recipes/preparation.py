@@ -1,13 +1,11 @@
-"""What the recipes have in common before and after their loop: encoder, settings, label order, validation, saving."""
+"""What the recipes have in common before and after their loop: encoder, settings, label order, memory, saving."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +14,23 @@ import torch
 from torch import Tensor
 
 from .. import encoders
-from ..base.machine import cache_folder, device_of
+from ..base.machine import device_of
 from ..base.rates import bf16_pays
 from ..data.loading import fingerprint
 from ..encoders import Encoder, TransformerEncoder
 from ..encoders.tokens import Tokens
-from ..evaluation.evaluating import evaluate, longest_filter_row
-from ..memory.memory import Memory
-from ..memory.voting import Query
 from ..model.model import Model
 from ..training.checkpoint import Checkpoints, State
 from ..training.config import changed, flat, to_dict, to_toml
-from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
 from ..training.loop import FitReport, Log, Refresh
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.required_memory import Shape
 from ..training.settings import EncoderSettings, FitSettings, MiningSettings, RunSettings
 from ..training.tracking import Tracker
-from ..types import Corpus, Dataset, Labels, Predictions
+from ..types import Dataset, Labels
 from .seconds import AFTER_GRID_SHARE, documents_precision, linear_seconds, tuned_on, tuning_seconds
+from .validation import with_memory
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +41,6 @@ READING = (
     *("valid_fraction", "valid_max"),
 )
 """How data files are read, as far as the settings file repeats it."""
-ROW_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Powers of the length of a classifier's rows that are tried."""
-MIN_VALID = 20
-"""Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
 
 def by_text(labels: Labels) -> npt.NDArray[np.int64]:
@@ -236,125 +227,6 @@ def mined_anew(negatives: HardNegatives, label_keys: LabelKeys, settings: Mining
     )
 
 
-class Keys(Protocol):
-    """Where validation finds the present keys of all labels."""
-
-    def now(self) -> Tensor:
-        """(L, D) without a graph."""
-
-    def forget(self) -> None:
-        """They are to be made anew."""
-
-
-def validation(
-    data: Dataset,
-    encoder: Encoder,
-    label_keys: Keys,
-    settings: FitSettings,
-    heads: TwoHeads | None = None,
-    choose_weight: bool = False,
-    choose_power: bool = False,
-) -> Callable[[], dict[str, float]] | None:
-    """A function that evaluates the present weights on validation documents; None where there are none.
-
-    Args:
-        data: its ``valid`` part is used, and propensities from all of ``train``.
-        encoder: the encoder in training.
-        label_keys: vectors of all labels.
-        settings: of the run.
-        heads: behind the encoder; the metrics of their other rankings have names like ``classifier P@1``.
-        choose_weight: choose the heads' ``search_weight`` each time; the label keys must then be made anew.
-        choose_power: choose their ``row_power`` each time, likewise.
-    """
-    if not len(data.valid) or not data.valid.targets.nnz or settings.evaluations == 0:
-        return None
-    corpus = looked_at(data.valid, settings)
-    documents = encoder.tokenize(corpus.texts, cache_folder())
-    longest = longest_filter_row(corpus.filter_pairs)
-    depth = min(100 + longest, len(data.labels))
-
-    def run() -> dict[str, float]:
-        queries = torch.from_numpy(encoder.encode(documents)).to(encoder.device)
-        if heads is None:
-            return measured(queries, label_keys.now())
-        if choose_weight:
-            heads.search_weight = 0.5
-        if choose_power:
-            heads.row_power = 1.0
-        if choose_weight or choose_power:
-            label_keys.forget()
-        keys, queries, found = label_keys.now(), heads.queries(queries), {}
-        if choose_power:
-            scale_rows(queries, keys, heads)
-        if choose_weight:
-            heads.search_weight = best_search_weight(
-                queries, keys, heads.widths[0], corpus.targets, corpus.filter_pairs
-            )
-            for ranking in RANKINGS[1:]:  # as the keys will be
-                queries[:, heads.columns(ranking)] *= heads.weight(ranking)
-            label_keys.forget()
-        for ranking in RANKINGS:
-            part = heads.columns(ranking)
-            metrics = measured(queries[:, part], keys[:, part])
-            found.update(metrics if ranking == "combined" else {f"{ranking} {k}": v for k, v in metrics.items()})
-        return found
-
-    def scale_rows(queries: Tensor, keys: Tensor, heads: TwoHeads) -> None:
-        part = heads.columns("classifier")
-        rows, values = keys[:, part], []
-        lengths = torch.linalg.vector_norm(rows.float(), dim=1, keepdim=True) / heads.weight("classifier")
-        lengths.clamp_(min=1e-12)
-        for power in ROW_POWERS:
-            scaled = (rows * lengths ** (power - 1)).to(rows.dtype)
-            predictions = Predictions(
-                *Memory.of_labels(scaled).predict(Query(queries[:, part]), min(5 + longest, len(keys)))
-            )
-            found = evaluate(predictions, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
-            values.append(found["nDCG@5"])
-        heads.row_power = ROW_POWERS[int(np.argmax(values))]
-        rows.mul_(lengths ** (heads.row_power - 1))  # as they would be made now, without encoding the label texts again
-
-    def measured(queries: Tensor, keys: Tensor) -> dict[str, float]:
-        return _metrics(Predictions(*Memory.of_labels(keys).predict(Query(queries), depth)), corpus, data)
-
-    return run
-
-
-def _metrics(predictions: Predictions, corpus: Corpus, data: Dataset) -> dict[str, float]:
-    """Metrics of predictions for validation documents, propensities from all training documents."""
-    return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
-
-
-def looked_at(corpus: Corpus, settings: FitSettings) -> Corpus:
-    """The validation documents that a run looks at.
-
-    Args:
-        corpus: all of them.
-        settings: of the run.
-    """
-    if len(corpus) <= settings.valid_documents:
-        return corpus
-    chosen = np.random.default_rng(settings.seed).choice(len(corpus), settings.valid_documents, replace=False)
-    return corpus.rows(np.sort(chosen))
-
-
-def calibrate(model: Model, data: Dataset, settings: FitSettings, predictions: Predictions | None = None) -> None:
-    """Calibrate a trained model on the validation documents that its run looked at, or say why it is not.
-
-    Args:
-        model: what was trained; nothing but its calibration changes.
-        data: as it was given.
-        settings: of the run.
-        predictions: as for `Model.calibrate`; for all validation documents.
-    """
-    if settings.evaluations == 0 or model.info["fit"]["stopped"] == "interrupted":
-        logger.info("the model is not calibrated; labelspace calibrate does it")
-        return
-    if predictions is None:
-        data = dataclasses.replace(data, valid=looked_at(data.valid, settings))
-    model.calibrate_if_possible(data, predictions)
-
-
 def give_memory(
     model: Model, data: Dataset, documents: Tokens, settings: RunSettings, log: Log, started: float
 ) -> None:
@@ -406,25 +278,10 @@ def give_memory(
         first=asked,
     )
     # what was measured while training was the labels alone, which is not the model that is saved
-    metrics = measured_with_memory(model, data, settings.fit) if tuned is None else tuned.metrics
+    metrics = with_memory(model, data, settings.fit) if tuned is None else tuned.metrics
     if metrics:
         model.info["metrics"]["validation"] = metrics
         log.write(event="tuned", took=time.monotonic() - tuning_from, **metrics)
-
-
-def measured_with_memory(model: Model, data: Dataset, settings: FitSettings) -> dict[str, float]:
-    """Metrics of a model on the validation documents that its run looks at, which do not vote; {} without such.
-
-    Args:
-        model: with document keys.
-        data: as it was given.
-        settings: of the run.
-    """
-    corpus = looked_at(data.valid, settings)
-    if not len(corpus) or not corpus.targets.nnz:
-        return {}
-    depth = min(100 + longest_filter_row(corpus.filter_pairs), len(data.labels))
-    return _metrics(model.predict(corpus.texts, depth, left_out=model.held_out(data)), corpus, data)
 
 
 def describe_run(

@@ -28,9 +28,10 @@ from ..training.pools import InBatch
 from ..training.required_memory import POOL_A_DOCUMENT, training_bytes
 from ..training.settings import RaexmcSettings
 from ..types import Batch, Dataset
-from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of, validation
+from .preparation import LabelKeys, fill_in, hard_negatives, mined_anew, optimizers_of, shape_of
 from .run import Need, Prepared, Run, prepare, running
 from .seconds import memory_seconds
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,13 @@ def train(data: Dataset, settings: RaexmcSettings, run: Run) -> Model:
         report = FitReport()
         if settings.fit.epochs:
             contrast_of = _Contrast(start)
+            valid = Validation.of(start.data, encoder, contrast_of.label_keys, settings.fit)
             report = loop.fit(
                 encoder,
                 contrast_of.step,
                 contrast_of.plan,
                 optimizers_of(encoder, settings.fit),
-                evaluate=validation(start.data, encoder, contrast_of.label_keys, settings.fit),
+                evaluate=None if valid is None else valid.metrics,
                 refresh=contrast_of.refresh(),
                 ending=lambda: memory_seconds(encoder, start.documents, settings, data),
             )

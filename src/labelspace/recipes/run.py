@@ -31,10 +31,8 @@ from ..training.label_heads import LabelEncoder, TwoHeads
 from ..training.loop import FitReport, Log, Refresh, StopSignals, fit, stop_signals
 from ..types import Batch, Dataset
 from .preparation import (
-    MIN_VALID,
     Settings,
     by_text,
-    calibrate,
     describe_run,
     give_memory,
     make_encoder,
@@ -42,6 +40,7 @@ from .preparation import (
     save_run,
     with_label_documents,
 )
+from .validation import MIN_VALID, calibrate
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,12 @@ from ..training.pools import PickSome
 from ..training.required_memory import training_bytes
 from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
+from .choosing import Choice
 from .companion import with_companion
-from .preparation import fill_in, hard_negatives, optimizers_of, shape_of, validation
+from .preparation import fill_in, hard_negatives, optimizers_of, shape_of
 from .run import Need, Prepared, Run, prepare, running
 from .seconds import companion_seconds, linear_seconds, memory_seconds, tuned_on, tuning_seconds
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -118,19 +120,24 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
     beside = companion_seconds(settings.voting.companion, data, settings.fit)
     choosing = settings.heads.search_weight is None and start.enough_valid
     scaling = settings.classifier.classifier_norm == "tuned" and start.enough_valid
+    choice, valid = Choice(heads, choosing, scaling), Validation.of(start.data, encoder, search, settings.fit)
+
+    def evaluate() -> dict[str, float]:
+        assert valid is not None
+        return valid.of_rankings(*choice.make(valid), heads)
+
     with running(start, run) as loop:
-        evaluate = validation(start.data, encoder, search, settings.fit, heads, choosing, scaling)
         report = loop.fit(
             module,
             step,
             plan,
             optimizers(module, settings),
-            evaluate=evaluate,
+            evaluate=None if valid is None else evaluate,
             refresh=renewal.refresh(),
             ending=lambda: remaining() + beside,
         )
         search.forget()
-        if (choosing or scaling) and evaluate is not None:
+        if (choosing or scaling) and valid is not None:
             report = dataclasses.replace(report, metrics=evaluate())
             _tell(heads, choosing, scaling)
         encoder.precision = "float32"  # of the keys too
@@ -201,7 +208,7 @@ def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
     """Validation metrics with those of each ranking apart.
 
     Args:
-        metrics: as `preparation.validation` gives them.
+        metrics: as `Validation.of_rankings` gives them.
     """
     combined = {name: value for name, value in metrics.items() if " " not in name}
     if not combined:
