@@ -23,7 +23,8 @@ def product_seconds() -> dict[str, float]:
 
     low = has("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     lower = has("_is_amx_tile_supported", "_is_vnni_supported")
-    return {"float32": 1.0, "bf16": 0.5 if low else 2.0, "int8": 0.25 if lower else 2.0}
+    second = 4e-3  # of two cores
+    return {"float32": second, "bf16": second / 2 if low else 2 * second, "int8": second / 4 if lower else 2 * second}
 
 
 def pretend() -> None:

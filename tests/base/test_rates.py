@@ -43,6 +43,13 @@ def test_what_is_clearly_faster_is_taken(
         assert not rates.bf16_pays(torch.device(other)) and not rates.int8_pays(torch.device(other))
 
 
+def test_products_per_second_are_of_the_faster_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bf16 in (0.01, 9.0):
+        monkeypatch.setattr(rates, "_product_seconds", lambda bf16=bf16: {"float32": 0.02, "bf16": bf16, "int8": 1e-9})
+        assert rates.products_per_second(CPU) == pytest.approx(1024 * 1024 * 384 / min(0.02, bf16))
+    assert rates.products_per_second(torch.device("meta")) == rates.GPU_PRODUCTS_PER_SECOND
+
+
 def test_it_is_measured_once_and_kept(tmp_path: Path) -> None:
     seconds = rates._product_seconds()
     assert set(seconds) == {"float32", "bf16", "int8"} and 0 < seconds["float32"] < float("inf")

@@ -15,9 +15,10 @@ import scipy.sparse as sp
 import torch
 
 import labelspace as ls
+from labelspace.base.rates import products_per_second
 from labelspace.cli.app import main
-from labelspace.recipes.auto import FEW_PASSES, choose
-from labelspace.recipes.seconds import BOTH_HEADS_PAIRS_PER_SECOND, TUNING_SECONDS, texts_per_second
+from labelspace.recipes.auto import FEW_PASSES, LEAST_PASSES, choose
+from labelspace.recipes.seconds import BOTH_HEADS_PRODUCTS_PER_PAIR, TUNING_SECONDS, texts_per_second
 from labelspace.training.config import defaults, flat, made, recipe_with
 from labelspace.training.settings import EncoderSettings, RaexmcSettings, Request
 
@@ -63,8 +64,10 @@ def test_the_encoder_follows_from_the_time(caplog: pytest.LogCaptureFixture) -> 
     assert "no recipe was named: unidec with a memory of the documents with the encoder minilm" in caplog.text
     assert answered(short, device="cpu", max_minutes=0.01)[1].encoder == "static"
     long = corpus(2000, 500)
-    limit = 0.35 * 2000 * 128 / 1800 / 60  # a third of a pass at most, of one core
-    assert answered(long, device="cpu", max_minutes=limit / 40)[1].encoder == "static"
+    rate = texts_per_second([long.train.texts, long.labels.texts], torch.device("cpu"), EncoderSettings())
+    limit = LEAST_PASSES * 2050 / rate / 60
+    assert answered(long, device="cpu", max_minutes=limit)[1].encoder == "static"
+    assert answered(long, device="cpu", max_minutes=5 * limit)[1].encoder == "minilm"
     recipe, static = answered(short, device="cpu", encoder="static", classifier_labels="all")
     assert recipe == "unidec" and static.encoder_weight == 0.5 and static.encoder_dim is None
 
@@ -121,8 +124,8 @@ def test_what_is_given_wins_over_what_would_be_chosen() -> None:
 def test_static_without_time_for_all_labels_picks_a_pool() -> None:
     data = corpus(4000, 5, labels=500)
     own = {"device": "cpu", "encoder": "static", "memory": False}
-    a_minute = 60 * torch.get_num_threads() * BOTH_HEADS_PAIRS_PER_SECOND  # label texts included
-    passes = a_minute / (4500 * 500)
+    a_minute = 60 * products_per_second(torch.device("cpu")) / BOTH_HEADS_PRODUCTS_PER_PAIR
+    passes = a_minute / (4500 * 500)  # label texts included
     for factor, pool in ((1.1, "auto"), (0.9, "some")):
         chosen = answered(data, max_minutes=factor * FEW_PASSES / passes, **own)[1]  # type: ignore[arg-type]
         assert chosen.pool == pool and not chosen.clusters

@@ -22,6 +22,12 @@ PAYS = 1.15
 """So many times faster products in a smaller type must be to be taken, so that noise does not decide."""
 
 
+GPU_PRODUCTS_PER_SECOND = 4.2e12
+"""What is foreseen of a GPU: forty cores with bf16 products, which is little, so that no run is too long."""
+PRODUCT_ROWS, PRODUCT_WIDTH = 1024, 384
+"""Rows and dimensions of both sides of the product that is measured."""
+
+
 def bf16_pays(device: torch.device) -> bool:
     """Whether matrix products in bf16 are faster than in float32 here.
 
@@ -47,6 +53,18 @@ def int8_pays(device: torch.device) -> bool:
     return min(seconds["float32"], seconds["bf16"]) > PAYS * seconds["int8"]
 
 
+def products_per_second(device: torch.device) -> float:
+    """Multiplications with addition that matrix products make in a second, in the faster of float32 and bf16.
+
+    Args:
+        device: a CPU with all its threads is measured once and kept in the cache folder; of a GPU it is a guess.
+    """
+    if device.type != "cpu":
+        return GPU_PRODUCTS_PER_SECOND
+    seconds = _product_seconds()
+    return PRODUCT_ROWS**2 * PRODUCT_WIDTH / min(seconds["float32"], seconds["bf16"])
+
+
 @functools.cache
 def int8_is_exact() -> bool:
     """Whether this processor's int8 products are right over the whole range; some saturate sums of two in 16 bits."""
@@ -63,7 +81,7 @@ def int8_is_exact() -> bool:
 
 @functools.cache
 def _product_seconds() -> dict[str, float]:
-    """Seconds of a matrix product of 1024 x 384 and 384 x 1024 in float32, bf16 and int8; infinite where there is none.
+    """Seconds of a product of two (1024, 384) matrices in float32, bf16 and int8; infinite where there is none.
 
     A processor may have instructions for a type and be slow in it, or have none and be fast enough, and a user may
     have told the libraries to leave some alone; so what is faster is measured.
@@ -72,7 +90,7 @@ def _product_seconds() -> dict[str, float]:
 
     def measure() -> dict[str, float]:
         g = torch.Generator().manual_seed(0)
-        a, b = torch.randn(1024, 384, generator=g), torch.randn(1024, 384, generator=g)
+        a, b = (torch.randn(PRODUCT_ROWS, PRODUCT_WIDTH, generator=g) for _ in range(2))
         a16, b16 = a.bfloat16(), b.bfloat16()
         a8, b8 = ((x * 30).clamp(-127, 127).to(torch.int8) for x in (a, b))
         sides = {"float32": lambda: a @ b.T, "bf16": lambda: a16 @ b16.T, "int8": lambda: torch._int_mm(a8, b8.T)}

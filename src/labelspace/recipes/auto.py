@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from ..base.machine import device_of
+from ..base.rates import products_per_second
 from ..encoders import Encoder, open_encoder
 from ..training.batches import usable_rows
 from ..training.config import defaults, flat, made
 from ..training.settings import FitSettings, MemoryRequest, RaexmcSettings, Request, UnidecSettings
 from ..types import Dataset
 from .seconds import (
-    BOTH_HEADS_PAIRS_PER_SECOND,
+    BOTH_HEADS_PRODUCTS_PER_PAIR,
     COMPANION_SHARE,
-    GPU_FACTOR,
     classifier_pass_seconds,
     companion_seconds,
     linear_seconds,
@@ -109,8 +109,8 @@ def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, U
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
         by = values["documents_by"] = given.get("documents_by", "encoder")
         values["companion"] = "static" if by == "companion" else given.get("companion", "none")  # is refused there
-        cores = torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR
-        against_all = max(0.0, seconds) * cores * BOTH_HEADS_PAIRS_PER_SECOND / (count * len(data.labels))
+        products = count * len(data.labels) * BOTH_HEADS_PRODUCTS_PER_PAIR
+        against_all = max(0.0, seconds) * products_per_second(device) / products
         rows_pay = documents >= ROWS_FROM * len(data.labels) and against_all >= ROWS_PASSES
         rows_pay &= len(data.labels) <= MOST_IN_POOL
         if request.batches.pool == "auto" and against_all < FEW_PASSES:
