@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,12 +14,7 @@ from ..types import Batch
 
 
 def usable_rows(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The given rows that have a label; the others teach nothing.
-
-    Args:
-        targets: the truth, (N, L).
-        rows: (n,) row numbers.
-    """
+    """The given rows of the truth (N, L) that have a label; the others teach nothing."""
     return rows[np.diff(targets.indptr)[rows] > 0]
 
 
@@ -43,12 +37,7 @@ class Draws:
 
     @classmethod
     def of(cls, part: sp.csr_array, rng: np.random.Generator) -> Draws:
-        """Draw an order.
-
-        Args:
-            part: truth of the batch's documents, (B, L).
-            rng: source of the draws.
-        """
+        """Draw an order of the true pairs (B, L) of a batch's documents."""
         counts = np.diff(part.indptr)
         rows = np.repeat(np.arange(len(counts)), counts)
         keys = np.log(rng.random(len(rows))) / part.data
@@ -88,12 +77,7 @@ class Batches:
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch's batches.
-
-        Args:
-            epoch: its number.
-            start: the first batch to give.
-        """
+        """The batches of an epoch, from number ``start`` on."""
         order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
         for step in range(start, self.per_epoch):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -102,10 +86,10 @@ class Batches:
             yield self._assemble(chosen, self.pool(draws), draws, key)
 
     def widened(self, batch: Batch, labels: npt.NDArray[np.int64]) -> Batch:
-        """A batch with more labels in its pool; a label that is true for a document is a positive of that one.
+        """A batch of this run with more labels in its pool; a label that is true for a document becomes its positive.
 
         Args:
-            batch: one of these batches, with a pool.
+            batch: with a pool.
             labels: label numbers to add, repeats allowed.
         """
         assert batch.pool is not None, "a pool of all labels is as wide as can be"
@@ -121,20 +105,16 @@ class Batches:
             inside = (columns < len(labels)) & (labels[np.minimum(columns, len(labels) - 1)] == draws.labels)
         drawn = inside if self.draw is None else inside & (draws.rank < self.draw)
         pairs = np.vstack([draws.rows, columns])
-        batch = Batch(chosen, labels, pairs[:, drawn], key=key)
-        if self.hide and self.draw is not None:
-            batch = dataclasses.replace(batch, hidden=pairs[:, inside & ~drawn])
-        if self.weighted:
-            batch = dataclasses.replace(batch, weights=draws.relevance[drawn])
-        return batch
+        hidden = pairs[:, inside & ~drawn] if self.hide and self.draw is not None else None
+        return Batch(chosen, labels, pairs[:, drawn], hidden, draws.relevance[drawn] if self.weighted else None, key)
 
 
 @dataclass(eq=False)
 class PickedBatches:
     """The batches of a run whose pools are picked, and whose documents may come in clusters (UniDEC).
 
-    Order and draws depend on the seed, the epoch, the step, and the clusters and shortlists of the last refresh, which
-    count from the next batch on.
+    Order and draws depend on the seed, the epoch, the step, and the clusters and shortlists of the last refresh. These
+    apply from the next batch on.
 
     Args:
         targets: the truth, (N, L).
@@ -142,8 +122,8 @@ class PickedBatches:
         pick: the labels scored for a batch, from its draws, its shortlists and a source of random numbers.
         batch_size: documents in a batch; with clusters up to twice as many.
         seed: of the run.
-        clustered: cut an epoch into 2^depth batches of equal size, at least ``batch_size``, and let each be a cluster
-            once there are clusters.
+        clustered: cut an epoch into 2^depth batches of equal size, at least ``batch_size``, each of them a cluster
+            as soon as there are clusters.
     """
 
     targets: sp.csr_array
@@ -168,12 +148,7 @@ class PickedBatches:
         return 2**self.depth if self.clustered else -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch's batches.
-
-        Args:
-            epoch: its number.
-            start: the first batch to give.
-        """
+        """The batches of an epoch, from number ``start`` on."""
         order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
         places = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(self.per_epoch)
         for step in range(start, self.per_epoch):
@@ -203,13 +178,7 @@ class PickedBatches:
 
 
 def halves(items: npt.NDArray[np.int64], depth: int, part: int) -> npt.NDArray[np.int64]:
-    """One of the 2^depth parts that come of halving so often; the first half gets the odd item.
-
-    Args:
-        items: (n,) in order.
-        depth: halvings.
-        part: number of the part, from 0.
-    """
+    """One of the 2^depth parts, counted from 0, of items that are halved so often; the first half gets the odd item."""
     for level in reversed(range(depth)):
         middle = -(-len(items) // 2)
         items = items[middle:] if part >> level & 1 else items[:middle]

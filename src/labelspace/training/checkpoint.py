@@ -37,20 +37,11 @@ class State:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with a prefix, without it.
-
-        Args:
-            prefix: ending in a dot.
-        """
+        """The tensors whose names begin with a prefix, which ends in a dot, without it."""
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
 
     def add(self, prefix: str, tensors: dict[str, Tensor]) -> None:
-        """Put tensors in under a prefix.
-
-        Args:
-            prefix: ending in a dot.
-            tensors: by name.
-        """
+        """Put tensors in under a prefix, which ends in a dot."""
         self.tensors.update({prefix + name: x for name, x in tensors.items()})
 
 
@@ -93,17 +84,13 @@ class Checkpoints:
             return
 
     def begin(self, run: dict[str, Any]) -> None:
-        """Start anew: drop what another run left, and say what this one is.
-
-        Args:
-            run: recipe, settings and data of the run.
-        """
+        """Start anew: drop what another run left, and write recipe, settings and data of this one."""
         self._drop(keep={"lock"})
         with atomic_file(self.folder / "run.json") as path:
             path.write_text(json.dumps({"format_version": FORMAT_VERSION, **run}, indent=2) + "\n", encoding="utf-8")
 
     def described(self) -> dict[str, Any] | None:
-        """What the run is, as `begin` was told; None where no run is unfinished.
+        """What `begin` wrote of the run; None where no run is unfinished.
 
         Raises:
             CheckpointError: a folder that this version cannot read.
@@ -124,11 +111,7 @@ class Checkpoints:
         return run
 
     def save(self, step: int, state: State) -> None:
-        """Write the state after a step and drop the one before.
-
-        Args:
-            step: steps taken.
-            state: of the run.
+        """Write the state after so many steps and drop the one before.
 
         Raises:
             CheckpointError: it cannot be written, to a full disk say; the one before stays.
@@ -181,11 +164,9 @@ class Checkpoints:
 
     def _drop(self, keep: set[str]) -> None:
         for entry in self.folder.iterdir():
-            if entry.name in keep:
-                continue
-            if entry.is_dir():
+            if entry.name not in keep and entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            else:
+            elif entry.name not in keep:
                 with contextlib.suppress(OSError):
                     entry.unlink()
 
@@ -193,5 +174,5 @@ class Checkpoints:
         """Folders of states, the latest last."""
         if not self.folder.is_dir():
             return []
-        found = [p for p in self.folder.iterdir() if p.name.startswith("step-") and p.name[5:].isdecimal()]
-        return sorted(found, key=lambda p: int(p.name[5:]))
+        steps = [p for p in self.folder.iterdir() if p.name.startswith("step-") and p.name[5:].isdecimal()]
+        return sorted(steps, key=lambda p: int(p.name[5:]))

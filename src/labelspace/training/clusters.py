@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-MOST_ROUNDS = 100
-LEAST_GAIN = 1e-4
+MAX_ROUNDS = 100
+"""Rounds of a split at most."""
+MIN_GAIN = 1e-4
+"""A split goes on while the mean cosine with the own centroid grows by this much in a round."""
 ROW_BLOCK = 65_536
 """Vectors of a part that are held at a time when it is larger than this; those of a smaller part are gathered once."""
 
@@ -19,9 +23,8 @@ def balanced_clusters(vectors: Tensor, depth: int, rng: np.random.Generator) -> 
 
     A part is split by two centroids, at first two of its vectors at random: its vectors are sorted by their cosine with
     the second less that with the first, and cut in half, the first half getting the odd one; the centroids become the
-    normalised means; again, as long as the mean cosine with the own centroid grows by 1e-4, at most 100 rounds.
-
-    Beside the vectors it holds a block of them, and a few numbers a vector.
+    normalised means; this is repeated (`MAX_ROUNDS`, `MIN_GAIN`). Beside the vectors it holds a block of them, and some
+    numbers a vector.
 
     Args:
         vectors: (n, D) float32 or bf16, unit length.
@@ -48,29 +51,27 @@ def _split(
     count, middle = len(part), -(-len(part) // 2)
     rows = torch.from_numpy(part).to(vectors.device)
     blocks = [rows[i : i + ROW_BLOCK] for i in range(0, count, ROW_BLOCK)]
-    whole = vectors[rows].float() if len(blocks) == 1 else None  # gathered once
+    whole = [vectors[rows].float()] if len(blocks) == 1 else None  # gathered once
+
+    def parts() -> Iterable[Tensor]:
+        return whole or (vectors[block].float() for block in blocks)
+
     first = rng.choice(count, 2, replace=False)
     centroids = vectors[rows[torch.from_numpy(first).to(rows.device)]].float()
     before = -np.inf
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         toward = centroids[1] - centroids[0]
-        if whole is not None:
-            lean = whole @ toward
-        else:
-            lean = torch.cat([vectors[block].float() @ toward for block in blocks])
+        lean = torch.cat([x @ toward for x in parts()])
         order = torch.argsort(lean, stable=True)
         second = torch.zeros(count, device=rows.device)
         second[order[middle:]] = 1
         shares = torch.stack([1 - second, second])
-        if whole is not None:
-            sums = shares @ whole
-        else:
-            sums = torch.zeros_like(centroids)
-            for i, block in enumerate(blocks):
-                sums += shares[:, i * ROW_BLOCK : (i + 1) * ROW_BLOCK] @ vectors[block].float()
+        sums = torch.zeros_like(centroids)
+        for i, x in enumerate(parts()):
+            sums += shares[:, i * ROW_BLOCK : (i + 1) * ROW_BLOCK] @ x
         centroids = normalize(sums, dim=1)
         now = float((sums * centroids).sum()) / count
-        if now - before < LEAST_GAIN:
+        if now - before < MIN_GAIN:
             break
         before = now
     sorted_part = part[order.cpu().numpy()]

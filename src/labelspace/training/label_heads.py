@@ -1,8 +1,9 @@
-"""Heads: label numbers -> label vectors (P, D), and what stands between the encoder and the scores (UniDEC)."""
+"""Heads: label numbers -> label vectors (P, D), and the layers between the encoder and the scores (UniDEC)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,13 @@ from ..encoders.tokens import Tokens
 from ..errors import ModelError
 from ..evaluation.metrics import barred_labels, binary_truth, membership
 from ..memory.indexes import ExactIndex
-from .optim import keep_types, round_stochastically
+from .optim import BaseOptimizer, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]
 Ranking = Literal["combined", "encoder", "classifier"]
 RANKINGS: tuple[Ranking, ...] = ("combined", "encoder", "classifier")
+SEARCH_SETTINGS = ("search_weight", "row_length", "row_power")
+"""Attributes of `TwoHeads` that are chosen after training, for search."""
 
 
 class LabelEncoder:
@@ -42,14 +45,11 @@ class LabelEncoder:
         self.encoder, self.tokens, self.chunk_size = encoder, tokens, chunk_size
 
     def __call__(self, pool: npt.NDArray[np.int64] | None, kept_tokens: int = 0) -> Tensor:
-        """Vectors of the labels of a pool, with a graph.
+        """Vectors (P, D) float32 of the labels of a pool, with a graph.
 
         Args:
             pool: (P,) label numbers; None for all.
             kept_tokens: tokens whose activations may stay in memory.
-
-        Returns:
-            (P, D) float32.
         """
         tokens = self.tokens if pool is None else self.tokens.take(pool)
         return encode_cached(self.encoder, tokens, self.chunk_size, kept_tokens)
@@ -71,13 +71,10 @@ class LabelTable(nn.Module):
         self.dropout = dropout
 
     def forward(self, pool: npt.NDArray[np.int64] | None) -> Tensor:
-        """Vectors of the labels of a pool, with a graph.
+        """Vectors (P, D) float32 of the labels of a pool, with a graph.
 
         Args:
             pool: (P,) distinct label numbers, rising; None for all, whose gradient is dense.
-
-        Returns:
-            (P, D) float32.
         """
         if pool is None:
             rows = self.weight.float()
@@ -87,13 +84,13 @@ class LabelTable(nn.Module):
 
 
 def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A table's first vectors, Xavier-uniform.
+    """The first vectors of a table, Xavier-uniform.
 
     Args:
         count: L, rows.
         dim: D, columns.
         dtype: float32 or bf16.
-        device: where to put them.
+        device: of the table.
     """
     bound = (6 / (count + dim)) ** 0.5
     return torch.empty(count, dim, dtype=dtype, device=device).uniform_(-bound, bound)
@@ -126,7 +123,7 @@ class OneVsAll(LabelTable):
 
     Args:
         rows: (L, D) first vectors, float32 or bf16; they become the weights without a copy.
-        scale: logits are so many times the products of queries and rows.
+        scale: factor from products of queries and rows to logits.
         chunk: labels whose logits are held at a time.
     """
 
@@ -134,7 +131,7 @@ class OneVsAll(LabelTable):
         super().__init__(rows)
         self.scale, self.chunk = scale, chunk
         self.pending: tuple[Tensor, Tensor] | None = None
-        """Queries and positives of the step that the weights were not updated for."""
+        """Queries and positives of the last loss, until the weights are updated for it."""
 
     def loss(self, queries: Tensor, positives: Tensor) -> Tensor:
         """BCE summed over documents and labels; its gradient in the queries uses the weights as they are now.
@@ -149,28 +146,21 @@ class OneVsAll(LabelTable):
         return value
 
     def chunks(self, queries: Tensor, positives: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Labels of each chunk, their rows as they multiply, and their logits (B, c), whose memory may be written to.
+        """Labels of each chunk, their rows in the type of the products, and logits (B, c) that may be overwritten.
 
         Args:
             queries: (B, D) documents.
             positives: (2, M) pairs, sorted by label.
         """
-        scaled = (queries * self.scale).to(self._products(queries))
+        low = torch.bfloat16 if self.weight.dtype == torch.bfloat16 else queries.dtype
+        scaled = (queries * self.scale).to(low)
         for start in range(0, len(self.weight), self.chunk):
             rows = self.weight.detach()[start : start + self.chunk].to(scaled.dtype)
             yield slice(start, start + len(rows)), rows, (scaled @ rows.T).to(queries.dtype)
 
-    def _products(self, queries: Tensor) -> torch.dtype:
-        return torch.bfloat16 if self.weight.dtype == torch.bfloat16 else queries.dtype
 
-
-def positives_within(positives: Tensor, labels: slice) -> tuple[Tensor, Tensor]:
-    """Rows and columns, counted from the first label, of the pairs whose label is in a chunk.
-
-    Args:
-        positives: (2, M) pairs, sorted by label.
-        labels: the chunk.
-    """
+def _positives_within(positives: Tensor, labels: slice) -> tuple[Tensor, Tensor]:
+    """Rows, and columns counted from the chunk's first label, of the pairs (2, M), sorted by label, that are in it."""
     bounds = torch.tensor([labels.start, labels.stop], device=positives.device)
     first, last = torch.searchsorted(positives[1].contiguous(), bounds).tolist()
     return positives[0, first:last], positives[1, first:last] - labels.start
@@ -182,7 +172,7 @@ class _OneVsAll(torch.autograd.Function):
         gradient = torch.zeros_like(queries)
         value = torch.zeros((), dtype=torch.float64, device=queries.device)
         for labels, rows, logits in head.chunks(queries, positives):
-            own = positives_within(positives, labels)
+            own = _positives_within(positives, labels)
             value -= logits[own].sum()
             value += logits.clamp(min=0).sum() + logits.abs().neg_().exp_().log1p_().sum()
             g = logits.sigmoid_()
@@ -198,14 +188,14 @@ class _OneVsAll(torch.autograd.Function):
         return gradient * grad, None, None
 
 
-class OneVsAllSGD(torch.optim.Optimizer):
+class OneVsAllSGD(BaseOptimizer):
     """Updates the weights of a `OneVsAll` head chunk by chunk: ``W -= lr (G^T E + decay W)``.
 
     The gradient is that of the sum over documents and labels, as published rates assume. bf16 weights are rounded
     stochastically, seeded by the step; there is no master copy.
 
     Args:
-        head: whose last loss is learnt from.
+        head: its last loss is learnt from.
         lr: learning rate.
         weight_decay: decay of the weights.
         momentum: of the gradient, a buffer as large as the weights; 0 for none.
@@ -218,19 +208,10 @@ class OneVsAllSGD(torch.optim.Optimizer):
         super().__init__([head.weight], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "seed": seed})
         self.head = head
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all rows.
-
-        Args:
-            closure: computes the loss again, as every torch optimiser allows.
-        """
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
+    def advance(self) -> None:
+        """Update all rows by the last loss, once."""
         if self.head.pending is None:
-            return value
+            return
         (queries, positives), self.head.pending = self.head.pending, None
         group, weight = self.param_groups[0], self.head.weight
         state = self.state[weight]
@@ -240,7 +221,7 @@ class OneVsAllSGD(torch.optim.Optimizer):
         generator = torch.Generator(weight.device).manual_seed((group["seed"] * 1_000_003 + state["step"]) % 2**63)
         for labels, rows, logits in self.head.chunks(queries, positives):
             g = logits.sigmoid_()
-            g[positives_within(positives, labels)] -= 1
+            g[_positives_within(positives, labels)] -= 1
             change = (g.to(rows.dtype).T @ queries.to(rows.dtype)).to(queries.dtype).mul_(self.head.scale)
             old = weight[labels].to(change.dtype)
             change.add_(old, alpha=group["weight_decay"])
@@ -248,22 +229,12 @@ class OneVsAllSGD(torch.optim.Optimizer):
                 change = state["momentum"][labels].mul_(group["momentum"]).add_(change)
             new = old.add_(change, alpha=-group["lr"])
             weight[labels] = round_stochastically(new, generator) if weight.dtype == torch.bfloat16 else new
-        return value
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of another, as it is: torch would cast it to the type of the weights.
-
-        Args:
-            state_dict: as `state_dict` gave it.
-        """
-        super().load_state_dict(state_dict)
-        keep_types(self, state_dict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the last loss.
 
         Args:
-            set_to_none: as torch has it.
+            set_to_none: as in torch.
         """
         super().zero_grad(set_to_none)
         self.head.pending = None
@@ -320,11 +291,7 @@ class TwoHeads(nn.Module):
         return self.encoder_dim or self.dim, self.classifier_dim or self.dim
 
     def dual(self, vectors: Tensor) -> Tensor:
-        """g_D of documents or labels, for training and search.
-
-        Args:
-            vectors: (n, D) of the encoder.
-        """
+        """g_D of documents or labels, for training and search, from the encoder's vectors (n, D)."""
         if self.encoder is not None:
             vectors = torch.tanh(self.encoder(vectors))
         elif self.unit and not (self.training and self.dropout):
@@ -334,23 +301,24 @@ class TwoHeads(nn.Module):
     def _dropped(self, vectors: Tensor) -> Tensor:
         return dropout(vectors, self.dropout) if self.training and self.dropout else vectors
 
-    def document(self, vectors: Tensor) -> Tensor:
-        """g_C of documents, for training.
+    @contextlib.contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
-        Args:
-            vectors: (n, D) of the encoder.
-        """
+    def document(self, vectors: Tensor) -> Tensor:
+        """g_C of documents, for training, from the encoder's vectors (n, D)."""
         if self.classifier is not None:
             vectors = self.classifier(vectors)
         vectors = self._dropped(vectors)
         return normalize(vectors, dim=1) if self.classifier_norm == "both" else vectors
 
     def label(self, rows: Tensor) -> Tensor:
-        """Rows of the label table, for training.
-
-        Args:
-            rows: (P, d_C).
-        """
+        """Rows (P, d_C) of the label table, for training."""
         return normalize(rows, dim=1) if self.classifier_norm == "both" else rows
 
     @property
@@ -365,7 +333,7 @@ class TwoHeads(nn.Module):
 
     @torch.no_grad()
     def queries(self, vectors: Tensor) -> Tensor:
-        """What documents ask a memory with: [g_D; g_C], g_C unit length unless it is ``never`` scaled.
+        """Queries of documents: [g_D; g_C], g_C of unit length unless it is ``never`` scaled.
 
         Args:
             vectors: (n, D) of the encoder.
@@ -373,28 +341,19 @@ class TwoHeads(nn.Module):
         Returns:
             (n, d_D + d_C) float32.
         """
-        training = self.training
-        self.eval()
-        dual, classifier = self.dual(vectors), self.document(vectors)
-        self.train(training)
+        with self._without_dropout():
+            dual, classifier = self.dual(vectors), self.document(vectors)
         if self.classifier_norm != "never":
             classifier = normalize(classifier, dim=1)
         return torch.cat([dual, classifier], dim=1)
 
     def documents(self, vectors: Tensor) -> Tensor:
-        """Keys of documents.
-
-        Args:
-            vectors: (n, D) of the encoder.
-
-        Returns:
-            (n, document_dim) float32.
-        """
+        """Keys (n, document_dim) float32 of documents, from the encoder's vectors (n, D)."""
         return self.queries(vectors)[:, : self.document_dim]
 
     @torch.no_grad()
     def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
-        """What labels answer with: [2 s g_D; 2 (1 - s) W], W as long as `classifier_norm` says.
+        """Keys of labels: [2 s g_D; 2 (1 - s) W], with the length of W that `classifier_norm` says.
 
         Args:
             vectors: (n, D) of the encoder, from the label texts.
@@ -403,11 +362,9 @@ class TwoHeads(nn.Module):
         Returns:
             (n, d_D + d_C) float32.
         """
-        training = self.training
-        self.eval()
-        dual = self.dual(vectors)
-        rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
-        self.train(training)
+        with self._without_dropout():
+            dual = self.dual(vectors)
+            rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
         if self.classifier_norm == "tuned" and self.row_power:
             lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).div_(self.row_length)
             rows = normalize(rows, dim=1) * lengths.pow_(self.row_power)
@@ -418,41 +375,20 @@ class TwoHeads(nn.Module):
         return torch.cat([dual, rows], dim=1)
 
     def weight(self, ranking: Ranking) -> float:
-        """What the label keys of a ranking are multiplied by: 2 s or 2 (1 - s), and 1 for both together.
-
-        Args:
-            ranking: ``combined``, ``encoder`` or ``classifier``.
-        """
-        weights = {"combined": 1.0, "encoder": 2 * self.search_weight, "classifier": 2 * (1 - self.search_weight)}
-        return weights[ranking]
+        """Factor of the label keys of a ranking: 2 s, 2 (1 - s), or 1 for both together."""
+        s = self.search_weight
+        return {"combined": 1.0, "encoder": 2 * s, "classifier": 2 * (1 - s)}[ranking]
 
     def columns(self, ranking: Ranking) -> slice:
-        """Columns of queries and keys that a ranking multiplies.
-
-        Args:
-            ranking: ``combined``, ``encoder`` or ``classifier``.
-        """
+        """Columns of queries and keys that a ranking multiplies."""
         first = self.widths[0]
         return {"combined": slice(None), "encoder": slice(first), "classifier": slice(first, None)}[ranking]
 
     def save(self, file: Path) -> dict[str, Any]:
-        """Write the weights and return the settings that `load` needs.
-
-        Args:
-            file: a safetensors file to be.
-        """
+        """Write the weights to a safetensors file and return the settings that `load` needs."""
         save_file({name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}, file)
-        return {
-            "kind": "two heads",
-            "dim": self.dim,
-            "encoder_dim": self.encoder_dim,
-            "classifier_dim": self.classifier_dim,
-            "classifier_norm": self.classifier_norm,
-            "unit": self.unit,
-            "search_weight": self.search_weight,
-            "row_length": self.row_length,
-            "row_power": self.row_power,
-        }
+        own = ("dim", "encoder_dim", "classifier_dim", "classifier_norm", "unit", *SEARCH_SETTINGS)
+        return {"kind": "two heads", **{name: getattr(self, name) for name in own}}
 
     @classmethod
     def load(cls, file: Path, settings: dict[str, Any], device: str = "cpu") -> TwoHeads:
@@ -476,9 +412,8 @@ class TwoHeads(nn.Module):
                 classifier_norm=settings["classifier_norm"],
                 unit=bool(settings.get("unit", False)),
             )
-            heads.search_weight = float(settings.get("search_weight", 0.5))
-            heads.row_length = float(settings.get("row_length", 1.0))
-            heads.row_power = float(settings.get("row_power", 0.0))
+            for name in SEARCH_SETTINGS:
+                setattr(heads, name, float(settings.get(name, getattr(cls, name))))
             heads.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file} is missing or damaged: {' '.join(str(error).split())[:300]}") from error
@@ -487,8 +422,8 @@ class TwoHeads(nn.Module):
 
 SEARCH_WEIGHTS = tuple(n / 20 for n in range(1, 20))
 """Shares of the dual encoder that are tried."""
-WEIGHED_AMONG = 50
-"""Best labels of each head among which they are tried."""
+SEARCHED_LABELS = 50
+"""Best labels of each head that are scored with every share."""
 
 
 def best_search_weight(
@@ -498,9 +433,9 @@ def best_search_weight(
     targets: sp.csr_array,
     filter_pairs: npt.NDArray[np.int64] | None = None,
 ) -> float:
-    """The share of the dual encoder whose ranking has the highest nDCG@5; of several the one nearest to a half.
+    """The share s of the dual encoder whose ranking has the highest nDCG@5; of several the one nearest to a half.
 
-    The labels that either head ranks among its best are scored anew for every share; no other is looked at.
+    For every share the labels that either head ranks among its best are scored anew, and no others.
 
     Args:
         queries: (n, d_D + d_C) of documents, not weighted.
@@ -508,20 +443,17 @@ def best_search_weight(
         first: d_D.
         targets: (n, L) truth.
         filter_pairs: (M, 2) pairs of document and label that no ranking may show; None for none.
-
-    Returns:
-        s of `TwoHeads`.
     """
     targets = binary_truth(targets)
     barred = barred_labels(filter_pairs, *targets.shape)
-    among = WEIGHED_AMONG + int(np.diff(barred.indptr).max(initial=0))
+    among = SEARCHED_LABELS + int(np.diff(barred.indptr).max(initial=0))
     parts = [(queries[:, p].contiguous(), keys[:, p].contiguous()) for p in (slice(first), slice(first, None))]
-    found = [ExactIndex(k).search(q, min(among, len(k)))[1] for q, k in parts]
+    best_labels = [ExactIndex(k).search(q, min(among, len(k)))[1] for q, k in parts]
     gains = np.zeros(len(SEARCH_WEIGHTS))
     discounts = 1 / np.log2(np.arange(2, 7))
     for start in range(0, len(queries), 512):
         rows = slice(start, start + 512)
-        labels = np.sort(np.concatenate([f[rows] for f in found], axis=1), axis=1)
+        labels = np.sort(np.concatenate([x[rows] for x in best_labels], axis=1), axis=1)
         again = np.concatenate([np.zeros((len(labels), 1), dtype=bool), labels[:, 1:] == labels[:, :-1]], axis=1)
         again |= membership(labels, barred[rows])
         where = torch.from_numpy(labels).to(keys.device)

@@ -30,14 +30,17 @@ from .tracking import Tracker
 logger = logging.getLogger(__name__)
 
 SELECT_BY = "nDCG@5"
+"""The validation metric by which the best weights are chosen."""
 LOG_SECONDS = 2.0
+"""Least time between two records of steps."""
 SAVING_SECONDS, SAVING_SHARE = 10.0, 0.1
-"""Time kept free for saving when a run must end by the clock, and what share of all it is at most; evaluation
-time is added to it."""
+"""Time kept free for saving under a time limit, and its largest share of that limit; evaluations come on top."""
 EVALUATION_SHARE = 0.1
-"""When a run must end by the clock, evaluations after the first take about this share of it, one at least."""
+"""Under a time limit, evaluations after the first take about this share of it, but there is one at least."""
 REFRESH_SHARE = 0.1
-"""When a run must end by the clock, what is refreshed takes at most about this share of it."""
+"""Under a time limit, refreshes take at most about this share of it."""
+COUNTERS = ("bad_evaluations", "evaluated_at", "evaluations", "passed")
+"""Attributes of a run that a checkpoint keeps under their own names."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,15 +49,15 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Refresh:
-    """Something that is made anew in the course of a run, between two steps.
+    """Something that is made anew in the course of a run, between two steps, hard negatives say.
 
     Args:
         first: share of the run after which it is made for the first time.
-        every: share of the run after which it is made again.
+        every: share of the run between two times.
         run: makes it.
-        state: what it made, by name, for a checkpoint.
+        state: its tensors by name, for a checkpoint.
         restore: puts back what `state` gave.
-        outcome: asked after the next step: figures for the log of what was made, or None.
+        outcome: called after the next step: figures for the log, or None.
     """
 
     first: float
@@ -100,8 +103,7 @@ class Log:
         if path is not None:
             with writing(path):
                 self._file = path.open("r+" if keep and path.exists() else "w", encoding="utf-8")
-            self._file.seek(0, 2)
-            self._file.truncate(min(keep, self._file.tell()))
+            self._file.truncate(min(keep, self._file.seek(0, 2)))
             self._file.seek(0, 2)
 
     def write(self, **values: Any) -> None:
@@ -146,17 +148,12 @@ class Schedule:
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
         saving = SAVING_SECONDS if settings.max_minutes is None else SAVING_SHARE * 60 * settings.max_minutes
-        self.saving = min(SAVING_SECONDS, saving)
-        self.reserve = self.saving
+        self.saving = self.reserve = min(SAVING_SECONDS, saving)
         self.step_seconds = self.evaluation_seconds = 0.0
         self.last_look = True
 
     def progress(self, step: int) -> float:
-        """Share of the run that is over, 0 to 1, the further one of steps and time; 1 when no step fits any more.
-
-        Args:
-            step: steps taken.
-        """
+        """Share of the run that is over, by steps or time, whichever is more; 1 when no further step fits."""
         share = step / self.total_steps
         if self.deadline is not None:
             if time.monotonic() + self.step_seconds > self.deadline - self.reserve:
@@ -166,12 +163,11 @@ class Schedule:
         return min(1.0, share)
 
     def plan_end(self, ending: float, evaluation_seconds: float = 0.0) -> None:
-        """Keep time free for the end: the keys in float32, calibration, saving, and a last evaluation unless time is
-        short.
+        """Keep time free for the end: saving, a last evaluation unless time is short, and further work.
 
         Args:
-            ending: seconds of further work after the loop.
-            evaluation_seconds: what an evaluation takes; 0 where there was none.
+            ending: seconds of the further work after the loop, such as keys in float32 and calibration.
+            evaluation_seconds: of an evaluation; 0 where there was none.
         """
         first = evaluation_seconds > 0 == self.evaluation_seconds
         self.evaluation_seconds = evaluation_seconds
@@ -180,30 +176,18 @@ class Schedule:
         self.reserve = self.saving + ending + (3.0 if self.last_look else 2.0) * evaluation_seconds
 
     def affordable(self, evaluations: int) -> int:
-        """How many evaluations to make: those asked for, or fewer when the clock would be eaten by them.
-
-        Args:
-            evaluations: how many were asked for.
-        """
+        """How many of the evaluations asked for fit into `EVALUATION_SHARE` of the time limit; at least 1."""
         if self.deadline is None or self.evaluation_seconds <= 0:
             return evaluations
         left = self.deadline - self.reserve - time.monotonic()
         return max(1, min(evaluations, int(EVALUATION_SHARE * left / self.evaluation_seconds)))
 
     def share(self, seconds: float) -> float:
-        """What share of the run so much time is; 0 when the clock does not end it.
-
-        Args:
-            seconds: of anything.
-        """
+        """The share of the run that so many seconds are; 0 without a time limit."""
         return 0.0 if self.deadline is None else seconds / max(1e-9, self.deadline - self.begun)
 
     def factor(self, progress: float) -> float:
-        """Factor of the learning rate: a linear rise during the warm-up, a linear fall to 0 after it.
-
-        Args:
-            progress: share of the run that is over.
-        """
+        """Factor of the learning rate at a share of the run: a linear rise in the warm-up, then a linear fall to 0."""
         if progress < self.warmup:
             return min(1.0, max(progress, 1 / self.total_steps) / self.warmup)
         return (1 - progress) / (1 - self.warmup)
@@ -244,11 +228,11 @@ def fit(
         log: where records go.
         started: when the command began, by `time.monotonic`.
         signals: stop signals; held when the loop is over.
-        refresh: what is made anew in the course of the run, hard negatives say.
+        refresh: what is made anew in the course of the run.
         checkpoints: where the state is written now and then, and when the run is interrupted; None for nowhere.
         state: of an unfinished run, to go on with.
-        ending: seconds of work after the loop that a time limit must leave room for, beside saving; asked for at the
-            start and at every evaluation, since the machine may be busier at one time than at another.
+        ending: seconds of work after the loop, beside saving, for which a time limit must leave room; called at the
+            start and at every evaluation, since the machine is busier at some times.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
@@ -311,7 +295,7 @@ def fit(
                         last_log, texts, loss_sum, loss_count = now, 0, 0.0, 0
             run.look()
         except _Done as done:
-            report.stopped = done.reason
+            report.stopped = done.args[0]
             if report.steps == 0:
                 logger.warning("the time limit left no time for a single step; the model is untrained")
             elif report.stopped == "time" and schedule.last_look:
@@ -328,7 +312,7 @@ def fit(
 
 
 class _Run:
-    """What changes in a run, and what happens between two steps."""
+    """The changing state of a run, and all that happens between two steps."""
 
     def __init__(
         self,
@@ -355,9 +339,7 @@ class _Run:
         self.progress, self.resumed = 0.0, False
         self.bad_evaluations, self.evaluated_at, self.passed = 0, -1, 0
         self.evaluations = settings.evaluations
-        self.refresh_due, self.refreshed = math.inf, False
-        if refresh is not None:
-            self.refresh_due = refresh.first
+        self.refresh_due, self.refreshed = math.inf if refresh is None else refresh.first, False
         self.saved = time.monotonic()
 
     def begin(self) -> None:
@@ -385,16 +367,15 @@ class _Run:
             self.progress, busy = schedule.progress(steps), True
             if self.settings.patience and self.bad_evaluations >= self.settings.patience:
                 raise _Done("early")
-        if self.refresh is not None:
-            if self.progress >= self.refresh_due:
-                begun = time.monotonic()
-                self.refresh.run()
-                with self.signals.deferred():
-                    self.refreshed = True
-                    every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
-                    while self.refresh_due <= self.progress:
-                        self.refresh_due += every
-                busy = True
+        if self.refresh is not None and self.progress >= self.refresh_due:
+            begun = time.monotonic()
+            self.refresh.run()
+            with self.signals.deferred():
+                self.refreshed = True
+                every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
+                while self.refresh_due <= self.progress:
+                    self.refresh_due += every
+            busy = True
         if self.settings.checkpoint_minutes and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
             self.save()
             busy = True
@@ -468,10 +449,7 @@ class _Run:
             {
                 "report": asdict(self.report),
                 "best": {"step": self.best.step, "score": self.best.score if self.best.weights else None},
-                "bad_evaluations": self.bad_evaluations,
-                "evaluated_at": self.evaluated_at,
-                "evaluations": self.evaluations,
-                "passed": self.passed,
+                **{name: getattr(self, name) for name in COUNTERS},
                 "refresh_due": self.refresh_due if self.refresh else None,
                 "refreshed": self.refreshed,
                 "evaluation_seconds": self.schedule.evaluation_seconds,
@@ -523,19 +501,15 @@ class _Run:
         self.random = state.part("random.")
         _set_random_states(self.random)
         vars(self.report).update(record["report"], stopped="finished")
-        self.bad_evaluations, self.evaluated_at = record["bad_evaluations"], record["evaluated_at"]
-        self.evaluations, self.passed = record["evaluations"], record["passed"]
+        vars(self).update({name: record[name] for name in COUNTERS})
         self.started = now - record["elapsed"]
         self.schedule = Schedule(self.settings, self.total, self.started)
         self.schedule.begun = now - record["loop_seconds"]
         self.schedule.plan_end(self.ending(), record["evaluation_seconds"])
         self.resumed = True
         if record["threads"] != torch.get_num_threads():
-            logger.warning(
-                "the run began with %d threads and goes on with %d; sums may round differently",
-                record["threads"],
-                torch.get_num_threads(),
-            )
+            message = "the run began with %d threads and goes on with %d; sums may round differently"
+            logger.warning(message, record["threads"], torch.get_num_threads())
         self.log.write(event="resumed", step=self.report.steps)
         logger.info("going on after step %d of %d", self.report.steps, self.total)
 
@@ -558,21 +532,13 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
 
 
 def readable(metrics: dict[str, float]) -> str:
-    """The main figures of an evaluation in one line.
-
-    Args:
-        metrics: percent by name.
-    """
+    """The main metrics of an evaluation, percent by name, in one line."""
     wanted = ("P@1", "P@5", "nDCG@5", "PSP@5", "R@100")
     return ", ".join(f"{name} {metrics[name]:.2f}" for name in wanted if name in metrics)
 
 
 class _Done(Exception):
-    """The loop is over before its last step."""
-
-    def __init__(self, reason: Literal["early", "time"]):
-        super().__init__(reason)
-        self.reason: Literal["early", "time"] = reason
+    """The loop is over before its last step; the argument says why: ``early`` or ``time``."""
 
 
 class _Best:
@@ -587,11 +553,11 @@ class _Best:
         if score <= self.score:
             return False
         self.score, self.step = score, step
+        own = self.module.state_dict()
         if not self.weights:
-            self.weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        else:
-            for name, value in self.module.state_dict().items():
-                self.weights[name].copy_(value)
+            self.weights = {name: torch.empty_like(value) for name, value in own.items()}
+        for name, value in own.items():
+            self.weights[name].copy_(value)
         return True
 
     def restore(self) -> None:
@@ -607,12 +573,7 @@ class StopSignals:
         self.held, self.pending = False, False
 
     def handle(self, number: int, frame: Any) -> None:
-        """What a signal calls.
-
-        Args:
-            number: of the signal.
-            frame: where it came.
-        """
+        """The handler of a signal, as `signal.signal` wants it."""
         if self.held:
             self.pending = True
         else:
@@ -620,7 +581,7 @@ class StopSignals:
             raise Interrupted
 
     def hold(self) -> None:
-        """Let everything from here on end; later signals are only noted."""
+        """From here on only note signals, so that everything ends."""
         self.held = True
 
     @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Scan(Protocol):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The positives of a batch, and what is known of its logits before they are looked at.
+    """The positives of a batch, and what is known of all its logits before a scan.
 
     Args:
         rows: (M,) rows of the positives.
@@ -94,14 +94,14 @@ class Gradient:
 
 
 class Form(Protocol):
-    """Finds the value of a loss and, if wanted, its gradient."""
+    """Computes the value of a loss and, if wanted, its gradient."""
 
     def __call__(self, pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]: ...
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """A loss that can be found in blocks.
+    """A loss that can be computed in blocks.
 
     Args:
         compute: value and gradient.
@@ -113,7 +113,7 @@ class ClosedForm:
 
 
 def softmax(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
-    """Softmax (InfoNCE) over all columns, summed over the positives of a row: paper's equation for the plain loss.
+    """Softmax (InfoNCE) over all columns, summed over the positives of a row: the plain loss of DEXML's paper.
 
     Positives stand in the denominator and so compete with each other; the optimum gives each 1/m_i.
 
@@ -137,19 +137,8 @@ def decoupled_softmax(
 ) -> Tensor:
     """Decoupled softmax: each positive against the negatives of its row only, averaged over the positives.
 
-    DEXML's default loss. A row whose columns are all positive (or -inf) adds 0.
-
-    Args:
-        logits: (B, P) scores divided by the temperature.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
-
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    DEXML's default loss. A row whose columns are all positive (or -inf) adds 0. Weights do not change the number of
+    positives. Arguments, result and errors are those of `softmax`.
 
     Example:
         >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
@@ -162,19 +151,8 @@ def decoupled_softmax(
 def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
     """Supervised contrastive loss: softmax over all columns, averaged over the positives of a row (UniDEC).
 
-    It is `softmax` with each positive weighted by 1/m_i, so that a document with many labels counts as one.
-
-    Args:
-        logits: (B, P) scores divided by the temperature.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
-
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    It is `softmax` with each positive weighted by 1/m_i, so that a document with many labels counts as one; weights do
+    not change m_i. Arguments, result and errors are those of `softmax`.
     """
     return apply(closed_form("supcon"), logits, positives, weights, reduce)
 
@@ -183,37 +161,16 @@ def balanced(logits: Tensor, positives: Tensor, weights: Tensor | None = None, r
     """Balanced softmax: the negatives and the mean of the positives stand in the denominator (UniDEC).
 
     ``logD_i = logsumexp_j(s_ij - y_ij log m_i)``, and the loss of a row is logD_i minus the mean of its positives;
-    nothing is exponentiated on its own, so logits of any size are safe.
-
-    Args:
-        logits: (B, P) scores divided by the temperature.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) relevance of each positive, 1 when not given; the divisor stays the number of positives.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
-
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    nothing is exponentiated on its own, so logits of any size are safe. Weights do not change m_i. Arguments, result
+    and errors are those of `softmax`.
     """
     return apply(closed_form("balanced"), logits, positives, weights, reduce)
 
 
 def bce(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
-    """One-vs-all binary cross-entropy, averaged over all B P entries.
+    """One-vs-all binary cross-entropy, averaged over all B P entries; weights are soft targets in [0, 1].
 
-    Args:
-        logits: (B, P) scores divided by the temperature.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) soft targets in [0, 1] of the positives, 1 when not given.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
-
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: shapes that do not fit, or a positive whose logit is -inf.
+    Arguments, result and errors are otherwise those of `softmax`.
     """
     return apply(closed_form("bce"), logits, positives, weights, reduce)
 
@@ -233,25 +190,21 @@ def soft_top_k(
     gradient; the gradient is that of the implicit function.
 
     Args:
-        logits: (B, P) scores divided by the temperature.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) relevance of each positive, 1 when not given.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
+        logits: as for `softmax`.
+        positives: as for `softmax`.
+        weights: as for `softmax`.
+        reduce: as for `softmax`.
         k: the number of places, one for all rows or a (B,) tensor.
         alpha: steepness of the sigmoid.
 
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-
     Raises:
-        ValueError: k is not between 0 and the number of columns that count, shapes that do not fit, or a positive
-            whose logit is -inf.
+        ValueError: as for `softmax`, or k is not between 0 and the number of columns that count.
     """
     return apply(closed_form("soft_top_k", k=k, alpha=alpha), logits, positives, weights, reduce)
 
 
 def closed_form(name: str, **options: Any) -> ClosedForm:
-    """A loss by name, in the form that can be found in blocks.
+    """A loss by name, in the form that can be computed in blocks.
 
     Args:
         name: one of ``softmax``, ``decoupled_softmax``, ``supcon``, ``balanced``, ``bce``, ``soft_top_k``.
@@ -279,12 +232,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        form: ClosedForm,
-        positives: Tensor,
-        weights: Tensor | None,
-        reduce: Reduce | None,
+        ctx: Any, logits: Tensor, form: ClosedForm, positives: Tensor, weights: Tensor | None, reduce: Reduce | None
     ) -> Tensor:
         raised = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
         size, reduce = torch.tensor(float(logits.numel())).to(raised), reduce or _identity
@@ -299,9 +247,9 @@ class _Loss(torch.autograd.Function):
 
         value, gradient = form.compute(pairs, scan, ctx.needs_input_grad[0])
         if gradient is not None:
-            found = gradient.block(raised, every)
-            found[positives[0], positives[1]] = gradient.positives
-            ctx.save_for_backward(found)
+            whole = gradient.block(raised, every)
+            whole[positives[0], positives[1]] = gradient.positives
+            ctx.save_for_backward(whole)
         ctx.dtype = logits.dtype
         return value
 
@@ -313,11 +261,7 @@ class _Loss(torch.autograd.Function):
 
 
 def apply(
-    form: ClosedForm,
-    logits: Tensor,
-    positives: Tensor,
-    weights: Tensor | None = None,
-    reduce: Reduce | None = None,
+    form: ClosedForm, logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None
 ) -> Tensor:
     """A loss of logits that are there, as a scalar that autograd can differentiate once.
 
@@ -361,7 +305,7 @@ def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights:
 
 
 def check_range(shape: torch.Size | tuple[int, ...], pairs: Tensor, name: str) -> None:
-    """Refuse pairs outside the logits, which indexing would take for others, or for some of the end.
+    """Refuse pairs outside the logits, which indexing would wrap around to others.
 
     Args:
         shape: shape of the logits, (B, P).
@@ -391,13 +335,13 @@ def gather(
     bound: float = math.inf,
     reduce: Reduce | None = None,
 ) -> Pairs:
-    """What a form is told of the positives.
+    """Make `Pairs` of a batch's positives.
 
     Args:
         positives: (2, M) int64 pairs (row, column).
         logits: (M,) their logits.
         weights: (M,) their relevances; None for 1.
-        n_rows: B.
+        n_rows: B, the rows of the batch.
         entries: B P of all shards.
         bound: no logit is larger in size.
         reduce: combines a (B,) tensor over label shards; None for one shard.
@@ -450,9 +394,8 @@ def _scaled_exp(block: Tensor, log_scale: Tensor) -> Tensor:
 
 def softmax_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `softmax`: d/ds_ij = ((sum_p r_ip) pi_ij - r_ij y_ij) / R."""
-    return _softmax(
-        pairs, pairs.weights / pairs.divisor, scan(_log_sum_exp(pairs), "logsumexp"), pairs.logits, gradient
-    )
+    log_z = scan(_log_sum_exp(pairs), "logsumexp")
+    return _softmax(pairs, pairs.weights / pairs.divisor, log_z, pairs.logits, gradient)
 
 
 def supcon_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient | None]:
@@ -483,14 +426,10 @@ def _log_sum_exp_pairs(pairs: Pairs, values: Tensor) -> Tensor:
 def _softmax(
     pairs: Pairs, weights: Tensor, log_z: Tensor, in_denominator: Tensor, gradient: bool
 ) -> tuple[Tensor, Gradient | None]:
-    """Sum over the positives of weight (log denominator - logit).
+    """Sum over the positives of weight (log denominator - logit), and its gradient.
 
-    Args:
-        pairs: the positives.
-        weights: (M,) of the positives, divisor included.
-        log_z: (B,) log of the denominators.
-        in_denominator: (M,) what stands of the positives in them, before exp.
-        gradient: whether it is wanted.
+    The weights (M,) include the divisor; ``log_z`` (B,) is the log of the denominators, and ``in_denominator`` (M,) the
+    exponents with which positives stand in them.
     """
     here = log_z[pairs.rows]
     value = pairs.row_sums(weights * (here - pairs.logits)).sum()
@@ -536,13 +475,7 @@ def bce_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient
 
 
 def soft_top_k_form(
-    pairs: Pairs,
-    scan: Scan,
-    gradient: bool,
-    *,
-    k: int | Tensor = 5,
-    alpha: float = 2.0,
-    clamp: bool = False,
+    pairs: Pairs, scan: Scan, gradient: bool, *, k: int | Tensor = 5, alpha: float = 2.0, clamp: bool = False
 ) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `soft_top_k`, the gradient through log z; ``clamp`` as in `top_k_shift`.
 
@@ -596,16 +529,13 @@ def find_shift(scan: Scan, k: int | Tensor, alpha: float, dtype: torch.dtype, cl
 
     Args:
         scan: goes over the logits.
-        k: the number of places, one for all rows or a (B,) tensor.
-        alpha: steepness of the sigmoid, above 0.
+        k: as for `top_k_shift`.
+        alpha: as for `top_k_shift`.
         dtype: of the logits.
-        clamp: lower k to one less than the columns that count (to a half where only one does) instead of refusing.
-
-    Returns:
-        (B,) shifts.
+        clamp: as for `top_k_shift`.
 
     Raises:
-        ValueError: alpha is not above 0, or k is not strictly between 0 and the number of columns that count.
+        ValueError: as for `top_k_shift`.
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be above 0, got {alpha}")

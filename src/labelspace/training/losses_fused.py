@@ -29,7 +29,11 @@ LOW_LOGITS = 36.0
 gradient is then off by about 0.1%, and by 0.4% at 50, 1.5% at 100 and 2.3% at 225 (raw vectors of length 15), where
 the published code takes logits in float32."""
 PAIR_BLOCK = 16_384
-"""Pairs whose products are found at a time."""
+"""Pairs whose products are computed at a time."""
+COMBINE: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add, "max": torch.maximum, "min": torch.minimum, "logsumexp": torch.logaddexp,
+}  # fmt: skip
+"""How what a form found in two blocks of labels becomes what it finds in both."""
 
 
 def linear_loss_plain(
@@ -43,23 +47,9 @@ def linear_loss_plain(
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The loss of all logits at once: the plain twin of `linear_loss`.
+    """The loss of all logits at once: the plain twin of `linear_loss`, with its arguments, result and errors.
 
-    Args:
-        form: a loss, see `losses.closed_form`.
-        queries: (B, D) float32 or float64.
-        keys: (P, D) of the same dtype.
-        positives: (2, M) int64 pairs (row, column).
-        temperature: divides the products.
-        hidden: (2, H) int64 pairs whose logits are set to -inf.
-        weights: (M,) relevance of each positive.
-        dtype: type of the matrix products; None for that of the queries.
-
-    Returns:
-        A scalar; gradients flow to queries and keys.
-
-    Raises:
-        ValueError: as for `linear_loss`.
+    The products are made in ``dtype``, however large logits are.
     """
     _check(queries, keys, positives, temperature, hidden, weights)
     low = dtype or queries.dtype
@@ -80,9 +70,7 @@ def linear_loss(
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A loss of ``queries @ keys.T / temperature``, in blocks of labels.
-
-    Beside the inputs and their gradients it holds one block of logits, whatever P is.
+    """A loss of ``queries @ keys.T / temperature``, in blocks of labels, so that (B, P) logits are never held.
 
     Args:
         form: a loss, see `losses.closed_form`.
@@ -92,9 +80,8 @@ def linear_loss(
         temperature: divides the products.
         hidden: (2, H) int64 pairs whose logits are set to -inf.
         weights: (M,) relevance of each positive.
-        dtype: type of the products of blocks; None for that of the queries. A lower one is taken only where no logit
-            can be above LOW_LOGITS, as with unit vectors at a temperature of 0.03 or more. Losses stay in that of the
-            queries.
+        dtype: type of the products of blocks; None for that of the queries, in which losses always are. A lower one is
+            taken only where no logit can be above LOW_LOGITS, as with unit vectors at a temperature of 0.03 or more.
 
     Returns:
         A scalar; gradients flow to queries and keys.
@@ -111,12 +98,7 @@ def linear_loss(
 
 
 def _check(
-    queries: Tensor,
-    keys: Tensor,
-    positives: Tensor,
-    temperature: float,
-    hidden: Tensor | None,
-    weights: Tensor | None,
+    queries: Tensor, keys: Tensor, positives: Tensor, temperature: float, hidden: Tensor | None, weights: Tensor | None
 ) -> None:
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries (B, D) and keys (P, D) do not fit: {tuple(queries.shape)}, {tuple(keys.shape)}")
@@ -128,12 +110,17 @@ def _check(
     check_pairs(shape, positives, weights)
     if hidden is not None:
         check_range(shape, hidden, "hidden")
-        if _overlap(positives, hidden, len(keys)):
+        places, hidden_places = (x[0] * len(keys) + x[1] for x in (positives, hidden))
+        if bool(torch.isin(places, hidden_places).any()):
             raise ValueError("a positive is hidden; leave masked pairs out of `positives`")
 
 
 class _Blocks:
-    """Makes logits, block of columns by block of columns, into one buffer."""
+    """Makes logits, a block of labels (columns) after the other, into one buffer.
+
+    A block has a number. Products of the first ``kept`` blocks stay in memory between the passes; ``made`` are the
+    numbers of blocks whose products are there, ``exps`` of those whose memory holds exp of the logits instead.
+    """
 
     def __init__(
         self,
@@ -203,40 +190,32 @@ class _Blocks:
 
     def exp(self, rows: slice, columns: slice, keys: Tensor) -> Tensor:
         """exp of the logits of a block (b, c), in the type of the products; of positives it is anything."""
-        if self.number(rows, columns) not in self.exps:
-            return self.low_block(rows, columns).copy_(self.make(rows, columns, keys, True).exp_())
-        return self.low_block(rows, columns)
+        block = self.low_block(rows, columns)
+        if self.number(rows, columns) in self.exps:
+            return block
+        return block.copy_(self.make(rows, columns, keys, True).exp_())
 
     def scan(self, find: Callable[[Tensor, slice], Tensor], op: Op, apart: bool, keep: bool) -> Tensor:
         """What a form asks of all logits; exps that it leaves can be kept for the backward pass."""
-        found: list[Tensor | None] = [None] * self.row_blocks
+        combined: list[Tensor] = []
         for columns, keys in self.columns():
             for i, rows in enumerate(self.rows()):
                 block, number = self.make(rows, columns, keys, apart), self.number(rows, columns)
-                part, before = find(block, rows), found[i]
+                part = find(block, rows)
                 if keep and self.small and number < self.kept and find is small_log_sum_exp:
                     if self.logits is not None:
                         self.low_block(rows, columns).copy_(block)
                     self.made.discard(number)
                     self.exps.add(number)
-                found[i] = part if before is None else _combine(before, part, op)
-        return torch.cat([part for part in found if part is not None])
-
-
-def _combine(a: Tensor, b: Tensor, op: Op) -> Tensor:
-    match op:
-        case "sum":
-            return a + b
-        case "max":
-            return torch.maximum(a, b)
-        case "min":
-            return torch.minimum(a, b)
-        case "logsumexp":
-            return torch.logaddexp(a, b)
+                if columns.start:
+                    combined[i] = COMBINE[op](combined[i], part)
+                else:
+                    combined.append(part)
+        return torch.cat(combined)
 
 
 class _Places:
-    """Pairs (row, column), found by block."""
+    """Pairs (row, column), sorted by block."""
 
     def __init__(self, pairs: Tensor, blocks: _Blocks):
         block = pairs[1] // blocks.width * blocks.row_blocks + pairs[0] // blocks.height
@@ -350,17 +329,12 @@ def _blocks_backward(
 
 def _pair_products(queries: Tensor, keys: Tensor, pairs: Tensor) -> Tensor:
     """<query, key> of each pair, (M,), in the type of the queries."""
-    found = queries.new_empty(pairs.shape[1])
+    products = queries.new_empty(pairs.shape[1])
     for start in range(0, pairs.shape[1], PAIR_BLOCK):
         part = slice(start, start + PAIR_BLOCK)
         rows, columns = pairs[:, part]
-        found[part] = torch.linalg.vecdot(queries[rows], keys[columns].to(queries.dtype))
-    return found
-
-
-def _overlap(a: Tensor, b: Tensor, width: int) -> bool:
-    """Whether two lists of pairs have one in common."""
-    return bool(torch.isin(a[0] * width + a[1], b[0] * width + b[1]).any())
+        products[part] = torch.linalg.vecdot(queries[rows], keys[columns].to(queries.dtype))
+    return products
 
 
 def _largest_norm(keys: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ logger = logging.getLogger("labelspace")
 
 QUERY_BLOCK = 512
 """Documents whose shortlists are searched at a time."""
+PAIR_BLOCK = 65_536
+"""Pairs of document and true label whose scores are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which ranks and scores of a shortlist may be drawn; the others may well be true labels that nobody wrote down.
+    """Which ranks and scores of a shortlist may be drawn; the others may well be true labels that are missing.
 
     The score of a label is its inner product with the document (the cosine, for unit vectors); the positive score of a
     document is that of its best true label.
@@ -78,28 +80,24 @@ class HardNegatives:
     def __init__(self, targets: sp.csr_array, chosen: Filter, count: int):
         self.targets, self.filter, self.count = targets, chosen, count
         self.index: ExactIndex | None = None
-        self._found: list[npt.NDArray[np.int64]] | None = None
+        self._allowed_counts: list[npt.NDArray[np.int64]] | None = None
+        """Allowed candidates of documents looked at since the last refresh; None once `outcome` has told them."""
 
     def refresh(self, keys: Tensor) -> None:
-        """Search among these keys from now on.
-
-        Args:
-            keys: (L, D) vectors of all labels, without a graph.
-        """
-        self.index = ExactIndex(keys)
-        self._found = []
+        """From now on search among these vectors (L, D) of all labels, which have no graph."""
+        self.restore({"keys": keys})
 
     def outcome(self) -> dict[str, float] | None:
-        """What the first documents after the last refresh found, once; warns where most of them found nothing.
+        """Figures of the first documents after a refresh, once; warns where most of them have no hard negative.
 
         Returns:
             ``documents`` looked at, the mean number of ``hard_negatives`` drawn for one, and how many have ``none``;
             or None where there is nothing new.
         """
-        found, self._found = self._found, None
-        if not found:
+        new, self._allowed_counts = self._allowed_counts, None
+        if not new:
             return None
-        counts = np.concatenate(found)
+        counts = np.concatenate(new)
         none = int((counts == 0).sum())
         if 2 * none > len(counts):
             logger.warning(
@@ -115,18 +113,14 @@ class HardNegatives:
         return {} if self.index is None else {"keys": self.index.keys}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave.
-
-        Args:
-            state: tensors by name.
-        """
+        """Put back what `state` gave."""
         self.index = ExactIndex(state["keys"]) if "keys" in state else None
-        self._found = []
+        self._allowed_counts = []
 
     def draw(
         self, rows: npt.NDArray[np.int64], queries: Tensor, rng: np.random.Generator
     ) -> list[npt.NDArray[np.int64]]:
-        """Draw hard negatives for each document, uniformly from what is left of its shortlist.
+        """Draw hard negatives for each document, uniformly from the allowed labels of its shortlist.
 
         Args:
             rows: (B,) documents.
@@ -138,19 +132,24 @@ class HardNegatives:
         """
         if self.index is None:
             return [np.zeros(0, dtype=np.int64)] * len(rows)
-        labels, scores, positive = self.shortlist(rows, queries)
-        true = labels < 0
-        rank = np.cumsum(~true, axis=1) - 1
-        allowed = ~true & self.filter.allowed(scores, positive, rank)
-        if self._found is not None and not self._found:
-            self._found.append(allowed.sum(axis=1))
+        labels, allowed = self._filtered(rows, queries)
+        if self._allowed_counts is not None and not self._allowed_counts:
+            self._allowed_counts.append(allowed.sum(axis=1))
         # the smallest random numbers among the allowed candidates are a uniform draw without replacement
         lots = np.where(allowed, rng.random(labels.shape), np.inf)
         count = min(self.count, labels.shape[1])
         places = np.argpartition(lots, count - 1, axis=1)[:, :count] if count else np.zeros((len(rows), 0), dtype=int)
-        found = np.take_along_axis(labels, places, axis=1)
-        good = np.isfinite(np.take_along_axis(lots, places, axis=1))
-        return [np.sort(row[kept]) for row, kept in zip(found, good, strict=True)]
+        drawn = np.take_along_axis(labels, places, axis=1)
+        kept = np.isfinite(np.take_along_axis(lots, places, axis=1))
+        return [np.sort(row[own]) for row, own in zip(drawn, kept, strict=True)]
+
+    def _filtered(
+        self, rows: npt.NDArray[np.int64], queries: Tensor
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Labels (B, s) of the shortlists, and which of them may be drawn."""
+        labels, scores, positive = self.shortlist(rows, queries)
+        false = labels >= 0
+        return labels, false & self.filter.allowed(scores, positive, np.cumsum(false, axis=1) - 1)
 
     def candidates(self, rows: npt.NDArray[np.int64], queries: Tensor, count: int) -> npt.NDArray[np.int32]:
         """The best of what may be drawn for each document.
@@ -163,18 +162,16 @@ class HardNegatives:
         Returns:
             (B, count) label numbers, none of them true for the document, falling in score; -1 after them.
         """
-        found = np.full((len(rows), count), -1, dtype=np.int32)
+        candidates = np.full((len(rows), count), -1, dtype=np.int32)
         for start in range(0, len(rows), QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
-            labels, scores, positive = self.shortlist(rows[part], queries[part])
-            true = labels < 0
-            allowed = ~true & self.filter.allowed(scores, positive, np.cumsum(~true, axis=1) - 1)
-            if self._found is not None:
-                self._found.append(allowed.sum(axis=1))
+            labels, allowed = self._filtered(rows[part], queries[part])
+            if self._allowed_counts is not None:
+                self._allowed_counts.append(allowed.sum(axis=1))
             first = np.argsort(~allowed, axis=1, kind="stable")[:, :count]
             best = np.take_along_axis(np.where(allowed, labels, -1), first, axis=1)
-            found[part, : best.shape[1]] = best
-        return found
+            candidates[part, : best.shape[1]] = best
+        return candidates
 
     def shortlist(
         self, rows: npt.NDArray[np.int64], queries: Tensor
@@ -200,8 +197,8 @@ class HardNegatives:
         known = np.isin(labels + n_labels * np.arange(len(rows))[:, None], truth.indices + n_labels * pair_rows)
         device = queries.device
         products = torch.zeros(len(pair_rows))
-        for start in range(0, len(pair_rows), 65_536):
-            part = slice(start, start + 65_536)
+        for start in range(0, len(pair_rows), PAIR_BLOCK):
+            part = slice(start, start + PAIR_BLOCK)
             keys = self.index.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
             own = queries[torch.from_numpy(pair_rows[part]).to(device)]
             products[part] = (keys * own).sum(1).cpu()

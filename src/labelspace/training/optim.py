@@ -9,20 +9,17 @@ import torch
 from torch import Tensor, nn
 
 ROW_BLOCK = 2048
-GROWTH = 1.5
-"""Rows of state are made so many times as many when more are needed."""
+"""Rows that are updated at a time."""
+STATE_GROWTH = 1.5
+"""When rows of state run out, there are this many times as many afterwards."""
 
 
-class RowOptimizer(torch.optim.Optimizer):
-    """What optimisers of sparse gradients share: the rows touched, in blocks, and bf16 weights.
-
-    Weights in bf16 are updated in float32 and rounded up or down at random, so that the mean of many small updates is
-    right (`round_stochastically`). The random numbers follow from seed and step, so a resumed run draws the same.
-    """
+class BaseOptimizer(torch.optim.Optimizer):
+    """What the optimisers here share; a class says in `advance` what a step does."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the touched rows.
+        """Update the weights.
 
         Args:
             closure: computes the loss again, as every torch optimiser allows.
@@ -31,6 +28,37 @@ class RowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
+        self.advance()
+        return value
+
+    def advance(self) -> None:
+        """Update the weights by their gradients."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state with the types that it has: torch would cast it to the type of the weights.
+
+        Args:
+            state_dict: as `state_dict` gave it.
+        """
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for parameter, number in zip(parameters, numbers, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+
+
+class RowOptimizer(BaseOptimizer):
+    """An optimiser of sparse gradients: it updates the touched rows, a block at a time.
+
+    Weights in bf16 are updated in float32 and rounded up or down at random, so that the mean of many small updates is
+    right (`round_stochastically`). The random numbers follow from seed and step, so a resumed run draws the same.
+    """
+
+    def advance(self) -> None:
+        """Update the touched rows."""
         tables = [(group, table) for group in self.param_groups for table in group["params"]]
         for place, (group, table) in enumerate(tables):
             if table.grad is None:
@@ -41,33 +69,18 @@ class RowOptimizer(torch.optim.Optimizer):
                 state["step"] = 0
                 self.begin(table, state)
             state["step"] += 1
-            generator = None
-            if table.dtype == torch.bfloat16:
-                generator = torch.Generator(table.device)
-                generator.manual_seed(((group["seed"] * 1_000_003 + place) * 1_000_003 + state["step"]) % 2**63)
+            seed = ((group["seed"] * 1_000_003 + place) * 1_000_003 + state["step"]) % 2**63
+            generator = torch.Generator(table.device).manual_seed(seed)
             rows, values = gradient.indices()[0], gradient.values()
             for start in range(0, len(rows), ROW_BLOCK):
                 block = rows[start : start + ROW_BLOCK]
                 g = values[start : start + ROW_BLOCK]
-                weights = table[block]
-                if generator is None:
-                    table[block] = self.update(weights, g, block, state, group)
-                else:
-                    new = self.update(weights.float(), g.float(), block, state, group)
-                    table[block] = round_stochastically(new, generator)
-        return value
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of another, as it is: torch would cast it to the type of the weights.
-
-        Args:
-            state_dict: as `state_dict` gave it.
-        """
-        super().load_state_dict(state_dict)
-        keep_types(self, state_dict)
+                kind = torch.promote_types(table.dtype, torch.float32)
+                new = self.update(table[block].to(kind), g.to(kind), block, state, group)
+                table[block] = round_stochastically(new, generator) if table.dtype == torch.bfloat16 else new
 
     def begin(self, table: Tensor, state: dict[str, Any]) -> None:
-        """Make the state of a table that no row of which was touched.
+        """Make the state of a table of which no row was touched yet.
 
         Args:
             table: (V, D) weights.
@@ -95,8 +108,7 @@ class RowAdamW(RowOptimizer):
     gradient: ``W *= (1 - lr decay)^d``, ``m = b1^e m + (1 - b1) g``, ``v = b2^e v + (1 - b2) g^2``,
     ``W -= lr m/(1 - b1^t) / (sqrt(v/(1 - b2^t)) + eps)``. The moments of a row decay either by the steps that went by
     (e = d), or once a touch (e = 1, as in `torch.optim.SparseAdam`), which lets rare rows build up momentum.
-
-    The two moments are float32, and there are such only for rows that were touched.
+    The two moments are float32 (float64 for such tables), and only rows that were touched have them.
 
     Args:
         params: tables (V, D) whose gradients are sparse in rows, float32, float64 or bf16.
@@ -122,13 +134,8 @@ class RowAdamW(RowOptimizer):
         super().__init__(params, {**defaults, "seed": seed})
 
     def begin(self, table: Tensor, state: dict[str, Any]) -> None:
-        """Make the state of a table that no row of which was touched.
-
-        Args:
-            table: (V, D) weights.
-            state: of the table, to be filled.
-        """
-        kind = torch.float32 if table.dtype == torch.bfloat16 else table.dtype
+        """Make places for moments, and moments for no row yet."""
+        kind = torch.promote_types(table.dtype, torch.float32)
         state["used"] = 0
         state["places"] = torch.full((len(table),), -1, dtype=torch.int32, device=table.device)
         state["exp_avg"] = torch.zeros(0, table.shape[1], dtype=kind, device=table.device)
@@ -136,15 +143,7 @@ class RowAdamW(RowOptimizer):
         state["last"] = torch.zeros(0, dtype=torch.int32, device=table.device)
 
     def update(self, weights: Tensor, g: Tensor, rows: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """New weights of some rows; writes over the given ones.
-
-        Args:
-            weights: (n, D) of the rows.
-            g: (n, D) their gradient.
-            rows: (n,) distinct row numbers.
-            state: of the table.
-            group: of the optimiser.
-        """
+        """New weights by the formulas of the class; writes over the given ones."""
         t = state["step"]
         b1, b2 = group["betas"]
         places = _places(rows, state)
@@ -166,7 +165,7 @@ def _places(rows: Tensor, state: dict[str, Any]) -> Tensor:
     if len(new):
         used, needed = state["used"], state["used"] + len(new)
         if needed > len(state["last"]):
-            size = min(len(state["places"]), max(needed, int(GROWTH * len(state["last"]))))
+            size = min(len(state["places"]), max(needed, int(STATE_GROWTH * len(state["last"]))))
             for name in ("exp_avg", "exp_avg_sq", "last"):
                 old = state[name]
                 state[name] = old.new_zeros(size, *old.shape[1:])
@@ -196,47 +195,19 @@ class RowAdagrad(RowOptimizer):
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "seed": seed})
 
     def begin(self, table: Tensor, state: dict[str, Any]) -> None:
-        """Make the state of a table that no row of which was touched.
-
-        Args:
-            table: (V, D) weights.
-            state: of the table, to be filled.
-        """
-        kind = torch.float32 if table.dtype == torch.bfloat16 else table.dtype
+        """Make sums of squares of 0."""
+        kind = torch.promote_types(table.dtype, torch.float32)
         state["sum"] = torch.zeros(len(table), dtype=kind, device=table.device)
         state["last"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
 
     def update(self, weights: Tensor, g: Tensor, rows: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """New weights of some rows; writes over the given ones.
-
-        Args:
-            weights: (n, D) of the rows.
-            g: (n, D) their gradient.
-            rows: (n,) distinct row numbers.
-            state: of the table.
-            group: of the optimiser.
-        """
+        """New weights by the formulas of the class; writes over the given ones."""
         v = state["sum"][rows] + g.square().mean(dim=1)
         if group["weight_decay"]:
             since = (state["step"] - state["last"][rows]).to(g.dtype)[:, None]
             weights.mul_((1 - group["lr"] * group["weight_decay"]) ** since)
         state["sum"][rows], state["last"][rows] = v, state["step"]
         return weights.addcdiv_(g, (v.sqrt() + group["eps"])[:, None].expand_as(g), value=-group["lr"])
-
-
-def keep_types(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Put the tensors of a state that was just loaded back with their own types.
-
-    Args:
-        optimizer: that loaded it.
-        state_dict: as `state_dict` gave it.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    for parameter, number in zip(parameters, numbers, strict=True):
-        for name, value in state_dict["state"].get(number, {}).items():
-            if isinstance(value, Tensor):
-                optimizer.state[parameter][name] = value.detach().to(parameter.device, copy=True)
 
 
 def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -265,7 +236,7 @@ def make_optimizers(
     token_table: nn.Parameter | None = None,
     token_lr_factor: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of all parameters of a module, each parameter in exactly one group.
+    """The optimisers of a module; each parameter is in exactly one group.
 
     Args:
         module: what is trained.
@@ -301,13 +272,13 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     Returns:
         The norm before scaling.
     """
-    found = []
+    parts = []
     for parameter in parameters:
-        if parameter.grad is not None:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-            found.append(parameter.grad)
-    parts = [(g.values() if g.is_sparse else g) for g in found]
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            parts.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            parts.append(parameter.grad)
     if not parts:
         return 0.0
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.detach()) for p in parts])))

@@ -1,8 +1,8 @@
 """Pools: which labels are scored in a step.
 
 A pool is a function of the draws of a batch: ``pool(draws) -> (P,)`` distinct label numbers in order, or None for all
-labels. DEXML finds hard negatives with the documents' present vectors, so they widen its pool later, within the step;
-`PickSome` draws them from shortlists that were made before.
+labels. DEXML searches hard negatives with the documents' present vectors, so they widen its pool within the step;
+`PickSome` draws them from shortlists of the last refresh.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ class AllLabels:
     """Every label in every step (DEXML)."""
 
     def __call__(self, draws: Draws) -> None:
-        """The whole label space.
-
-        Args:
-            draws: of the batch.
-        """
+        """The whole label space."""
         return None
 
 
@@ -38,11 +34,7 @@ class InBatch:
         self.positives = positives
 
     def __call__(self, draws: Draws) -> npt.NDArray[np.int64]:
-        """The distinct labels, in label order.
-
-        Args:
-            draws: of the batch.
-        """
+        """The distinct labels, in label order."""
         return np.unique(draws.labels if self.positives is None else draws.labels[draws.rank < self.positives])
 
 
@@ -50,15 +42,14 @@ class InBatch:
 class PickSome:
     """Some positives of each document, hard negatives, and more positives while there is room (UniDEC).
 
-    Of all the labels of a batch's documents and their shortlists it picks at most ``cap``. Picking all positives and
-    picking one a document are the settings ``num_positives=None`` and ``num_positives=1``. No step looks at labels
-    outside the draws and shortlists of the batch, so the cost does not depend on L.
+    It picks at most ``cap`` of the labels of a batch's documents and their shortlists. No step looks at others, so the
+    cost does not depend on L.
 
     Args:
         num_positives: positives drawn for a document; None for all.
         num_negatives: hard negatives drawn for a document.
         cap: the most labels in a pool; None for no limit, so that all hard negatives drawn and all positives come in.
-        gap: nothing more is added once the room left in a pool is this small.
+        gap: a pool with this many free places, or fewer, is full.
     """
 
     num_positives: int | None = 3
@@ -90,27 +81,22 @@ class PickSome:
         if self.cap is not None and len(pool) > self.cap:
             return np.sort(pool[_most_drawn(counts, self.cap, rng)])
         if shortlists is not None and self._room(pool) > self.gap:
-            found, counts = np.unique(draw_from(shortlists, self.num_negatives, rng), return_counts=True)
-            pool = self._with_most_drawn(pool, found, counts, rng)
+            pool = self._widened(pool, draw_from(shortlists, self.num_negatives, rng), rng)
         if self._room(pool) > self.gap:
-            found, counts = np.unique(draws.labels, return_counts=True)
-            pool = self._with_most_drawn(pool, found, counts, rng)
+            pool = self._widened(pool, draws.labels, rng)
         return pool
 
     def _room(self, pool: npt.NDArray[np.int64]) -> float:
         return np.inf if self.cap is None else self.cap - len(pool)
 
-    def _with_most_drawn(
-        self,
-        pool: npt.NDArray[np.int64],
-        found: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64],
-        rng: np.random.Generator,
+    def _widened(
+        self, pool: npt.NDArray[np.int64], drawn: npt.NDArray[np.int64], rng: np.random.Generator
     ) -> npt.NDArray[np.int64]:
-        new = ~np.isin(found, pool, assume_unique=True)
-        found, counts = found[new], counts[new]
-        chosen = _most_drawn(counts, int(min(len(found), self._room(pool))), rng)
-        return np.union1d(pool, found[chosen])
+        """The pool with the labels that were drawn most often, up to the free places."""
+        labels, counts = np.unique(drawn, return_counts=True)
+        new = ~np.isin(labels, pool, assume_unique=True)
+        labels, counts = labels[new], counts[new]
+        return np.union1d(pool, labels[_most_drawn(counts, int(min(len(labels), self._room(pool))), rng)])
 
 
 def _most_drawn(counts: npt.NDArray[np.int64], most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -119,27 +105,24 @@ def _most_drawn(counts: npt.NDArray[np.int64], most: int, rng: np.random.Generat
 
 
 def draw_from(shortlists: npt.NDArray[np.integer], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw from each row of shortlists: without replacement, with it where a row is too short, none where it is empty.
+    """Label numbers (d,) from all rows of shortlists: without replacement, with it where a row has too few.
 
     Args:
-        shortlists: (B, s) label numbers, distinct in a row, -1 for no label.
-        count: how many to draw a row.
+        shortlists: (B, s) label numbers, distinct in a row, -1 for no label; an empty row gives none.
+        count: how many to draw from a row.
         rng: source of the draws.
-
-    Returns:
-        (d,) label numbers of all rows together.
     """
     if not shortlists.size or not count:
         return np.zeros(0, dtype=np.int64)
-    there = shortlists >= 0
-    lengths = there.sum(axis=1)
+    filled = shortlists >= 0
+    lengths = filled.sum(axis=1)
     width = min(count, shortlists.shape[1])
     enough = lengths >= count
-    lots = np.where(there[enough], rng.random((int(enough.sum()), shortlists.shape[1])), np.inf)
+    lots = np.where(filled[enough], rng.random((int(enough.sum()), shortlists.shape[1])), np.inf)
     places = np.argpartition(lots, width - 1, axis=1)[:, :width]
     without = np.take_along_axis(shortlists[enough], places, axis=1) if enough.any() else shortlists[:0]
     short = (lengths > 0) & ~enough
-    order = np.argsort(~there[short], axis=1, kind="stable")
+    order = np.argsort(~filled[short], axis=1, kind="stable")
     places = (rng.random((int(short.sum()), count)) * lengths[short, None]).astype(np.int64)
     again = np.take_along_axis(np.take_along_axis(shortlists[short], order, axis=1), places, axis=1)
     return np.concatenate([without.ravel(), again.ravel()]).astype(np.int64)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from .settings import RunSettings
 
 POOL_A_DOCUMENT = 32
-"""Labels that a document adds to a pool at the most, for the estimate."""
+"""Most labels that a document adds to a pool, for the estimate."""
 LOGITS_BLOCK_BYTES = 8 << 20
 """Memory of one block of float32 logits; small enough to stay near the processor, large enough for full speed."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What an encoder weighs.
+    """The sizes of an encoder.
 
     Args:
         weight_bytes: all its weights.
@@ -36,8 +36,8 @@ class Shape:
 def training_bytes(settings: RunSettings, encoder: Shape, pool: int, kept_keys: int = 0) -> int:
     """Bytes that training takes beside the data.
 
-    Weights, their two moments, gradients and the best copy; vectors and gradients of the pool; blocks of logits;
-    activations of one chunk, and those that are kept; keys for hard negatives.
+    They hold weights, their two moments, gradients and the best copy; vectors and gradients of the pool; blocks of
+    logits; activations of one chunk, and those that are kept; keys for hard negatives.
 
     Args:
         settings: of the run.

@@ -13,10 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """A run of a tracker; trackio and wandb have the three functions that are used, ``init``, ``log`` and ``finish``.
+    """A run of a tracker, by the functions ``init``, ``log`` and ``finish`` that trackio and wandb share.
 
-    A tracker that cannot start is an error. One that fails later is given up with a warning, since training matters
-    more.
+    A tracker that cannot start is an error. One that fails later only causes a warning, since training matters more.
 
     Args:
         name: ``trackio`` or ``wandb``.
@@ -42,11 +41,7 @@ class Tracker:
             raise LabelspaceError(f"--track {name}: the tracker cannot start ({reason}){offline}") from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Log the numbers of a record, each under the name of its event, at the record's step.
-
-        Args:
-            record: an entry of ``log.jsonl``.
-        """
+        """Log the numbers of an entry of ``log.jsonl``, each under the name of its event, at the entry's step."""
         event = record.get("event", "run")
         numbers = {
             f"{event}/{name}": value
