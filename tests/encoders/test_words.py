@@ -52,7 +52,7 @@ def corpus(seed: int) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("block", [7, 100_000])
 def test_counts_equal_plain_loops(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "TEXTS", block)
+    monkeypatch.setattr(counting, "BLOCK_TEXTS", block)
     texts, labels = corpus(0)
     words, of_labels, met, pairs = plain(tokenizer(), texts, labels)
     found = count_words(tokenizer(), texts, labels, phrases=True)
@@ -84,7 +84,7 @@ def test_nothing_and_what_is_no_character() -> None:
 
 
 def test_pairs_met_once_are_forgotten_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "MOST_PAIRS", 3)
+    monkeypatch.setattr(counting, "MAX_PAIRS", 3)
     texts, labels = corpus(1)
     found = count_words(tokenizer(), texts, labels, phrases=True)
     assert len(found.pairs) and (found.pair_counts > 1).all()

@@ -34,6 +34,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 STATIC_MAX_TOKENS, TRANSFORMER_MAX_TOKENS = 256, 128
+"""Where texts are cut if nothing else is asked for."""
 
 
 def make_encoder(
@@ -53,7 +54,7 @@ def make_encoder(
     device: str = "cpu",
     **options: Any,
 ) -> Encoder:
-    """The encoder that a model begins with: ``static``, made from a corpus, or one that is opened.
+    """The encoder that training begins with: ``static``, made from a corpus, or one that is opened.
 
     Args:
         name: ``static``, or as for `open_encoder`.
@@ -76,9 +77,9 @@ def make_encoder(
         ModelError: nothing of that name can be opened.
         SettingsError: an option that this encoder does not have.
     """
-    cut: dict[str, Any] = {"long_documents": long_documents, "max_chunks": max_chunks}
     if name != "static":
-        encoder = open_encoder(name, normalize=normalize, max_tokens=max_tokens, device=device, **cut, **options)
+        options |= {"long_documents": long_documents, "max_chunks": max_chunks}
+        encoder = open_encoder(name, normalize=normalize, max_tokens=max_tokens, device=device, **options)
         if max_tokens is None and isinstance(encoder, TransformerEncoder):
             encoder.max_tokens = min(encoder.max_tokens, TRANSFORMER_MAX_TOKENS)
         return encoder
@@ -89,16 +90,16 @@ def make_encoder(
     precision: Precision = "bf16" if bf16_pays(torch.device(device)) else "float32"
 
     def opened() -> TransformerEncoder:
-        found = open_encoder(base, device=device)
-        if not isinstance(found, TransformerEncoder):
+        transformer = open_encoder(base, device=device)
+        if not isinstance(transformer, TransformerEncoder):
             raise SettingsError(f"base: {base!r} is not a transformer, so no static encoder can be made from it")
-        found.precision = precision
-        return found
+        transformer.precision = precision
+        return transformer
 
     folder = _resolve(base)
     how = f"{device}, {precision}"
     source = opened() if isinstance(folder, str) else TokenVectors.known(folder, opened, cache_folder(), how)
-    made = build_static(
+    static = build_static(
         source,
         texts,
         sorted(label_texts),
@@ -111,8 +112,8 @@ def make_encoder(
         max_chunks=max_chunks or 8,
         cache=cache_folder(),
     ).to(device)
-    made.normalize = normalize
-    return made
+    static.normalize = normalize
+    return static
 
 
 def open_encoder(
@@ -149,27 +150,26 @@ def open_encoder(
         SettingsError: an option that this encoder does not have.
     """
     path = _resolve(name)
-    way, most = _saved_cut(path)
+    saved_way, saved_chunks = _saved_cut(path)
     options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
     encoder: Encoder
-    found = read_static(path) if isinstance(path, Path) else None
-    if found is None:
+    static = read_static(path) if isinstance(path, Path) else None
+    if static is None:
         model = _sentence_transformer(name, path, device)
-        first = next(iter(model.children()))
-        if type(first).__name__ == "StaticEmbedding":
-            from sentence_transformers.sentence_transformer.modules import Normalize
-
-            found = first.tokenizer, first.embedding.weight, any(isinstance(m, Normalize) for m in model.children())
-    if found is None:
+        modules = list(model.children())
+        kinds = [type(module).__name__ for module in modules]
+        if kinds[0] == "StaticEmbedding":
+            static = modules[0].tokenizer, modules[0].embedding.weight, "Normalize" in kinds
+    if static is None:
         encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
     elif pooling not in (None, "mean") or projection is not None:
         raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
     else:
-        tokenizer, table, unit = found
+        tokenizer, table, unit = static
         cut = max_tokens or int((tokenizer.truncation or {"max_length": 512})["max_length"])
         encoder = StaticEncoder(tokenizer, table, max_tokens=cut, normalize=unit if normalize is None else normalize)
-    encoder.long_documents = way if long_documents is None else long_documents
-    encoder.max_chunks = most if max_chunks is None else max_chunks
+    encoder.long_documents = saved_way if long_documents is None else long_documents
+    encoder.max_chunks = saved_chunks if max_chunks is None else max_chunks
     return encoder.to(device)
 
 
@@ -185,7 +185,6 @@ def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceT
 
             for q in quiet:
                 q.setLevel(logging.ERROR)
-
             transformers_logging.disable_progress_bar()
             return SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
     except Exception as error:  # the libraries raise a dozen kinds for one cause: nothing usable of that name
@@ -220,7 +219,7 @@ def _resolve(name: str) -> Path | str:
 
 
 def _saved_cut(path: Path | str) -> tuple[LongDocuments, int]:
-    """How long texts are cut, by the manifest beside a labelspace model's encoder; ``head`` where none tells."""
+    """``long_documents`` and ``max_chunks`` from the manifest beside a labelspace model's encoder, or the defaults."""
     file = Path(path).parent / "manifest.json"
     if not isinstance(path, Path) or path.name != "encoder" or not file.is_file():
         return "head", 8
@@ -230,9 +229,9 @@ def _saved_cut(path: Path | str) -> tuple[LongDocuments, int]:
         raise ModelError(f"{file} is damaged: {error}") from error
     entry = manifest.get("encoder") if isinstance(manifest, dict) else None
     entry = entry if isinstance(entry, dict) else {}
-    way, most = entry.get("long_documents", "head"), entry.get("max_chunks", 8)
-    if way not in get_args(LongDocuments) or type(most) is not int or most < 1:
+    way, count = entry.get("long_documents", "head"), entry.get("max_chunks", 8)
+    if way not in get_args(LongDocuments) or type(count) is not int or count < 1:
         raise ModelError(
-            f"{file} is damaged, or of a later version: long documents are cut by {way!r} with max_chunks {most!r}"
+            f"{file} is damaged, or of a later version: long documents are cut by {way!r} with max_chunks {count!r}"
         )
-    return way, most
+    return way, count

@@ -1,8 +1,8 @@
 """Gradient caching: encode more texts than fit, and train on all of them (Gao et al., 2021; DEXML).
 
 The texts are encoded in chunks. Activations of the first chunks stay in memory, as far as there is room for them; those
-of the others are dropped and found again in the backward pass. So the memory is bounded and the gradient is that of the
-whole, dropout included.
+of the others are dropped and computed again in the backward pass. So memory is bounded, and the gradient is that of all
+texts at once, dropout included.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from .tokens import Tokens
 
 
 def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens: int = 0) -> Tensor:
-    """Vectors of all texts with a graph that keeps the activations of few.
+    """Vectors (n, D) float32 of n texts, with a graph that keeps the activations of few.
 
-    Texts are sorted by length inside, so a chunk carries little padding or none; a row-sparse encoder is run in one go.
+    Texts are sorted by length inside, so a chunk has little padding or none; a row-sparse encoder is run in one go.
 
     Args:
         encoder: the encoder.
         tokens: n texts.
         chunk_size: texts of full length in a chunk; of shorter ones as many more as have their tokens.
         kept_tokens: tokens whose activations may stay in memory.
-
-    Returns:
-        (n, D) float32, in the order of the texts.
     """
     if encoder.row_sparse or len(tokens) == 0:
         return encoder(tokens)
@@ -44,26 +41,18 @@ def encode_cached(encoder: Encoder, tokens: Tokens, chunk_size: int, kept_tokens
 
     parts = [tokens.take(order[rows]) for rows in chunks(tokens.lengths[order], chunk_size * encoder.max_tokens)]
     kept = int(np.searchsorted(np.cumsum([len(part.ids) for part in parts]), kept_tokens, side="right"))
-    found = encoder.each(parts[:kept])
-    found += [checkpoint(encode, anchor, part, use_reentrant=False) for part in parts[kept:]]
+    vectors = encoder.each(parts[:kept])
+    vectors += [checkpoint(encode, anchor, part, use_reentrant=False) for part in parts[kept:]]
     places = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
-    return torch.cat(found).index_select(0, places)
+    return torch.cat(vectors).index_select(0, places)
 
 
 def encode_both(
     encoder: Encoder, documents: Tokens, labels: Tokens, chunk_size: int, kept_tokens: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Vectors of documents and of labels, encoded together, so that the weights get their gradients in fewer passes.
+    """Vectors (n, D) of n documents and (m, D) of m labels, by `encode_cached`.
 
-    Args:
-        encoder: the encoder.
-        documents: n texts.
-        labels: m texts.
-        chunk_size: as for `encode_cached`.
-        kept_tokens: tokens whose activations may stay in memory.
-
-    Returns:
-        (n, D) and (m, D) float32.
+    They are encoded together, so that the weights get their gradients in fewer passes.
     """
     if encoder.row_sparse or (documents.texts is None) != (labels.texts is None):
         first = encode_cached(encoder, documents, chunk_size, kept_tokens)
@@ -73,12 +62,7 @@ def encode_both(
 
 
 def chunks(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
-    """Cut texts into consecutive chunks of at most so many tokens, one text at least.
-
-    Args:
-        lengths: (n,) tokens of each text.
-        most: tokens in a chunk.
-    """
+    """Cut texts of given lengths (n,) into consecutive chunks of at most so many tokens, but one text at least."""
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):

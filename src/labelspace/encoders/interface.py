@@ -51,19 +51,11 @@ class Encoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
-        """Vectors of the texts, (n, D) float32, with a graph when gradients are on; chunks are pooled.
-
-        Args:
-            tokens: n texts.
-        """
+        """Vectors (n, D) float32 of n texts, with a graph when gradients are on; chunks are pooled."""
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a sentence-transformers folder made of stock modules.
-
-        Args:
-            folder: an existing, empty folder.
-        """
+        """Write a sentence-transformers folder of stock modules into an existing, empty folder."""
 
     @property
     def device(self) -> torch.device:
@@ -87,20 +79,11 @@ class Encoder(nn.Module, abc.ABC):
         return Limit(self.max_tokens, self.long_documents, max_chunks, left, right)
 
     def tokenize(self, texts: Sequence[str], cache: Path | None = None) -> Tokens:
-        """Tokens of the texts, cut at `limit`.
-
-        Args:
-            texts: n texts.
-            cache: folder that keeps the tokens; None for memory only.
-        """
+        """Tokens of the texts, cut at `limit` and kept in the folder ``cache``; None keeps them in memory only."""
         return tokenize(self.tokenizer, texts, self.limit, cache)
 
     def parts(self, tokens: Tokens) -> Tokens:
-        """What is encoded by itself, each as a text of its own: the chunks.
-
-        Args:
-            tokens: n texts.
-        """
+        """What is encoded by itself, as texts: the chunks."""
         return tokens.chunks
 
     def pool(self, vectors: Tensor, tokens: Tokens) -> Tensor:
@@ -124,23 +107,11 @@ class Encoder(nn.Module, abc.ABC):
         return nn.functional.normalize(sums, dim=1) if self.normalize else sums
 
     def each(self, parts: Sequence[Tokens]) -> list[Tensor]:
-        """Vectors of several lists of texts, each encoded by itself, with one graph.
-
-        Args:
-            parts: lists of n_j texts.
-
-        Returns:
-            (n_j, D) of each.
-        """
+        """Vectors (n_j, D) of several lists of n_j texts, each encoded by itself, with one graph."""
         return [self(part) for part in parts]
 
     def for_inference(self, precision: Precision, keep: bool) -> contextlib.AbstractContextManager[None]:
-        """Weights as inference wants them while the body runs.
-
-        Args:
-            precision: of the products.
-            keep: as for `encode`.
-        """
+        """Weights as inference wants them while the body runs; the arguments are those of `encode`."""
         return contextlib.nullcontext()
 
     @torch.no_grad()
@@ -153,8 +124,8 @@ class Encoder(nn.Module, abc.ABC):
             tokens: n texts.
             batch_size: texts, or chunks of long ones, encoded at a time.
             precision: ``bf16`` has weights in bf16 (cosines to float32 vectors above 0.999); None that of training.
-            keep: keep weights that are laid out anew, or in bf16, for the next call instead of making them each time;
-                not while they are trained, since fused optimisers change weights without a trace.
+            keep: keep weights that were laid out anew, or made bf16, for the next call; not while they are trained,
+                since fused optimisers change weights without a trace.
 
         Returns:
             (n, D) float32.
@@ -177,21 +148,16 @@ class Encoder(nn.Module, abc.ABC):
             with self.for_inference(precision or self.precision, keep):
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
-                    found = self(parts.take(rows)).float().cpu()
+                    own = self(parts.take(rows)).float().cpu()
                     if owners is None or shares is None:
-                        vectors[rows] = found
+                        vectors[rows] = own
                     else:
-                        vectors.index_add_(0, owners[rows], found * shares[rows, None].float())
+                        vectors.index_add_(0, owners[rows], own * shares[rows, None].float())
         finally:
             self.train(training)
         return (nn.functional.normalize(vectors, dim=1) if pooled and self.normalize else vectors).numpy()
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The autocast context of a device and precision; off for float32.
-
-    Args:
-        device: where the tensors are.
-        precision: ``float32`` or ``bf16``.
-    """
+    """The autocast context of a device and precision; off for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -60,21 +60,13 @@ class StaticEncoder(Encoder):
         self.dim = table.shape[1]
 
     def parts(self, tokens: Tokens) -> Tokens:
-        """The texts whole: the mean over all chunks needs no pooling.
-
-        Args:
-            tokens: n texts.
-        """
+        """The texts whole: the mean over all chunks needs no pooling."""
         return tokens.joined
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Vectors of the texts; a text without tokens gets the zero vector.
+        """Vectors (n, D) float32 of n texts, 0 for a text without tokens.
 
-        Args:
-            tokens: n texts.
-
-        Returns:
-            (n, D) float32; its gradient in the table is sparse, one row for each token met.
+        The gradient in the table is sparse, one row for each token met.
         """
         tokens = tokens.joined
         ids = torch.from_numpy(tokens.ids.astype("int64")).to(self.device)
@@ -83,11 +75,7 @@ class StaticEncoder(Encoder):
         return vectors
 
     def save(self, folder: Path) -> None:
-        """Write a sentence-transformers folder of `StaticEmbedding` and, if wanted, `Normalize`.
-
-        Args:
-            folder: an existing, empty folder.
-        """
+        """Write a sentence-transformers folder of `StaticEmbedding` and, if wanted, `Normalize`."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
@@ -142,12 +130,9 @@ class _BagMeans(torch.autograd.Function):
 def read_static(folder: Path) -> tuple[Tokenizer, Tensor, bool] | None:
     """A saved bag of token vectors, read without sentence-transformers, which takes seconds to be loaded.
 
-    Args:
-        folder: as `StaticEncoder.save` or sentence-transformers itself wrote it.
-
     Returns:
-        The tokenizer, the table, and whether vectors are of unit length; None for a folder of anything else, or one
-        that cannot be read so, about which sentence-transformers has more to say.
+        The tokenizer, the table, and whether vectors have unit length; None for a folder of another kind, or one that
+        cannot be read: sentence-transformers says why.
     """
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))

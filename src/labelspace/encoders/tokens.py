@@ -128,11 +128,7 @@ class Tokens:
         return owners, lengths / np.bincount(owners, lengths, minlength=len(self))[owners]
 
     def take(self, rows: npt.NDArray[np.int64]) -> Tokens:
-        """The texts of the given rows, in that order.
-
-        Args:
-            rows: (m,) row numbers, repeats allowed.
-        """
+        """The texts of the given rows (m,), in that order; repeats are allowed."""
         rows = np.asarray(rows, dtype=np.int64)
         full = None if self.full is None else self.full[rows]
         texts, chunks = None, rows
@@ -142,11 +138,7 @@ class Tokens:
         return Tokens(np.asarray(self.ids[places]), offsets, texts, full)
 
     def followed_by(self, others: Tokens) -> Tokens:
-        """These texts and then others, in memory; both have chunks or neither has.
-
-        Args:
-            others: m texts.
-        """
+        """These texts and then others, in memory; both have chunks or neither has."""
         assert (self.texts is None) == (others.texts is None), "both were cut in one way"
         ids = np.concatenate([self.ids, others.ids])
         offsets = np.concatenate([self.offsets, others.offsets[1:] + self.offsets[-1]])
@@ -168,18 +160,16 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], limit: Limit, cache: Pa
     """
     if cache is not None:
         folder = cache / "tokens" / _content_hash(tokenizer, texts, limit)
-        found = _read(folder, len(texts), limit) if folder.is_dir() else None
-        if found is not None:
-            return found
-        try:
-            with atomic_folder(folder) as part:
-                _write(part, tokenizer, texts, limit)
-        except OSError as error:
-            logger.warning("the tokens cannot be kept in %s: %s", folder, getattr(error, "reason", error))
-        else:
-            found = _read(folder, len(texts), limit)
-            if found is not None:
-                return found
+        tokens = _read(folder, len(texts), limit) if folder.is_dir() else None
+        if tokens is None:
+            try:
+                with atomic_folder(folder) as part:
+                    _write(part, tokenizer, texts, limit)
+                tokens = _read(folder, len(texts), limit)
+            except OSError as error:
+                logger.warning("the tokens cannot be kept in %s: %s", folder, getattr(error, "reason", error))
+        if tokens is not None:
+            return tokens
     blocks = [np.zeros(0, dtype=np.int32)]
     index = _tokenize(tokenizer, texts, limit, blocks.append)
     return Tokens(np.concatenate(blocks), *index)
@@ -197,8 +187,8 @@ def encoded(
         tail: how many of them are read from the end of a longer text.
 
     Returns:
-        For each block: ids laid end to end, how many each text has, and how many it would have if read whole, which
-        is an estimate for a text longer than the window.
+        For each block: ids laid end to end, tokens of each text, and tokens if the text were read whole, which is an
+        estimate for a text longer than the window.
     """
     assert tokenizer.truncation is None and tokenizer.padding is None
     block: list[str] = []
@@ -214,26 +204,27 @@ def encoded(
             full[place] = round(int(full[place]) * factor)
         return np.fromiter(ids, dtype=np.int32, count=int(lengths.sum())), lengths, full
 
-    for start in range(0, len(texts), BLOCK_TEXTS):
-        for text in texts[start : start + BLOCK_TEXTS]:
-            if len(text) > window:
-                longer[len(block)] = len(text) / window
-                text = f"{text[: window - tail]} {text[len(text) - tail :]}"
-            block.append(text.encode("utf-8", "replace").decode("utf-8"))
-            characters += len(text)
-            if len(block) == BLOCK_TEXTS or characters >= BLOCK_CHARACTERS:
-                yield flush()
-                block, longer, characters = [], {}, 0
+    for text in _by_blocks(texts):
+        if len(text) > window:
+            longer[len(block)] = len(text) / window
+            text = f"{text[: window - tail]} {text[len(text) - tail :]}"
+        block.append(text.encode("utf-8", "replace").decode("utf-8"))
+        characters += len(text)
+        if len(block) == BLOCK_TEXTS or characters >= BLOCK_CHARACTERS:
+            yield flush()
+            block, longer, characters = [], {}, 0
     if block:
         yield flush()
 
 
-def frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that a tokenizer puts before and after a text.
+def _by_blocks(texts: Sequence[str]) -> Iterator[str]:
+    """The texts, asked for in blocks: a sequence that makes them when asked may be slow one by one."""
+    for start in range(0, len(texts), BLOCK_TEXTS):
+        yield from texts[start : start + BLOCK_TEXTS]
 
-    Args:
-        tokenizer: a tokenizer without truncation and padding.
-    """
+
+def frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that a tokenizer, without truncation and padding, puts before and after a text."""
     for text in "a1的":
         bare = tokenizer.encode(text, add_special_tokens=False).ids
         whole = tokenizer.encode(text, add_special_tokens=True).ids
@@ -281,7 +272,7 @@ def cut(
 
 
 def log_cut(what: str, tokens: Tokens, limit: Limit) -> dict[str, float]:
-    """Say which share of the tokens is cut off, and of how many texts.
+    """Log which share of the tokens is truncated, and of how many texts.
 
     Args:
         what: whose tokens they are, in the plural.
@@ -295,13 +286,11 @@ def log_cut(what: str, tokens: Tokens, limit: Limit) -> dict[str, float]:
     beyond = np.maximum(0, tokens.full - limit.capacity)
     share = float(beyond.sum() / max(1, tokens.full.sum()))
     of_texts = float((beyond > 0).sum() / max(1, len(tokens)))
-    match limit.long_documents:
-        case "head":
-            how = f"lie beyond max_tokens {limit.max_tokens} and are cut"
-        case "head+tail":
-            how = f"do not fit into max_tokens {limit.max_tokens} and are cut from the middle"
-        case "chunks":
-            how = f"lie beyond {limit.max_chunks} chunks of max_tokens {limit.max_tokens} and are cut"
+    how = {
+        "head": f"lie beyond max_tokens {limit.max_tokens} and are cut",
+        "head+tail": f"do not fit into max_tokens {limit.max_tokens} and are cut from the middle",
+        "chunks": f"lie beyond {limit.max_chunks} chunks of max_tokens {limit.max_tokens} and are cut",
+    }[limit.long_documents]
     many = "" if tokens.texts is None else f"; {len(tokens.chunks) / max(1, len(tokens)):.2f} chunks a text"
     logger.info("%s: %s of the tokens %s (%s of the texts)%s", what, _percent(share), how, _percent(of_texts), many)
     return {"tokens": round(share, 6), "texts": round(of_texts, 6)}
@@ -355,16 +344,14 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: Sequence[str], limit: Limi
 
 
 def _read(folder: Path, count: int, limit: Limit) -> Tokens | None:
-    """Tokens of so many texts from a folder; None, and a word about it, when something is wrong with them."""
+    """Tokens of so many texts from a folder; None, with a warning, when something is wrong with them."""
     try:
         ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         full = np.load(folder / "full.npy", allow_pickle=False)
-        bounds = None
-        if limit.long_documents == "chunks":
-            bounds = np.load(folder / "texts.npy", allow_pickle=False)
-            if bounds[-1] != len(offsets) - 1:
-                raise ValueError("chunks and texts differ in number")
+        bounds = np.load(folder / "texts.npy", allow_pickle=False) if limit.long_documents == "chunks" else None
+        if bounds is not None and bounds[-1] != len(offsets) - 1:
+            raise ValueError("chunks and texts differ in number")
         tokens = Tokens(ids, offsets, bounds, full)
         if not len(tokens) == len(full) == count or offsets[-1] != len(ids):
             raise ValueError("the arrays differ in length")
@@ -378,9 +365,8 @@ def _content_hash(tokenizer: Tokenizer, texts: Sequence[str], limit: Limit) -> s
     digest = hashlib.sha256()
     digest.update(f"tokens 2, {limit}, {len(texts)} texts\0".encode())
     digest.update(tokenizer.to_str().encode())
-    for start in range(0, len(texts), BLOCK_TEXTS):
-        for text in texts[start : start + BLOCK_TEXTS]:
-            content = text.encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
+    for text in _by_blocks(texts):
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
     return digest.hexdigest()[:32]

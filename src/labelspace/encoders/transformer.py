@@ -23,19 +23,17 @@ if TYPE_CHECKING:
 
 Attention = Literal["auto", "packed", "eager", "sdpa"]
 KEPT_BYTES = 50
-"""Activations kept for the backward pass, bytes a token, layer, unit of width and byte of precision.
-
-Half of it is what the layers keep; the rest is what the process grew by beside it, measured over a run.
-"""
+"""Bytes of activations kept for the backward pass, for each token, layer, unit of width and byte of precision. Layers
+keep half of it; the rest is what the process grew by beside it, measured over a run."""
 
 
 class TransformerEncoder(Encoder):
     """A transformer with pooling, an optional projection and an optional L2 normalisation.
 
     On a CPU, ``attention="auto"`` packs texts end to end where the architecture allows it (see `packed`). Elsewhere
-    texts are padded to the longest of a chunk; since the backward pass of scaled-dot-product attention dominates a
-    training step on short texts on a CPU, eager attention is used there while gradients are on, for texts of up to a
-    length that is measured (see `attention`), and scaled-dot-product attention everywhere else.
+    texts are padded to the longest of a chunk. There eager attention is used on a CPU while gradients are on, for texts
+    of up to a measured length (see `attention`), since the backward pass of scaled-dot-product attention would dominate
+    a training step on short texts; in all other cases attention is scaled-dot-product.
 
     Args:
         model: an opened sentence-transformers model.
@@ -103,9 +101,8 @@ class TransformerEncoder(Encoder):
             )
         if self.packable:
             packed.register()
-        self._first_position = 0
-        if packed.PLACED.get(kind):
-            self._first_position = int(transformer.auto_model.embeddings.padding_idx) + 1
+        after_padding = packed.PLACED.get(kind)
+        self._first_position = int(transformer.auto_model.embeddings.padding_idx) + 1 if after_padding else 0
         layers = [module for module in self.stages.modules() if isinstance(module, nn.Dropout)]
         self.own_dropout = max((layer.p for layer in layers), default=0.0)
         for layer in layers:
@@ -140,14 +137,7 @@ class TransformerEncoder(Encoder):
         return weight
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Vectors of the texts, packed or padded to the longest of them.
-
-        Args:
-            tokens: n texts; sorted by length they are encoded faster.
-
-        Returns:
-            (n, D) float32.
-        """
+        """Vectors (n, D) float32 of n texts, packed or padded to the longest; texts sorted by length are faster."""
         if tokens.texts is not None:
             return self.pool(self(tokens.chunks), tokens)
         if torch.is_grad_enabled() and not (self._low or self._fast_now):
@@ -157,14 +147,13 @@ class TransformerEncoder(Encoder):
             if len(tokens) == 0:
                 return torch.zeros(0, self.dim, device=self.device)
             return self._packed(packed.inputs(tokens, self._first_position))
-        device = self.device
         longest = max(1, int(tokens.lengths.max(initial=1)))
         lengths = torch.from_numpy(tokens.lengths)
         mask = torch.arange(longest) < lengths[:, None]
         ids = torch.full((len(tokens), longest), self.pad, dtype=torch.int64)
         ids[mask] = torch.from_numpy(tokens.ids.astype("int64"))
         self._choose_attention(longest)
-        features = {"input_ids": ids.to(device), "attention_mask": mask.to(device, torch.int64)}
+        features = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device, torch.int64)}
         with self._autocast():
             features = self.stages[0](features)
             features["token_embeddings"] = features["token_embeddings"].float()
@@ -173,78 +162,57 @@ class TransformerEncoder(Encoder):
         return features["sentence_embedding"].float()
 
     def each(self, parts: Sequence[Tokens]) -> list[Tensor]:
-        """Vectors of several lists of texts, with one gradient of the token table for all of them, where it is trained.
+        """Vectors (n_j, D) of several lists of n_j texts, with one gradient of the token table for all of them.
 
         Such a gradient is as large as the table, however few tokens there are.
-
-        Args:
-            parts: lists of n_j texts.
-
-        Returns:
-            (n_j, D) of each.
         """
         if not (parts and torch.is_grad_enabled() and all(len(part) and self._packs(part) for part in parts)):
             return super().each(parts)
         self._fast = self._kept_low = None  # as in forward
         inputs = [packed.inputs(part, self._first_position) for part in parts]
-        ids = torch.cat([given.pop("input_ids")[0] for given in inputs]).to(self.device)
-        sizes = [given["position_ids"].shape[1] for given in inputs]
-        vectors = self.transformer.get_input_embeddings()(ids).split(sizes)
-        return [self._packed({**given, "inputs_embeds": x[None]}) for given, x in zip(inputs, vectors, strict=True)]
+        ids = [own.pop("input_ids")[0] for own in inputs]
+        vectors = self.transformer.get_input_embeddings()(torch.cat(ids).to(self.device)).split([len(x) for x in ids])
+        return [self._packed({**own, "inputs_embeds": x[None]}) for own, x in zip(inputs, vectors, strict=True)]
 
     @contextlib.contextmanager
     def for_inference(self, precision: Precision, keep: bool) -> Iterator[None]:
-        """With the precision ``bf16``, weights in bf16 while the body runs.
+        """Weights as inference wants them while the body runs; the arguments are those of `encode`.
 
-        On a CPU BERT and its kin are computed by `FastBert`, in either precision.
-
-        Args:
-            precision: of the products.
-            keep: as for `encode`.
+        On a CPU BERT and its kin are computed by `FastBert`, in either precision; other weights are bf16 for ``bf16``.
         """
         if self._inference is not None:
             yield
             return
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer, dtype):
-            if self._fast is None or self._fast.dtype != dtype or not self._fast.current(self.transformer):
-                self._fast = FastBert(self.transformer, dtype)
-            self._fast_now, self._inference = True, precision
-            try:
-                yield
-            finally:
-                self._fast_now, self._inference = False, None
-                if not keep:
-                    self._fast = None
-            return
-        if dtype == torch.float32:
-            self._inference = precision
-            try:
-                yield
-            finally:
-                self._inference = None
-            return
-        kept = [(parameter, parameter.data) for parameter in self.transformer.parameters()]
-        low = self._low_weights(kept, keep)
+        fast = self._may_pack and self.device.type == "cpu" and FastBert.fits(self.transformer, dtype)
+        replaced: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        if fast and (self._fast is None or self._fast.dtype != dtype or not self._fast.current(self.transformer)):
+            self._fast = FastBert(self.transformer, dtype)
+        elif not fast and precision == "bf16":
+            weights = zip(self.transformer.parameters(), self._low_weights(keep), strict=True)
+            replaced = [(parameter, parameter.data, low) for parameter, low in weights]
         try:
-            for (parameter, _), data in zip(kept, low, strict=True):
-                parameter.data = data
-            self._low, self._inference = True, precision
+            for parameter, _, low in replaced:
+                parameter.data = low
+            self._fast_now, self._low, self._inference = fast, bool(replaced), precision
             yield
         finally:
-            self._low, self._inference = False, None
-            for parameter, data in kept:
-                parameter.data = data
+            self._fast_now, self._low, self._inference = False, False, None
+            for parameter, exact, _ in replaced:
+                parameter.data = exact
+            if fast and not keep:
+                self._fast = None
 
-    def _low_weights(self, weights: list[tuple[nn.Parameter, Tensor]], keep: bool) -> list[Tensor]:
+    def _low_weights(self, keep: bool) -> list[Tensor]:
         """The weights in bf16; those of the last call where they are kept and no weight was changed since."""
-        if not keep:
-            self._kept_low = None
-            return [data.to(torch.bfloat16) for _, data in weights]
         stamp = stamps(self.transformer)
-        if self._kept_low is None or self._kept_low[0] != stamp:
-            self._kept_low = stamp, [data.to(torch.bfloat16) for _, data in weights]
-        return self._kept_low[1]
+        if keep and self._kept_low is not None and self._kept_low[0] == stamp:
+            return self._kept_low[1]
+        self._kept_low = None
+        low = [parameter.data.to(torch.bfloat16) for parameter in self.transformer.parameters()]
+        if keep:
+            self._kept_low = stamp, low
+        return low
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, "float32" if self._low else self._inference or self.precision)
@@ -264,30 +232,28 @@ class TransformerEncoder(Encoder):
     def _packs(self, tokens: Tokens) -> bool:
         return self._may_pack and bool(tokens.lengths.min(initial=1))
 
-    def _packed(self, given: dict[str, Any]) -> Tensor:
-        device = self.device
+    def _packed(self, inputs: dict[str, Any]) -> Tensor:
+        """Vectors of texts from what `packed.inputs` gives, or from that with the vectors of the tokens."""
         self._set_attention(packed.NAME)
-        place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in given.items()}
+        inputs = {name: x.to(self.device) if isinstance(x, Tensor) else x for name, x in inputs.items()}
         with self._autocast():
             if self._fast_now and self._fast is not None:
-                hidden = self._fast(place["input_ids"][0], place["position_ids"][0], given["text_runs"])
+                hidden = self._fast(inputs["input_ids"][0], inputs["position_ids"][0], inputs["text_runs"])
             else:
-                hidden = self.transformer(**place).last_hidden_state[0]
-            pooled = packed.pool(hidden, given["text_runs"], self._pooling_mode)
-            features = {"sentence_embedding": pooled}
+                hidden = self.transformer(**inputs).last_hidden_state[0]
+            features = {"sentence_embedding": packed.pool(hidden, inputs["text_runs"], self._pooling_mode)}
             for stage in self.stages[2:]:
                 features = stage(features)
         return features["sentence_embedding"].float()
 
     def _choose_attention(self, longest: int) -> None:
-        wanted: str = self.attention
-        if wanted == "auto":
-            wanted = "sdpa"
-            if self.device.type == "cpu" and torch.is_grad_enabled():
-                config = self.transformer.config
-                heads = int(config.num_attention_heads)
-                wanted = "eager" if products_pay(longest, heads, config.hidden_size // heads, self.device) else "sdpa"
-        self._set_attention(wanted)
+        if self.attention != "auto":
+            self._set_attention(self.attention)
+            return
+        heads, size = int(self.transformer.config.num_attention_heads), self.transformer.config.hidden_size
+        slow_kernel = self.device.type == "cpu" and torch.is_grad_enabled()
+        eager = slow_kernel and products_pay(longest, heads, size // heads, self.device)
+        self._set_attention("eager" if eager else "sdpa")
 
     def _set_attention(self, wanted: str) -> None:
         config = self.transformer.config
@@ -298,11 +264,7 @@ class TransformerEncoder(Encoder):
                 self.attention = config._attn_implementation
 
     def save(self, folder: Path) -> None:
-        """Write a sentence-transformers folder; ``SentenceTransformer(folder)`` gives the same vectors.
-
-        Args:
-            folder: an existing, empty folder.
-        """
+        """Write a sentence-transformers folder; ``SentenceTransformer(folder)`` gives the same vectors."""
         from sentence_transformers import SentenceTransformer
 
         self._set_attention(self._own_attention)

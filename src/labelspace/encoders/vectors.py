@@ -6,6 +6,7 @@ only for tokens that were not seen before.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1024
+BLOCK_TOKENS = 1024
 """Tokens run through the transformer at a time."""
 
 
@@ -53,11 +54,7 @@ class TokenVectors:
 
     @classmethod
     def of(cls, base: TransformerEncoder) -> TokenVectors:
-        """Of an opened transformer.
-
-        Args:
-            base: left as it is.
-        """
+        """Of an opened transformer, which is left as it is."""
         described = f"token vectors 1, {base.max_tokens}, {base.precision}, {base.tokenizer.to_str()}\0"
         weights = hashlib.sha256(described.encode())
         for name, value in sorted(base.state_dict().items()):
@@ -70,7 +67,7 @@ class TokenVectors:
         """Of a folder whose transformer is not opened if the cache knows it.
 
         Args:
-            folder: of the transformer; what its files contain tells one from another.
+            folder: of the transformer; the contents of its files tell one from another.
             opened: opens it, ready to encode.
             cache: folder of what is known.
             how: what else the vectors depend on, the precision say.
@@ -81,42 +78,31 @@ class TokenVectors:
             with open(path, "rb") as file:
                 key.update(hashlib.file_digest(file, "sha256").digest())
         kept = cache / "static" / key.hexdigest()[:32]
-        base: list[TransformerEncoder] = []
-
-        def transformer() -> TransformerEncoder:
-            base[:] = base or [opened()]
-            return base[0]
-
+        transformer = functools.cache(opened)
         if kept.is_dir():
             from tokenizers import Tokenizer
 
             try:
-                told = json.loads((kept / "transformer.json").read_text(encoding="utf-8"))
+                entry = json.loads((kept / "transformer.json").read_text(encoding="utf-8"))
                 tokenizer = Tokenizer.from_file(str(kept / "tokenizer.json"))
-                return cls(tokenizer, int(told["max_tokens"]), int(told["dim"]), str(told["weights"]), transformer)
+                return cls(tokenizer, int(entry["max_tokens"]), int(entry["dim"]), str(entry["weights"]), transformer)
             except Exception as error:  # tokenizers raises Exception itself
                 logger.warning("the cache %s is damaged (%s); opening the transformer again", kept, error)
-        found = cls.of(transformer())
+        new = cls.of(transformer())
         try:
             with atomic_folder(kept) as part:
-                found.tokenizer.save(str(part / "tokenizer.json"))
-                told = {"max_tokens": found.max_tokens, "dim": found.dim, "weights": found.weights}
-                (part / "transformer.json").write_text(json.dumps(told), encoding="utf-8")
+                new.tokenizer.save(str(part / "tokenizer.json"))
+                entry = {"max_tokens": new.max_tokens, "dim": new.dim, "weights": new.weights}
+                (part / "transformer.json").write_text(json.dumps(entry), encoding="utf-8")
         except OSError as error:
             logger.debug("%s cannot be kept: %s", kept, error)
-        return found
+        return new
 
     def table(self, added: Sequence[str], cache: Path | None) -> npt.NDArray[np.float32]:
-        """Vectors of every token and of added texts, each run through the transformer by itself.
+        """Vectors (V + added, D) of every token and of added texts, each run through the transformer by itself.
 
-        The transformer's own tokens are kept apart from the added ones, so that another corpus finds them.
-
-        Args:
-            added: texts that become tokens.
-            cache: folder that keeps the vectors; None keeps nothing.
-
-        Returns:
-            (V + added, D).
+        The folder ``cache`` keeps them, the transformer's own tokens apart from the added ones, so that another corpus
+        finds them; None keeps nothing.
         """
         own = [[i] for i in range(self.tokenizer.get_vocab_size(with_added_tokens=True))]
         others = [e.ids for e in self.tokenizer.encode_batch_fast(list(added), add_special_tokens=False)]
@@ -140,11 +126,11 @@ class TokenVectors:
 
         vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
         order = np.argsort(tokens.lengths, kind="stable")
-        if len(tokens) > 4 * BLOCK:
+        if len(tokens) > 4 * BLOCK_TOKENS:
             logger.info("running %d tokens of the vocabulary through the transformer", len(tokens))
-        for start in tqdm(range(0, len(order), BLOCK), desc="token vectors", disable=None, leave=False):
-            rows = order[start : start + BLOCK]
-            vectors[rows] = self.transformer().encode(tokens.take(rows), batch_size=BLOCK)
+        for start in tqdm(range(0, len(order), BLOCK_TOKENS), desc="token vectors", disable=None, leave=False):
+            rows = order[start : start + BLOCK_TOKENS]
+            vectors[rows] = self.transformer().encode(tokens.take(rows), batch_size=BLOCK_TOKENS)
         if folder is not None:
             try:
                 with atomic_folder(folder) as part:

@@ -24,15 +24,15 @@ MIN_COUNT = 2
 """Words of documents, and label texts of several words, get a token of their own when documents have them this often;
 single words of label texts always do."""
 PHRASE_WORDS = 6
-"""Longest label text, in words, that becomes one token."""
+"""Words of the longest label text that becomes one token."""
 PAIR_MIN_COUNT, PAIR_MIN_LIFT = 8, 10.0
 """Neighbours become one token when documents have them this often, and this many times as often as by chance."""
-MOST_PAIRS = 3_000_000
+MAX_PAIRS = 3_000_000
 """Pairs met once are forgotten when this many are counted."""
-TEXTS = 16_384
+BLOCK_TEXTS = 16_384
 """Texts split at a time."""
-MIX = np.uint64(0x9E3779B97F4A7C15)
-"""Odd and without pattern, to make one number of several."""
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Odd and without a pattern, so that products spread over all 64 bits."""
 
 
 @dataclass
@@ -56,12 +56,7 @@ class WordCounts:
     pair_counts: IntArray
 
     def choose_words(self, pieces: dict[str, int], most: int) -> list[str]:
-        """Words that the pieces do not hold: all of the labels, and the documents' frequent ones.
-
-        Args:
-            pieces: words and parts of words that are there already.
-            most: how many to choose at most.
-        """
+        """At most so many words that are no pieces yet: all of the labels, and the documents' frequent ones."""
         wanted = [
             (-int(self.counts[i]), self.words[i])
             for i in np.flatnonzero(self.of_labels | (self.counts >= MIN_COUNT)).tolist()
@@ -70,11 +65,7 @@ class WordCounts:
         return [word for _, word in sorted(wanted)[:most]]
 
     def choose_phrases(self, most: int) -> list[str]:
-        """Label texts of several words that documents contain, and pairs far above chance.
-
-        Args:
-            most: how many to choose at most.
-        """
+        """At most so many phrases: label texts of several words that documents contain, and pairs far above chance."""
         chosen = {phrase: count for phrase, count in self.phrases.items() if count >= MIN_COUNT}
         first, second = self.counts[self.pairs[:, 0]].astype(float), self.counts[self.pairs[:, 1]].astype(float)
         lift = self.pair_counts * float(self.counts.sum()) / np.maximum(first * second, 1.0)
@@ -98,13 +89,13 @@ def count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequenc
     plain = np.array([word.isalnum() for word in words.names], dtype=bool)
     joinable = plain & np.array([len(word) > 2 for word in words.names], dtype=bool)
     of_labels = np.zeros(width, dtype=bool)
-    found: list[tuple[int, ...]] = []
+    named: list[tuple[int, ...]] = []
     for ids, ends in words.split(label_texts):
         of_labels[ids] = True
         for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
             if 1 < end - start <= PHRASE_WORDS and plain[ids[start:end]].all():
-                found.append(tuple(ids[start:end].tolist()))
-    names = {n: _Phrases({x for x in found if len(x) == n}, n) for n in range(2, PHRASE_WORDS + 1)} if phrases else {}
+                named.append(tuple(ids[start:end].tolist()))
+    counters = [_Phrases({x for x in named if len(x) == n}, n) for n in range(2, PHRASE_WORDS + 1)] if phrases else []
     counts = np.zeros(width, dtype=np.int64)
     pairs, pair_counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     for ids, ends in words.split(texts):
@@ -112,19 +103,19 @@ def count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequenc
         if not phrases:
             continue
         owner = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        for name in names.values():
-            name.count(ids, owner)
+        for counter in counters:
+            counter.count(ids, owner)
         kept = (owner[1:] == owner[:-1]) & joinable[ids[1:]] & joinable[ids[:-1]]
         new, times = np.unique((ids[:-1] * width + ids[1:])[kept], return_counts=True)
         pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
         pair_counts = np.bincount(place, weights=np.concatenate([pair_counts, times]), minlength=len(pairs))
         pair_counts = pair_counts.astype(np.int64)
-        if len(pairs) > MOST_PAIRS:
+        if len(pairs) > MAX_PAIRS:
             pairs, pair_counts = pairs[pair_counts > 1], pair_counts[pair_counts > 1]
     spelt = {
         " ".join(words.names[i] for i in row): int(count)
-        for name in names.values()
-        for row, count in zip(name.rows.tolist(), name.counts.tolist(), strict=True)
+        for counter in counters
+        for row, count in zip(counter.rows.tolist(), counter.counts.tolist(), strict=True)
         if count
     }
     two = np.stack([pairs // max(1, width), pairs % max(1, width)], axis=1)
@@ -148,10 +139,10 @@ class _Words:
 
     def split(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, IntArray]]:
         """Word numbers of a block of texts end to end, and where each text ends."""
-        for start in range(0, len(texts), TEXTS):
-            found = self.splitter.encode_batch_fast(list(_clean(texts[start : start + TEXTS])))
-            ends = np.cumsum([len(x.ids) for x in found])
-            yield np.fromiter(chain.from_iterable(x.ids for x in found), dtype=np.int64, count=int(ends[-1])), ends
+        for start in range(0, len(texts), BLOCK_TEXTS):
+            encodings = self.splitter.encode_batch_fast(list(_clean(texts[start : start + BLOCK_TEXTS])))
+            ends = np.cumsum([len(x) for x in encodings])
+            yield np.fromiter(chain.from_iterable(x.ids for x in encodings), dtype=np.int64, count=int(ends[-1])), ends
 
 
 class _Phrases:
@@ -179,14 +170,14 @@ class _Phrases:
 
 
 def _mixed(columns: list[IntArray]) -> npt.NDArray[np.uint64]:
-    """One number of the numbers of a row; of different rows nearly always a different one."""
+    """A hash of each row, given column by column; different rows nearly always have different ones."""
     mixed = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:
-        mixed = (mixed ^ column.astype(np.uint64)) * MIX
+        mixed = (mixed ^ column.astype(np.uint64)) * HASH_FACTOR
         mixed ^= mixed >> np.uint64(29)
     return mixed
 
 
 def _clean(texts: Iterable[str]) -> Iterator[str]:
-    """Texts as far as they are read, without what is no character."""
+    """Texts up to `WINDOW`, with ? for surrogates, which the tokenizer refuses."""
     return (text[:WINDOW].encode("utf-8", "replace").decode("utf-8") for text in texts)

@@ -22,10 +22,10 @@ from ...base.rates import measured_once
 logger = logging.getLogger("labelspace")
 
 LENGTHS = (16, 32, 64, 128, 256)
-"""Lengths, in tokens, at which the two are compared; up to the first of them the products are taken unseen."""
-GAIN = 1.15
-"""The usual limit is left only for something so many times faster, so that noise does not decide."""
-TOKENS = 2048
+"""Lengths, in tokens, at which the two are compared; up to the first of them the products are taken unmeasured."""
+MIN_SPEEDUP = 1.15
+"""How many times faster something must be for the usual limit to be left, so that noise does not decide."""
+COMPARED_TOKENS = 2048
 """Tokens of a comparison."""
 
 
@@ -49,48 +49,38 @@ def products_pay(length: int, heads: int, width: int, device: torch.device) -> b
         length: of the texts, in tokens.
         heads: of a layer.
         width: of a head.
-        device: where; only on a CPU it is measured.
+        device: of the texts; only a CPU is measured.
     """
     if length <= LENGTHS[0]:
         return True
-    found = limits(heads, width, torch.get_num_threads()) if device.type == "cpu" else Limits()
-    return length <= (found.training if torch.is_grad_enabled() else found.inference)
+    own = limits(heads, width, torch.get_num_threads()) if device.type == "cpu" else Limits()
+    return length <= (own.training if torch.is_grad_enabled() else own.inference)
 
 
 @functools.cache
 def limits(heads: int, width: int, threads: int) -> Limits:
-    """What the cache folder knows of this processor, or a measurement that is written there.
-
-    Args:
-        heads: of a layer.
-        width: of a head.
-        threads: that torch uses.
-    """
+    """The limits for this processor, from the cache folder or from a measurement that is written there."""
 
     def measure() -> dict[str, float]:
         # in a thread of its own: the text that asks may be inside a checkpoint, which would record these tensors too
         with ThreadPoolExecutor(1) as apart:
-            found = apart.submit(measured, lambda length, training: advantage(length, training, heads, width)).result()
-        logger.debug("attention by products up to %d tokens in training, %d otherwise", found.training, found.inference)
-        return asdict(found)
+            own = apart.submit(measured, lambda length, training: advantage(length, training, heads, width)).result()
+        logger.debug("attention by products up to %d tokens in training, %d otherwise", own.training, own.inference)
+        return asdict(own)
 
     known = measured_once(f"attention, {threads} threads, {heads} heads of {width}", measure)
     return Limits(**{name: int(value) for name, value in known.items()})
 
 
 def measured(ratio: Callable[[int, bool], float]) -> Limits:
-    """Limits, starting from the usual ones.
-
-    Args:
-        ratio: of a length, with or without gradients: how many times longer the kernel takes than the products.
-    """
+    """Limits by measurement, starting from the usual ones; ``ratio`` is `advantage` for some shape of heads."""
 
     def limit(usual: int, last: int, training: bool) -> int:
         place = LENGTHS.index(usual)
-        while LENGTHS[place] < last and ratio(LENGTHS[place + 1], training) > GAIN:
+        while LENGTHS[place] < last and ratio(LENGTHS[place + 1], training) > MIN_SPEEDUP:
             place += 1
         if LENGTHS[place] == usual:
-            while place and ratio(LENGTHS[place], training) < 1 / GAIN:
+            while place and ratio(LENGTHS[place], training) < 1 / MIN_SPEEDUP:
                 place -= 1
         return LENGTHS[place]
 
@@ -98,26 +88,20 @@ def measured(ratio: Callable[[int, bool], float]) -> Limits:
 
 
 def advantage(length: int, training: bool, heads: int, width: int) -> float:
-    """How many times longer PyTorch's kernel takes than products and a softmax.
-
-    Args:
-        length: of each text, in tokens.
-        training: with the backward pass.
-        heads: of a layer.
-        width: of a head.
-    """
+    """How many times longer PyTorch's kernel takes than products and a softmax; with the backward pass in training."""
     source = torch.Generator().manual_seed(0)
-    given = [torch.randn(max(1, TOKENS // length), heads, length, width, generator=source) for _ in range(3)]
+    texts = max(1, COMPARED_TOKENS // length)
+    inputs = [torch.randn(texts, heads, length, width, generator=source) for _ in range(3)]
 
     def seconds(run: Callable[..., torch.Tensor]) -> float:
         begun = time.perf_counter()
-        out = run(*given)
+        out = run(*inputs)
         if training:
             out.backward(out.detach())
         return time.perf_counter() - begun
 
     with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=False):
-        for x in given:
+        for x in inputs:
             x.requires_grad_(training)
         times = [(seconds(F.scaled_dot_product_attention), seconds(by_products)) for _ in range(4)]
     kernel, products = (min(part) for part in zip(*times[1:], strict=True))
@@ -127,17 +111,9 @@ def advantage(length: int, training: bool, heads: int, width: int) -> float:
 def by_products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Attention whose weights are kept for the backward pass.
+    """Attention (n, heads, length, d) of tensors of that shape, whose weights are kept for the backward pass.
 
-    Args:
-        query: (n, heads, length, d).
-        key: the same.
-        value: the same.
-        scale: of the products; None for 1 / sqrt(d).
-        dropout: of the weights.
-
-    Returns:
-        (n, heads, length, d).
+    The products are multiplied by ``scale``, None for 1 / sqrt(d); ``dropout`` is that of the weights.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     weights = torch.softmax(torch.matmul(query * scale, key.transpose(-1, -2)), dim=-1)

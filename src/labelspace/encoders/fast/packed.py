@@ -21,7 +21,7 @@ from .attention import by_products, products_pay
 
 NAME = "labelspace_packed"
 PLACED = {"bert": False, "distilbert": False, "electra": False, "roberta": True, "xlm-roberta": True, "camembert": True}
-"""Architectures whose attention is told by position numbers alone; whether those start after the padding number."""
+"""Architectures that know places by position numbers alone; whether those start after the padding number."""
 POOLINGS = ("mean", "cls")
 
 ROUND_FROM, ROUND_TO = 512, 256
@@ -39,22 +39,18 @@ def register() -> None:
 
 
 def runs(lengths: list[int]) -> list[Run]:
-    """Neighbouring texts of equal length.
-
-    Args:
-        lengths: tokens of each text.
-    """
-    found, start = [], 0
+    """Runs of neighbouring texts of equal length, from the tokens of each text."""
+    text_runs, start = [], 0
     for length, same in groupby(lengths):
         end = start + length * sum(1 for _ in same)
         if length:
-            found.append((start, end, length))
+            text_runs.append((start, end, length))
         start = end
-    return found
+    return text_runs
 
 
 def inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
-    """What the transformer takes: ids and positions (1, T), and the runs.
+    """Keyword arguments of the transformer: ids and positions (1, T), and the runs.
 
     Args:
         tokens: n texts, best sorted by length.
@@ -85,14 +81,14 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Every token attends to the tokens of its own text.
+    """Every token attends to the tokens of its own text; called by the transformers library.
 
     Args:
-        module: the layer.
+        module: the layer, not used.
         query: (1, heads, T, d).
         key: (1, heads, T, d).
         value: (1, heads, T, d).
-        attention_mask: None.
+        attention_mask: not used: runs take its place.
         text_runs: which tokens belong together.
         scaling: of the products; None for 1 / sqrt(d).
         dropout: of the attention weights.
@@ -112,19 +108,7 @@ def attention(
 def run_by_run(
     query: Tensor, key: Tensor, value: Tensor, text_runs: list[Run], scaling: float, dropout: float
 ) -> Tensor:
-    """Attention of one run after the other, by what is faster for its length.
-
-    Args:
-        query: (1, heads, T, d).
-        key: (1, heads, T, d).
-        value: (1, heads, T, d).
-        text_runs: which tokens belong together.
-        scaling: of the products.
-        dropout: of the attention weights.
-
-    Returns:
-        (1, T, heads, d).
-    """
+    """`attention` of one run after the other, in float32, by what is faster for its length: (1, T, heads, d)."""
     heads, size, width = query.shape[1:]
     parts = []
     of_runs = zip(*(_split(x[0], text_runs, 1) for x in (query, key, value)), strict=True)
@@ -173,17 +157,17 @@ class _Products(torch.autograd.Function):
         queries, keys, values, weights, there, back = ctx.saved_tensors
         heads, width = gradient.shape[2:]
         mixed = gradient.reshape(-1, width).index_select(0, there).float()
-        of_all = [_room(mixed, ctx.text_runs, heads) for _ in range(3)]
+        gradients = [_room(mixed, ctx.text_runs, heads) for _ in range(3)]
         for q, k, v, out, of_q, of_k, of_v, w in _of_runs(
-            ctx.text_runs, heads, weights, queries, keys, values, mixed, *of_all
+            ctx.text_runs, heads, weights, queries, keys, values, mixed, *gradients
         ):
             torch.bmm(w.transpose(1, 2), out, out=of_v)
             of_products = torch._softmax_backward_data(torch.bmm(out, v.transpose(1, 2)), w, 2, w.dtype)
             torch.baddbmm(of_q, of_products, k, beta=0, alpha=ctx.scaling, out=of_q)
             torch.baddbmm(of_k, of_products.transpose(1, 2), q, beta=0, alpha=ctx.scaling, out=of_k)
         shape = (1, -1, heads, width)
-        given = [x.to(gradient.dtype).index_select(0, back).view(shape).transpose(1, 2) for x in of_all]
-        return (*given, None, None)
+        own = (x.to(gradient.dtype).index_select(0, back).view(shape).transpose(1, 2) for x in gradients)
+        return (*own, None, None)
 
 
 @functools.lru_cache(maxsize=4)  # every layer asks for the same
@@ -221,15 +205,9 @@ def _of_runs(
 
 
 def pool(hidden: Tensor, text_runs: list[Run], mode: str) -> Tensor:
-    """One vector a text.
+    """Vectors (n, H) float32 of texts from those of their tokens (T, H); mode is ``mean`` or ``cls``.
 
-    Args:
-        hidden: (T, H) vectors of the tokens.
-        text_runs: which tokens belong together; every text has some.
-        mode: ``mean`` or ``cls``.
-
-    Returns:
-        (n, H) float32.
+    Every text must have a token.
     """
     parts = []
     for (_, _, length), own in zip(text_runs, _split(hidden, text_runs, 0), strict=True):
