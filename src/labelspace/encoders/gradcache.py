@@ -61,11 +61,11 @@ def encode_both(
     return both[: len(documents)], both[len(documents) :]
 
 
-def chunks(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
+def chunks(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[slice]:
     """Cut texts of given lengths (n,) into consecutive chunks of at most so many tokens, but one text at least."""
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):
         before = ends[cuts[-1] - 1] if cuts[-1] else 0
-        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, before + most, side="right"))))
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, before + max_tokens, side="right"))))
     return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -148,11 +148,11 @@ class Encoder(nn.Module, abc.ABC):
             with self.for_inference(precision or self.precision, keep):
                 for start in range(0, len(order), batch_size):
                     rows = order[start : start + batch_size]
-                    own = self(parts.take(rows)).float().cpu()
+                    encoded = self(parts.take(rows)).float().cpu()
                     if owners is None or shares is None:
-                        vectors[rows] = own
+                        vectors[rows] = encoded
                     else:
-                        vectors.index_add_(0, owners[rows], own * shares[rows, None].float())
+                        vectors.index_add_(0, owners[rows], encoded * shares[rows, None].float())
         finally:
             self.train(training)
         return (nn.functional.normalize(vectors, dim=1) if pooled and self.normalize else vectors).numpy()

@@ -263,11 +263,11 @@ def cut(
     framed = inner + len(limit.left) + len(limit.right)
     ends = np.cumsum(framed)
     out = np.empty(framed.sum(), dtype=np.int32)
-    own = np.ones(len(out), dtype=bool)
+    of_text = np.ones(len(out), dtype=bool)
     for special, first in ((limit.left, ends - framed), (limit.right, ends - len(limit.right))):
         for i, token in enumerate(special):
-            out[first + i], own[first + i] = token, False
-    out[own] = ids
+            out[first + i], of_text[first + i] = token, False
+    out[of_text] = ids
     return out, framed, chunks
 
 

@@ -170,9 +170,9 @@ class TransformerEncoder(Encoder):
             return super().each(parts)
         self._fast = self._kept_low = None  # as in forward
         inputs = [packed.inputs(part, self._first_position) for part in parts]
-        ids = [own.pop("input_ids")[0] for own in inputs]
+        ids = [kwargs.pop("input_ids")[0] for kwargs in inputs]
         vectors = self.transformer.get_input_embeddings()(torch.cat(ids).to(self.device)).split([len(x) for x in ids])
-        return [self._packed({**own, "inputs_embeds": x[None]}) for own, x in zip(inputs, vectors, strict=True)]
+        return [self._packed({**kwargs, "inputs_embeds": x[None]}) for kwargs, x in zip(inputs, vectors, strict=True)]
 
     @contextlib.contextmanager
     def for_inference(self, precision: Precision, keep: bool) -> Iterator[None]:

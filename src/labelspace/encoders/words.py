@@ -55,24 +55,24 @@ class WordCounts:
     pairs: IntArray
     pair_counts: IntArray
 
-    def choose_words(self, pieces: dict[str, int], most: int) -> list[str]:
-        """At most so many words that are no pieces yet: all of the labels, and the documents' frequent ones."""
+    def choose_words(self, pieces: dict[str, int], limit: int) -> list[str]:
+        """At most ``limit`` words that are no pieces yet: all of the labels, and the documents' frequent ones."""
         wanted = [
             (-int(self.counts[i]), self.words[i])
             for i in np.flatnonzero(self.of_labels | (self.counts >= MIN_COUNT)).tolist()
             if self.words[i] not in pieces and len(self.words[i]) <= 100
         ]
-        return [word for _, word in sorted(wanted)[:most]]
+        return [word for _, word in sorted(wanted)[:limit]]
 
-    def choose_phrases(self, most: int) -> list[str]:
-        """At most so many phrases: label texts of several words that documents contain, and pairs far above chance."""
+    def choose_phrases(self, limit: int) -> list[str]:
+        """At most ``limit`` phrases: label texts of several words in documents, and pairs far above chance."""
         chosen = {phrase: count for phrase, count in self.phrases.items() if count >= MIN_COUNT}
         first, second = self.counts[self.pairs[:, 0]].astype(float), self.counts[self.pairs[:, 1]].astype(float)
         lift = self.pair_counts * float(self.counts.sum()) / np.maximum(first * second, 1.0)
         for i in np.flatnonzero((self.pair_counts >= PAIR_MIN_COUNT) & (lift >= PAIR_MIN_LIFT)).tolist():
             a, b = self.pairs[i].tolist()
             chosen.setdefault(f"{self.words[a]} {self.words[b]}", int(self.pair_counts[i]))
-        return [phrase for _, phrase in sorted((-count, phrase) for phrase, count in chosen.items())[:most]]
+        return [phrase for _, phrase in sorted((-count, phrase) for phrase, count in chosen.items())[:limit]]
 
 
 def count_words(tokenizer: Tokenizer, texts: Sequence[str], label_texts: Sequence[str], *, phrases: bool) -> WordCounts:

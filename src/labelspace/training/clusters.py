@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -51,24 +49,26 @@ def _split(
     count, middle = len(part), -(-len(part) // 2)
     rows = torch.from_numpy(part).to(vectors.device)
     blocks = [rows[i : i + ROW_BLOCK] for i in range(0, count, ROW_BLOCK)]
-    whole = [vectors[rows].float()] if len(blocks) == 1 else None  # gathered once
-
-    def parts() -> Iterable[Tensor]:
-        return whole or (vectors[block].float() for block in blocks)
-
+    whole = vectors[rows].float() if len(blocks) == 1 else None  # gathered once
     first = rng.choice(count, 2, replace=False)
     centroids = vectors[rows[torch.from_numpy(first).to(rows.device)]].float()
     before = -np.inf
     for _ in range(MAX_ROUNDS):
         toward = centroids[1] - centroids[0]
-        lean = torch.cat([x @ toward for x in parts()])
+        if whole is not None:
+            lean = whole @ toward
+        else:
+            lean = torch.cat([vectors[block].float() @ toward for block in blocks])
         order = torch.argsort(lean, stable=True)
         second = torch.zeros(count, device=rows.device)
         second[order[middle:]] = 1
         shares = torch.stack([1 - second, second])
-        sums = torch.zeros_like(centroids)
-        for i, x in enumerate(parts()):
-            sums += shares[:, i * ROW_BLOCK : (i + 1) * ROW_BLOCK] @ x
+        if whole is not None:  # small parts are many, so the loop would cost time
+            sums = shares @ whole
+        else:
+            sums = torch.zeros_like(centroids)
+            for i, block in enumerate(blocks):
+                sums += shares[:, i * ROW_BLOCK : (i + 1) * ROW_BLOCK] @ vectors[block].float()
         centroids = normalize(sums, dim=1)
         now = float((sums * centroids).sum()) / count
         if now - before < MIN_GAIN:

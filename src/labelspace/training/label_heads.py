@@ -172,11 +172,11 @@ class _OneVsAll(torch.autograd.Function):
         gradient = torch.zeros_like(queries)
         value = torch.zeros((), dtype=torch.float64, device=queries.device)
         for labels, rows, logits in head.chunks(queries, positives):
-            own = _positives_within(positives, labels)
-            value -= logits[own].sum()
+            where = _positives_within(positives, labels)
+            value -= logits[where].sum()
             value += logits.clamp(min=0).sum() + logits.abs().neg_().exp_().log1p_().sum()
             g = logits.sigmoid_()
-            g[own] -= 1
+            g[where] -= 1
             gradient += (g.to(rows.dtype) @ rows).to(queries.dtype)
         ctx.save_for_backward(gradient.mul_(head.scale))
         return value.to(queries.dtype)
@@ -387,8 +387,8 @@ class TwoHeads(nn.Module):
     def save(self, file: Path) -> dict[str, Any]:
         """Write the weights to a safetensors file and return the settings that `load` needs."""
         save_file({name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}, file)
-        own = ("dim", "encoder_dim", "classifier_dim", "classifier_norm", "unit", *SEARCH_SETTINGS)
-        return {"kind": "two heads", **{name: getattr(self, name) for name in own}}
+        names = ("dim", "encoder_dim", "classifier_dim", "classifier_norm", "unit", *SEARCH_SETTINGS)
+        return {"kind": "two heads", **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def load(cls, file: Path, settings: dict[str, Any], device: str = "cpu") -> TwoHeads:

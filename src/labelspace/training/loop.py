@@ -553,10 +553,10 @@ class _Best:
         if score <= self.score:
             return False
         self.score, self.step = score, step
-        own = self.module.state_dict()
+        state = self.module.state_dict()
         if not self.weights:
-            self.weights = {name: torch.empty_like(value) for name, value in own.items()}
-        for name, value in own.items():
+            self.weights = {name: torch.empty_like(value) for name, value in state.items()}
+        for name, value in state.items():
             self.weights[name].copy_(value)
         return True
 

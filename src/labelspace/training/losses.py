@@ -315,8 +315,8 @@ def check_range(shape: torch.Size | tuple[int, ...], pairs: Tensor, name: str) -
     Raises:
         ValueError: naming the first pair that is outside.
     """
-    most = torch.tensor(shape, device=pairs.device)[:, None]
-    outside = ((pairs < 0) | (pairs >= most)).any(dim=0)
+    sizes = torch.tensor(shape, device=pairs.device)[:, None]
+    outside = ((pairs < 0) | (pairs >= sizes)).any(dim=0)
     if bool(outside.any()):
         row, column = pairs[:, outside.nonzero()[0, 0]].tolist()
         raise ValueError(f"{name} has the pair (row {row}, column {column}), which is outside logits {tuple(shape)}")

@@ -33,7 +33,7 @@ PAIR_BLOCK = 16_384
 COMBINE: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add, "max": torch.maximum, "min": torch.minimum, "logsumexp": torch.logaddexp,
 }  # fmt: skip
-"""How what a form found in two blocks of labels becomes what it finds in both."""
+"""How what a form computes of two blocks of labels is combined."""
 
 
 def linear_loss_plain(
@@ -118,8 +118,8 @@ def _check(
 class _Blocks:
     """Makes logits, a block of labels (columns) after the other, into one buffer.
 
-    A block has a number. Products of the first ``kept`` blocks stay in memory between the passes; ``made`` are the
-    numbers of blocks whose products are there, ``exps`` of those whose memory holds exp of the logits instead.
+    A block has a number. Products of the first ``kept`` blocks stay in memory between the passes; ``has_products``
+    has the numbers of blocks whose products are in memory, ``has_exps`` of those that have exp of the logits there.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class _Blocks:
         keeps = self.logits is not None or self.small  # without a copy, what is made of products overwrites them
         self.kept = min(count, KEPT_PRODUCTS // (slot * low.itemsize)) if keeps else 0
         self.products = torch.empty(self.kept + (self.kept < count), slot, dtype=low, device=device)
-        self.made: set[int] = set()
-        self.exps: set[int] = set()
+        self.has_products: set[int] = set()
+        self.has_exps: set[int] = set()
         self.positives, self.hidden = _Places(positives, self), None if hidden is None else _Places(hidden, self)
 
     def columns(self) -> Iterator[tuple[slice, Tensor]]:
@@ -175,11 +175,11 @@ class _Blocks:
     def make(self, rows: slice, columns: slice, keys: Tensor, apart: bool) -> Tensor:
         """The logits of a block (b, c); hidden ones, and positives that stand apart, are -inf."""
         block, number = self.low_block(rows, columns), self.number(rows, columns)
-        if number not in self.made:
+        if number not in self.has_products:
             torch.mm(self.queries[rows], keys.T, out=block)
-            self.exps.discard(number)
+            self.has_exps.discard(number)
             if number < self.kept and self.logits is not None:
-                self.made.add(number)
+                self.has_products.add(number)
         if self.logits is not None:
             block = self.logits[: block.numel()].view(block.shape).copy_(block)
         if self.hidden is not None:
@@ -191,7 +191,7 @@ class _Blocks:
     def exp(self, rows: slice, columns: slice, keys: Tensor) -> Tensor:
         """exp of the logits of a block (b, c), in the type of the products; of positives it is anything."""
         block = self.low_block(rows, columns)
-        if self.number(rows, columns) in self.exps:
+        if self.number(rows, columns) in self.has_exps:
             return block
         return block.copy_(self.make(rows, columns, keys, True).exp_())
 
@@ -205,8 +205,8 @@ class _Blocks:
                 if keep and self.small and number < self.kept and find is small_log_sum_exp:
                     if self.logits is not None:
                         self.low_block(rows, columns).copy_(block)
-                    self.made.discard(number)
-                    self.exps.add(number)
+                    self.has_products.discard(number)
+                    self.has_exps.add(number)
                 if columns.start:
                     combined[i] = COMBINE[op](combined[i], part)
                 else:
@@ -269,8 +269,8 @@ class _Linear(torch.autograd.Function):
         grad_queries = torch.zeros_like(queries) if for_queries else None
         grad_keys = torch.empty_like(keys) if for_keys else None
         _blocks_backward(ctx.blocks, gradient, queries, grad_queries, grad_keys, float(grad_output), ctx.temperature)
-        ctx.blocks.made.clear()  # gradients lie in their memory now
-        ctx.blocks.exps.clear()
+        ctx.blocks.has_products.clear()  # gradients lie in their memory now
+        ctx.blocks.has_exps.clear()
         scale = gradient.positives * (grad_output / ctx.temperature)
         rows, columns = ctx.positives
         for start in range(0, len(rows), PAIR_BLOCK):

@@ -194,15 +194,15 @@ class HardNegatives:
 
         pair_rows = np.repeat(np.arange(len(rows)), counts)
         n_labels = self.targets.shape[1]
-        known = np.isin(labels + n_labels * np.arange(len(rows))[:, None], truth.indices + n_labels * pair_rows)
+        true = np.isin(labels + n_labels * np.arange(len(rows))[:, None], truth.indices + n_labels * pair_rows)
         device = queries.device
         products = torch.zeros(len(pair_rows))
         for start in range(0, len(pair_rows), PAIR_BLOCK):
             part = slice(start, start + PAIR_BLOCK)
             keys = self.index.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
-            own = queries[torch.from_numpy(pair_rows[part]).to(device)]
-            products[part] = (keys * own).sum(1).cpu()
+            vectors = queries[torch.from_numpy(pair_rows[part]).to(device)]
+            products[part] = (keys * vectors).sum(1).cpu()
         positive = np.full(len(rows), -np.inf, dtype=np.float32)
         np.maximum.at(positive, pair_rows, products.numpy())
         positive[counts == 0] = np.inf
-        return np.where(known, -1, labels), scores, positive
+        return np.where(true, -1, labels), scores, positive

@@ -99,9 +99,9 @@ class PickSome:
         return np.union1d(pool, labels[_most_drawn(counts, int(min(len(labels), self._room(pool))), rng)])
 
 
-def _most_drawn(counts: npt.NDArray[np.int64], most: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def _most_drawn(counts: npt.NDArray[np.int64], number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Places of the largest counts, equal ones in random order."""
-    return np.lexsort((rng.random(len(counts)), -counts))[:most]
+    return np.lexsort((rng.random(len(counts)), -counts))[:number]
 
 
 def draw_from(shortlists: npt.NDArray[np.integer], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

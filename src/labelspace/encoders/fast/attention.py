@@ -53,8 +53,8 @@ def products_pay(length: int, heads: int, width: int, device: torch.device) -> b
     """
     if length <= LENGTHS[0]:
         return True
-    own = limits(heads, width, torch.get_num_threads()) if device.type == "cpu" else Limits()
-    return length <= (own.training if torch.is_grad_enabled() else own.inference)
+    longest = limits(heads, width, torch.get_num_threads()) if device.type == "cpu" else Limits()
+    return length <= (longest.training if torch.is_grad_enabled() else longest.inference)
 
 
 @functools.cache
@@ -64,9 +64,9 @@ def limits(heads: int, width: int, threads: int) -> Limits:
     def measure() -> dict[str, float]:
         # in a thread of its own: the text that asks may be inside a checkpoint, which would record these tensors too
         with ThreadPoolExecutor(1) as apart:
-            own = apart.submit(measured, lambda length, training: advantage(length, training, heads, width)).result()
-        logger.debug("attention by products up to %d tokens in training, %d otherwise", own.training, own.inference)
-        return asdict(own)
+            best = apart.submit(measured, lambda length, training: advantage(length, training, heads, width)).result()
+        logger.debug("attention by products up to %d tokens in training, %d otherwise", best.training, best.inference)
+        return asdict(best)
 
     known = measured_once(f"attention, {threads} threads, {heads} heads of {width}", measure)
     return Limits(**{name: int(value) for name, value in known.items()})

@@ -38,10 +38,10 @@ class FastBert:
         self.dtype = dtype
         self.heads = int(config.num_attention_heads)
         self.made_of = stamps(transformer)
-        own = transformer.embeddings
-        self.tables = [own.word_embeddings.weight.detach(), own.position_embeddings.weight.detach()]
-        self.first_type = own.token_type_embeddings.weight.detach()[0].clone()
-        self.norm = _norm(own.LayerNorm, torch.float32)
+        inputs = transformer.embeddings
+        self.tables = [inputs.word_embeddings.weight.detach(), inputs.position_embeddings.weight.detach()]
+        self.first_type = inputs.token_type_embeddings.weight.detach()[0].clone()
+        self.norm = _norm(inputs.LayerNorm, torch.float32)
         kind: type[_LowLayer | _PlainLayer] = _LowLayer if dtype == torch.bfloat16 else _PlainLayer
         self.layers = [kind(layer, self.heads) for layer in transformer.encoder.layer]
 
@@ -140,11 +140,11 @@ class _PlainLayer:
         return F.layer_norm(room.sums, *self.norms[1])
 
 
-def _one_product(own: Any, heads: int) -> tuple[Tensor, Tensor]:
+def _one_product(attention: Any, heads: int) -> tuple[Tensor, Tensor]:
     """Weights (3 H, H) and biases of queries, keys and values, the scale of attention put into those of the queries."""
-    scale = (own.query.weight.shape[0] // heads) ** -0.5
-    weights = [own.query.weight.detach() * scale, own.key.weight.detach(), own.value.weight.detach()]
-    biases = [own.query.bias.detach() * scale, own.key.bias.detach(), own.value.bias.detach()]
+    scale = (attention.query.weight.shape[0] // heads) ** -0.5
+    weights = [attention.query.weight.detach() * scale, attention.key.weight.detach(), attention.value.weight.detach()]
+    biases = [attention.query.bias.detach() * scale, attention.key.bias.detach(), attention.value.bias.detach()]
     return torch.cat(weights), torch.cat(biases)
 
 

@@ -112,8 +112,8 @@ def run_by_run(
     heads, size, width = query.shape[1:]
     parts = []
     of_runs = zip(*(_split(x[0], text_runs, 1) for x in (query, key, value)), strict=True)
-    for (start, end, length), own in zip(text_runs, of_runs, strict=True):
-        q, k, v = (x.unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format) for x in own)
+    for (start, end, length), run in zip(text_runs, of_runs, strict=True):
+        q, k, v = (x.unflatten(1, (-1, length)).to(torch.float32, memory_format=torch.contiguous_format) for x in run)
         if products_pay(length, heads, width, query.device):
             mixed = by_products(q, k, v, scaling, dropout)
         else:
@@ -137,9 +137,9 @@ class _Products(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, text_runs: tuple[Run, ...], scaling: float
     ) -> Tensor:
         heads, size, width = query.shape[1:]
-        there, back = (x.to(query.device) for x in _places(text_runs, heads, size))
+        order, inverse = (x.to(query.device) for x in _places(text_runs, heads, size))
         queries, keys, values = (
-            x[0].transpose(0, 1).reshape(-1, width).index_select(0, there).float() for x in (query, key, value)
+            x[0].transpose(0, 1).reshape(-1, width).index_select(0, order).float() for x in (query, key, value)
         )
         weights = queries.new_empty(sum(heads * (end - start) * length for start, end, length in text_runs))
         mixed = _room(queries, text_runs, heads)
@@ -148,15 +148,15 @@ class _Products(torch.autograd.Function):
             torch.softmax(w, 2, out=w)
             torch.bmm(w, v, out=out)
         ctx.text_runs, ctx.scaling = text_runs, scaling
-        ctx.save_for_backward(queries, keys, values, weights, there, back)
-        return mixed.to(query.dtype).index_select(0, back).view(1, size, heads, width)
+        ctx.save_for_backward(queries, keys, values, weights, order, inverse)
+        return mixed.to(query.dtype).index_select(0, inverse).view(1, size, heads, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights, there, back = ctx.saved_tensors
+        queries, keys, values, weights, order, inverse = ctx.saved_tensors
         heads, width = gradient.shape[2:]
-        mixed = gradient.reshape(-1, width).index_select(0, there).float()
+        mixed = gradient.reshape(-1, width).index_select(0, order).float()
         gradients = [_room(mixed, ctx.text_runs, heads) for _ in range(3)]
         for q, k, v, out, of_q, of_k, of_v, w in _of_runs(
             ctx.text_runs, heads, weights, queries, keys, values, mixed, *gradients
@@ -166,20 +166,20 @@ class _Products(torch.autograd.Function):
             torch.baddbmm(of_q, of_products, k, beta=0, alpha=ctx.scaling, out=of_q)
             torch.baddbmm(of_k, of_products.transpose(1, 2), q, beta=0, alpha=ctx.scaling, out=of_k)
         shape = (1, -1, heads, width)
-        own = (x.to(gradient.dtype).index_select(0, back).view(shape).transpose(1, 2) for x in gradients)
-        return (*own, None, None)
+        restored = (x.to(gradient.dtype).index_select(0, inverse).view(shape).transpose(1, 2) for x in gradients)
+        return (*restored, None, None)
 
 
 @functools.lru_cache(maxsize=4)  # every layer asks for the same
 def _places(text_runs: tuple[Run, ...], heads: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where rows (token, head) stand once each run is laid out as (text, head, token), and the way back; int64."""
+    """The order of rows (token, head) that lays out each run as (text, head, token), and its inverse; int64."""
     rows = np.arange(size * heads)
     for start, end, length in text_runs:
         part = rows[start * heads : end * heads]
         part[:] = part.reshape(-1, length, heads).transpose(0, 2, 1).reshape(-1)
-    back = np.empty_like(rows)
-    back[rows] = np.arange(len(rows))
-    return torch.from_numpy(rows), torch.from_numpy(back)
+    inverse = np.empty_like(rows)
+    inverse[rows] = np.arange(len(rows))
+    return torch.from_numpy(rows), torch.from_numpy(inverse)
 
 
 def _room(like: Tensor, text_runs: tuple[Run, ...], heads: int) -> Tensor:
@@ -210,8 +210,8 @@ def pool(hidden: Tensor, text_runs: list[Run], mode: str) -> Tensor:
     Every text must have a token.
     """
     parts = []
-    for (_, _, length), own in zip(text_runs, _split(hidden, text_runs, 0), strict=True):
-        texts = own.unflatten(0, (-1, length)).float()
+    for (_, _, length), run in zip(text_runs, _split(hidden, text_runs, 0), strict=True):
+        texts = run.unflatten(0, (-1, length)).float()
         parts.append(texts.mean(1) if mode == "mean" else texts[:, 0])
     return torch.cat(parts)
 
