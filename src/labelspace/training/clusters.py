@@ -30,7 +30,7 @@ def balanced_clusters(vectors: Tensor, depth: int, rng: np.random.Generator) -> 
         rng: source of the first centroids.
 
     Returns:
-        (n,) row numbers, part by part; `data.batches.halves` finds a part.
+        (n,) row numbers, part by part; `batches.halves` gives a part.
 
     Raises:
         ValueError: more parts than vectors.

@@ -186,7 +186,7 @@ def soft_top_k(
 ) -> Tensor:
     """SoftTop-k: minus the log of a smooth membership in the row's top k, averaged over the positives.
 
-    ``z_j = sigmoid(alpha (s_j + t))`` with the one t that makes ``sum_j z_j = k``, found by bisection without a
+    ``z_j = sigmoid(alpha (s_j + t))`` with the one t that makes ``sum_j z_j = k``, found by `find_shift` without a
     gradient; the gradient is that of the implicit function.
 
     Args:
