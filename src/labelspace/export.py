@@ -99,7 +99,7 @@ def export(
             "the model reads long texts by %r, which %s cannot do: texts beyond %d tokens will be cut at their head",
             *(model.encoder.long_documents, to, model.encoder.max_tokens),
         )
-    if model.memory.judges:
+    if model.memory.reranks:
         logger.warning(
             "the model's linear classifier on words is not exported, so what is built on %s ranks without it", to
         )
@@ -141,7 +141,7 @@ def _require_free(out: Path, to: Kind, overwrite: bool) -> None:
 
 def _rows(model: Model) -> int:
     """Labels that a linear classifier judges."""
-    return len(model.memory.linear) if model.memory.linear is not None and model.memory.judges else 0
+    return len(model.memory.linear) if model.memory.linear is not None and model.memory.reranks else 0
 
 
 def _own_texts(model: Model) -> list[str]:

@@ -200,7 +200,7 @@ def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
         assert share(case(), truth) > 0.93
     assert not around[cases[-1]()].any()
     for row in (0, 7, 7, 9):
-        segment.strike(row)
+        segment.remove(row)
     segment.state = np.where(rng.random(len(segment)) < 0.3, REMOVED, segment.state).astype(np.uint8)
     found = memory.document_keys.search(queries, 40)[1]
     assert (found >= 0).all() and (segment.state[found] != REMOVED).all()
@@ -244,7 +244,7 @@ def graphs_of(folder: Path) -> list[str]:
 def test_graphs_are_saved_opened_kept_and_dropped(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL_SEGMENT_KEYS", 1)
     folder = tmp_path / "m"
     model.save(folder)
     before = {p.name for p in (folder / "memory").iterdir()}
@@ -298,7 +298,7 @@ def test_graphs_are_saved_opened_kept_and_dropped(
 def test_without_the_extra_every_key_is_scanned(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL_SEGMENT_KEYS", 1)
     folder = tmp_path / "m"
     exact = model.predict(QUERIES, 5)
     model.build_index(smallest=50)

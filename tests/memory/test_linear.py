@@ -162,9 +162,9 @@ def test_evidence_is_that_of_a_loop(made: LinearClassifier, monkeypatch: pytest.
 
 def test_words_tell_what_decided(made: LinearClassifier) -> None:
     features = made.features(["axa bzb axa fzf"])
-    told = made.telling(features, 0)
+    told = made.strongest_terms(features, 0)
     assert told[0] == "axa"  # the word of that number
-    assert made.telling(made.features(["nothing known"]), 0) == []
+    assert made.strongest_terms(made.features(["nothing known"]), 0) == []
 
 
 def test_a_file_gives_the_same_back(made: LinearClassifier, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_it_is_saved_and_lives_with_the_labels(folder: Path, data: ls.Dataset, t
     model.rename_labels({data.labels.ids[1]: "quite another name"})
     model.save()
     again = ls.Model.load(tmp_path / "model", "cpu")
-    assert again.memory.judges
+    assert again.memory.reranks
     for one in (model, again):
         found = one.predict(texts, 5)
         numbers = [one.labels.ids.index(name) if name in one.labels.ids else -1 for name in ("new", data.labels.ids[5])]
@@ -302,7 +302,7 @@ def test_it_is_weighed_anew_and_dropped(folder: Path, data: ls.Dataset, tmp_path
     assert model.memory.voting == voting
     joined = join([model, model])
     joined.tune(data)
-    assert joined.memory.judges
+    assert joined.memory.reranks
     joined.save(tmp_path / "joined")
     texts = data.valid.texts[:5]
     assert np.array_equal(
@@ -400,7 +400,7 @@ def test_the_commands(
     assert "linear_strength" not in json.loads(capsys.readouterr().out)["voting"]
     options = ["--recipe", "raexmc", "--encoder", str(tiny_transformer), "--epochs", "0", "--device", "cpu"]
     assert main(["train", str(toy_folder), *options, "--linear", "--out", str(tmp_path / "run")]) == 0
-    assert ls.Model.load(tmp_path / "run", "cpu").memory.judges
+    assert ls.Model.load(tmp_path / "run", "cpu").memory.reranks
     options[1] = "dexml"
     options[5] = "1"
     assert main(["train", str(toy_folder), *options, "--linear", "--out", str(tmp_path / "other")]) == 2

@@ -418,7 +418,7 @@ def test_a_last_training_on_all_documents_votes_like_one_that_held_some_out(
         assert main([*like, *flags_of_voting]) == 2 and "leave the other settings" in capsys.readouterr().err
     assert main(like) == 0
     last = ls.Model.load(tmp_path / "last")
-    assert last.memory.voting == first.memory.voting != Voting() and last.memory.judges
+    assert last.memory.voting == first.memory.voting != Voting() and last.memory.reranks
     assert last.calibration is not None and first.calibration is not None
     assert last.calibration.as_dict() == first.calibration.as_dict()
     data = ls.load(toy_folder)

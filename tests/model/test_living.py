@@ -148,7 +148,7 @@ def test_a_document_can_be_replaced(model: ls.Model) -> None:
 def test_a_thousand_changes_equal_building_the_final_state(
     model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, votes: Any
 ) -> None:
-    monkeypatch.setattr("labelspace.memory.keys.SMALL", 5)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL_SEGMENT_KEYS", 5)
     rng = np.random.default_rng(0)
     words = ["red", "tall", "wild", "dry", "oak", "rose", "fern", "moss", "vine", "wheat", "old", "short"]
 
@@ -212,7 +212,7 @@ def test_a_thousand_changes_equal_building_the_final_state(
 
 
 def test_only_what_changed_is_written(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelspace.memory.keys.SMALL", 1)
+    monkeypatch.setattr("labelspace.memory.keys.SMALL_SEGMENT_KEYS", 1)
     monkeypatch.setattr("labelspace.memory.keys.REWRITE_SHARE", 0.5)
     folder = tmp_path / "m"
     model.save(folder)

@@ -13,6 +13,10 @@ from .keys import BoolArray, IntArray
 from .memory import VOTE_BLOCK, Memory
 from .voting import Found, Query, weigh
 
+Kind = Literal["label", "document"]
+Vote = tuple[Kind, int, float, float]
+"""Kind and place of a key, its similarity to the query, and the share of the score that its vote gives."""
+
 
 def explain(memory: Memory, query: Query, numbers: IntArray, found: Found) -> list[list[list[Reason]]]:
     """Which keys voted for predicted labels, and what each vote was worth.
@@ -27,80 +31,62 @@ def explain(memory: Memory, query: Query, numbers: IntArray, found: Found) -> li
         For each text and each of its labels the reasons, largest share first; shares sum to the score. What a linear
         classifier changed is a reason of its own, whose share is below 0 where it lowered the score.
     """
-    places: list[tuple[Literal["label", "document"], int]] = []
-    entries: list[list[list[tuple[int, float, float]]]] = []
+    votes: list[list[list[Vote]]] = []
     if memory.voting.scoring == "similarity":
-        for row, wanted in enumerate(numbers.tolist()):
-            own = [int(memory.place_of[number]) for number in wanted if number >= 0]
-            similarities = memory.label_keys.vectors(np.array(own, dtype=np.int64)).float() @ query.vectors[row]
-            entries.append([])
-            for place, similarity in zip(own, similarities.tolist(), strict=True):
-                entries[-1].append([(len(places), similarity, similarity)])
-                places.append(("label", place))
+        for row, labels in enumerate(numbers.tolist()):
+            places = [int(memory.place_of[label]) for label in labels if label >= 0]
+            similarities = memory.label_keys.vectors(np.array(places, dtype=np.int64)).float() @ query.vectors[row]
+            votes.append([[("label", place, s, s)] for place, s in zip(places, similarities.tolist(), strict=True)])
     else:
         for start in range(0, len(found), VOTE_BLOCK):
-            part = found.rows(slice(start, start + VOTE_BLOCK))
-            wanted_part = numbers[start : start + VOTE_BLOCK].tolist()
-            entries += _shares(memory, part, wanted_part, memory.mask_of(query.allowed), places)
-    kinds = {"label": memory.label_keys, "document": memory.document_keys}
-    names: dict[int, tuple[str, str]] = {}
-    for kind, keys in kinds.items():
-        mine = [i for i, (own, _) in enumerate(places) if own == kind]
-        which = np.array([places[i][1] for i in mine], dtype=np.int64)
-        names.update(zip(mine, zip(keys.ids(which), keys.texts(which), strict=True), strict=True))
-    told = [
-        [[Reason(places[i][0], *names[i], similarity, share) for i, similarity, share in reasons] for reasons in row]
-        for row in entries
+            block = slice(start, start + VOTE_BLOCK)
+            votes += _votes(memory, found.rows(block), numbers[block].tolist(), memory.mask_of(query.allowed))
+    names = {}
+    flat = [vote for row in votes for label in row for vote in label]
+    for kind, keys in (("label", memory.label_keys), ("document", memory.document_keys)):
+        own = np.unique(np.array([place for of, place, *_ in flat if of == kind], dtype=np.int64))
+        for place, name, text in zip(own.tolist(), keys.ids(own), keys.texts(own), strict=True):
+            names[kind, place] = name, text
+    reasons = [
+        [[Reason(kind, *names[kind, place], *worth) for kind, place, *worth in label] for label in row] for row in votes
     ]
-    if query.words is not None and memory.judges:
-        _tell_words(memory, told, numbers, query.words)
-    return told
+    if query.words is not None and memory.reranks:
+        _add_words(memory, reasons, numbers, query.words)
+    return reasons
 
 
-def _tell_words(memory: Memory, told: list[list[list[Reason]]], numbers: IntArray, features: sp.csr_array) -> None:
+def _votes(memory: Memory, found: Found, wanted: list[list[int]], chosen: BoolArray | None) -> list[list[list[Vote]]]:
+    """The votes for each wanted label of each text, largest share first."""
+    _, cast, votes = memory.cast(found, memory.voting, chosen)
+    *_, label_mask, document_mask = weigh(found, memory.voting)
+    voters: list[tuple[Kind, int]] = [("document", place) for place in found.documents[document_mask].tolist()]
+    voters += [("label", place) for place in memory.place_of[found.labels[label_mask]].tolist()]
+    similarities = np.concatenate([found.document_similarities[document_mask], found.label_similarities[label_mask]])
+    result = []
+    for row, labels in enumerate(wanted):
+        own: dict[int, list[Vote]] = {label: [] for label in labels if label >= 0}
+        for entry in range(cast.indptr[row], cast.indptr[row + 1]):
+            voter = int(cast.indices[entry])
+            for at in range(votes.indptr[voter], votes.indptr[voter + 1]):
+                label = int(votes.indices[at])
+                if label in own:
+                    share = float(cast.data[entry] * votes.data[at])
+                    own[label].append((*voters[voter], float(similarities[voter]), share))
+        result.append([sorted(own[label], key=lambda vote: -vote[3]) for label in labels if label >= 0])
+    return result
+
+
+def _add_words(memory: Memory, reasons: list[list[list[Reason]]], numbers: IntArray, features: sp.csr_array) -> None:
     """Add to reasons what the linear classifier made of the votes."""
     assert memory.linear is not None
     rows = memory.linear_rows(numbers)
     exponents = memory.exponents(features, rows)
-    for query, labels in enumerate(told):
+    for query, labels in enumerate(reasons):
         own = sp.csr_array(features[[query]])
-        for reasons, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
-            row, votes = int(rows[query, place]), sum(reason.share for reason in reasons)
+        for told, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
+            row, votes = int(rows[query, place]), sum(reason.share for reason in told)
             if row >= 0:
-                words = ", ".join(memory.linear.telling(own, row)) or "none of its words"
+                words = ", ".join(memory.linear.strongest_terms(own, row)) or "none of its words"
                 exponent = float(exponents[query, place])
-                reasons.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
-                reasons.sort(key=lambda reason: -reason.share)
-
-
-def _shares(
-    memory: Memory,
-    found: Found,
-    wanted: list[list[int]],
-    chosen: BoolArray | None,
-    places: list[tuple[Literal["label", "document"], int]],
-) -> list[list[list[tuple[int, float, float]]]]:
-    """Entries (number in `places`, similarity, share) of each wanted label; `places` grows by the voters met."""
-    _, cast, votes = memory.cast(found, memory.voting, chosen)
-    *_, label_mask, document_mask = weigh(found, memory.voting)
-    documents, own = found.documents[document_mask], memory.place_of[found.labels[label_mask]]
-    similarities = np.concatenate([found.document_similarities[document_mask], found.label_similarities[label_mask]])
-    result = []
-    for row, numbers in enumerate(wanted):
-        reasons: dict[int, list[tuple[int, float, float]]] = {number: [] for number in numbers if number >= 0}
-        for entry in range(cast.indptr[row], cast.indptr[row + 1]):
-            voter = int(cast.indices[entry])
-            number_of_voter = None
-            for at in range(votes.indptr[voter], votes.indptr[voter + 1]):
-                if int(votes.indices[at]) in reasons:
-                    if number_of_voter is None:
-                        number_of_voter = len(places)
-                        if voter < len(documents):
-                            places.append(("document", int(documents[voter])))
-                        else:
-                            places.append(("label", int(own[voter - len(documents)])))
-                    share = float(cast.data[entry] * votes.data[at])
-                    entry_of = (number_of_voter, float(similarities[voter]), share)
-                    reasons[int(votes.indices[at])].append(entry_of)
-        result.append([sorted(reasons[n], key=lambda reason: (-reason[2], reason[0])) for n in numbers if n >= 0])
-    return result
+                told.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
+                told.sort(key=lambda reason: -reason.share)

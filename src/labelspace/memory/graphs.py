@@ -26,10 +26,10 @@ def build_graphs(
         memory: whose keys are searched.
         recall: share of the nearest keys to find, which decides how far a search looks.
         smallest: segments of fewer keys are scanned exactly.
-        depth: how many nearest keys the recall is measured on; None for as many as a prediction asks for, and 100
-            where labels are ranked by similarity.
-        queries: (n, D) float32, texts to measure it with. None for documents drawn from the memory, in the search
-            for documents moved by a tenth of their length in a random direction, so that no query is a key.
+        depth: nearest keys that the recall is measured on; None for as many as a prediction asks for, and 100 where
+            labels are ranked by similarity.
+        queries: (n, D) float32, texts to measure it with. None for documents drawn from the memory; to search for
+            documents, each is moved by a tenth of its length in a random direction, so that no query is a key.
         links: neighbours of a key in the graph, M.
         ef_construction: candidates looked at for a new key.
         seed: of the draw.
@@ -41,21 +41,15 @@ def build_graphs(
     load_faiss()
     depths = (100, 100) if memory.voting.scoring == "similarity" else memory.voting.depths()
     for keys, own in ((memory.label_keys, depths[0]), (memory.document_keys, depths[1])):
-        given = queries if queries is None else queries[:, : keys.dim].contiguous()
+        probes = None if queries is None else queries[:, : keys.dim].contiguous()
         alike = memory.label_keys.dim == memory.document_keys.dim
-        if given is None and keys is memory.label_keys and memory.n_documents and alike:
+        if probes is None and keys is memory.label_keys and memory.n_documents and alike:
             places = memory.document_keys.present()
             drawn = np.random.default_rng(seed).choice(places, min(PROBES, len(places)), replace=False)
-            given = memory.document_keys.vectors(np.sort(drawn)).float()
+            probes = memory.document_keys.vectors(np.sort(drawn)).float()
+        options = {"target": recall, "links": links, "ef_construction": ef_construction, "seed": seed}
         for segment in keys.segments:
             if len(segment) < max(1, smallest):
                 segment.drop_graph()
-                continue
-            segment.build_graph(
-                given,
-                target=recall,
-                depth=(own or 100) if depth is None else depth,
-                links=links,
-                ef_construction=ef_construction,
-                seed=seed,
-            )
+            else:
+                segment.build_graph(queries=probes, depth=(own or 100) if depth is None else depth, **options)

@@ -1,7 +1,7 @@
-"""Keys of one kind, with what they vote for: searched, appended to, struck out, and kept on disk as they are.
+"""Keys of one kind, with what they vote for: searched, appended to, removed, and kept on disk as they are.
 
 The keys lie in *segments*, each one file. What is added becomes a segment of its own, or is joined with small ones
-before it, so that a change never rewrites the bulk; what is removed is struck out until its segment is rewritten. A key
+before it, so that a change never rewrites the bulk; a removed key is only marked until its segment is rewritten. A key
 votes for label *slots*: numbers that are given once and never again, whatever is removed.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Slots = npt.NDArray[np.int32]
+Scores = npt.NDArray[np.float32]
+States = npt.NDArray[np.uint8]
 
-VOTES, SILENT, REMOVED = 0, 1, 2
-"""States of a key: it votes; it has no label left to vote for; it is gone."""
-SMALL = 4096
+VOTES, UNLABELLED, REMOVED = 0, 1, 2
+"""States of a key: it votes; it has no label left to vote for; it is removed."""
+SMALL_SEGMENT_KEYS = 4096
 """Segments of fewer keys are always joined with what comes after them."""
 REWRITE_SHARE = 0.25
 """A segment is rewritten when more than this share of it is removed."""
@@ -47,28 +50,28 @@ class Segment:
         values: (m,) float32 votes, or None for 1 each.
         ids: n ids.
         texts: n texts.
-        state: (n,) uint8, one of VOTES, SILENT, REMOVED, or None where every key votes.
+        state: (n,) uint8, one of VOTES, UNLABELLED, REMOVED, or None where every key votes.
         file: name of the file that holds all of it but the state; None where there is none yet.
 
     Attributes:
         index: how its keys are searched: exactly, or through a graph.
-        graph: where there is a graph: its recall, and how deep it looks. It is there without the extra ``ann`` too,
-            when nothing can search it.
+        graph: where there is a graph: its recall, and how deep it looks. It is set without the extra ``ann`` too, when
+            nothing can search it.
         graph_file: name of the file that holds the graph; None where there is none yet.
     """
 
     keys: Tensor
     indptr: IntArray
-    slots: npt.NDArray[np.int32]
-    values: npt.NDArray[np.float32] | None
+    slots: Slots
+    values: Scores | None
     ids: Strings
     texts: Strings
-    state: npt.NDArray[np.uint8] | None = None
+    state: States | None = None
     file: str | None = None
     index: ExactIndex | HnswIndex = field(init=False, repr=False)
     graph: dict[str, Any] | None = field(init=False, default=None)
     graph_file: str | None = field(init=False, default=None)
-    _struck: tuple[npt.NDArray[np.uint8], BoolArray, int] | None = field(init=False, repr=False, default=None)
+    _not_voting: tuple[States, BoolArray, int] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -83,77 +86,102 @@ class Segment:
         return len(self.keys)
 
     @property
-    def removed(self) -> int:
-        """Keys that are gone."""
-        return 0 if self.state is None else int((self.state == REMOVED).sum())
+    def states(self) -> States:
+        """(n,) states, also where every key votes."""
+        return np.full(len(self), VOTES, dtype=np.uint8) if self.state is None else self.state
 
     @property
-    def struck(self) -> tuple[BoolArray | None, int]:
-        """(n,) keys that do not vote, or None where all do, and how many they are."""
+    def removed(self) -> int:
+        """How many keys are removed."""
+        return 0 if self.state is None else int((self.state == REMOVED).sum())
+
+    def not_voting(self) -> tuple[BoolArray | None, int]:
+        """(n,) mask of the keys that do not vote, None where all do, and how many they are."""
         if self.state is None:
             return None, 0
-        if self._struck is None or self._struck[0] is not self.state:
+        if self._not_voting is None or self._not_voting[0] is not self.state:
             mask = self.state != VOTES
-            self._struck = self.state, mask, int(mask.sum())
-        return self._struck[1:] if self._struck[2] else (None, 0)
+            self._not_voting = self.state, mask, int(mask.sum())
+        return self._not_voting[1:]
 
-    def strike(self, row: int) -> None:
-        """Let a key be gone.
-
-        Args:
-            row: which.
-        """
-        if self.state is None:
-            self.state = np.zeros(len(self), dtype=np.uint8)
+    def remove(self, row: int) -> None:
+        """Mark the key of a row as removed."""
+        self.state = self.states
         self.state[row] = REMOVED
-        self._struck = None
+        self._not_voting = None
 
-    def build_graph(self, queries: Tensor | None = None, **options: Any) -> None:
-        """Search through a graph from now on.
+    # Searching
 
-        Args:
-            queries: (m, D) float32 that its recall is measured with; None for some of the keys, moved.
-            options: as for `HnswIndex.build`.
-        """
-        self.index = HnswIndex.build(self.keys, queries=queries, **options)
+    def search(self, queries: Tensor, k: int, left_out: BoolArray | None) -> tuple[Scores, IntArray]:
+        """The k best keys that vote and are not ``left_out`` (n,), as `Keys.search` gives them."""
+        skip, count = self.not_voting()
+        if left_out is not None:
+            skip = left_out if skip is None else skip | left_out
+            count = int(skip.sum())
+        if skip is None or not count:
+            return self.index.search(queries, k)
+        n, left = len(self), len(self) - count
+        if 2 * left < n:
+            return self.index.search(queries, k, np.flatnonzero(~skip))
+        k = min(k, left)
+        depth = min(n, int(1.2 * k * n / left) + 16)
+        while True:  # a copy of most keys would cost more than looking a little deeper
+            values, rows = self.index.search(queries, depth)
+            good = (rows >= 0) & ~skip[rows]
+            if depth == n or int(good.sum(axis=1).min(initial=k)) >= k:
+                break
+            depth = min(n, 2 * depth)
+        order = np.argsort(~good, axis=1, kind="stable")[:, :k]
+        good, values = np.take_along_axis(good, order, axis=1), np.take_along_axis(values, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+        return np.where(good, values, -np.inf).astype(np.float32), np.where(good, rows, -1)
+
+    def votes(self, rows: IntArray) -> tuple[IntArray, Slots, Scores]:
+        """What the keys of some rows vote for, as `Keys.votes` gives it."""
+        counts, places = spread(self.indptr, rows)
+        values = np.ones(len(places), dtype=np.float32) if self.values is None else self.values[places]
+        return counts, self.slots[places], values
+
+    def voters(self, chosen: BoolArray) -> BoolArray:
+        """(n,) mask of the keys that vote for one of the ``chosen`` (slots,)."""
+        running = np.concatenate([[0], np.cumsum(chosen[self.slots], dtype=np.int64)])
+        return np.diff(running[self.indptr]) > 0
+
+    def build_graph(self, **options: Any) -> None:
+        """Search through a graph from now on; the options are those of `HnswIndex.build`."""
+        self.index = HnswIndex.build(self.keys, **options)
         self.graph, self.graph_file = self.index.settings, None
 
     def drop_graph(self) -> None:
         """Search exactly from now on."""
         self.index, self.graph, self.graph_file = ExactIndex(self.keys), None, None
 
-    def replace_keys(self, keys: Tensor) -> None:
-        """Take other keys of the same votes; a graph is lost with the old ones.
+    def take_graph(self, other: Segment) -> None:
+        """Search as another segment does, which has the same keys in the same order."""
+        self.index, self.graph, self.graph_file = other.index, other.graph, other.graph_file
 
-        Args:
-            keys: (n, D).
-        """
-        warn_of_lost_graphs([self])
+    # Copies
+
+    def replace_keys(self, keys: Tensor) -> None:
+        """Take other keys (n, D) with the same votes; a graph is dropped with the old ones."""
+        warn_of_dropped_graphs([self])
         self.keys, self.file = keys, None
         self.drop_graph()
 
-    def take_graph(self, other: Segment) -> None:
-        """Search as another segment of the same keys does.
-
-        Args:
-            other: a segment with these keys, in this order.
-        """
-        self.index, self.graph, self.graph_file = other.index, other.graph, other.graph_file
-
     def shared(self) -> Segment:
-        """The same keys in a segment of its own, from which others may be gone."""
+        """The same keys in a segment of its own, from which others may be removed."""
         state = None if self.state is None else self.state.copy()
         other = Segment(self.keys, self.indptr, self.slots, self.values, self.ids, self.texts, state)
         other.take_graph(self)
         other.graph_file = None
         return other
 
-    def take(self, rows: IntArray) -> Segment:
-        """Some rows as a segment of their own, copied.
-
-        Args:
-            rows: (r,) rows.
-        """
+    def rewritten(self) -> Segment:
+        """A copy without the removed keys and without a graph; itself where none is removed."""
+        if not self.removed:
+            return self
+        warn_of_dropped_graphs([self])
+        rows = np.flatnonzero(self.state != REMOVED)
         counts, places = spread(self.indptr, rows)
         return Segment(
             self.keys[torch.from_numpy(rows).to(self.keys.device)],
@@ -162,65 +190,42 @@ class Segment:
             None if self.values is None else self.values[places],
             self.ids.take(rows),
             self.texts.take(rows),
-            None if self.state is None or not self.state[rows].any() else self.state[rows],
+            self.states[rows] if self.states[rows].any() else None,
         )
-
-    def rewritten(self) -> Segment:
-        """Without the keys that are gone; a graph is lost with them."""
-        if not self.removed:
-            return self
-        warn_of_lost_graphs([self])
-        return self.take(np.flatnonzero(self.state != REMOVED))
 
     @classmethod
     def joined(cls, parts: list[Segment]) -> Segment:
-        """Several segments as one; what is gone is left out, and graphs are lost unless it is one untouched segment.
-
-        Args:
-            parts: in order, one at least.
-        """
+        """One segment of several, in order, without the removed keys; only one untouched segment keeps its graph."""
         parts = [part.rewritten() for part in parts]
         if len(parts) == 1:
             return parts[0]
-        warn_of_lost_graphs(parts)
+        warn_of_dropped_graphs(parts)
         ends = np.cumsum([0, *(len(p.slots) for p in parts)])
-        weighted = any(p.values is not None for p in parts)
-        states = any(p.state is not None for p in parts)
+        values = [np.ones(len(p.slots), dtype=np.float32) if p.values is None else p.values for p in parts]
         return cls(
             torch.cat([p.keys for p in parts]),
             np.concatenate([np.zeros(1, np.int64), *(p.indptr[1:] + e for p, e in zip(parts, ends, strict=False))]),
             np.concatenate([p.slots for p in parts]),
-            np.concatenate([_or(p.values, len(p.slots), 1, np.float32) for p in parts]) if weighted else None,
+            np.concatenate(values) if any(p.values is not None for p in parts) else None,
             Strings.joined([p.ids for p in parts]),
             Strings.joined([p.texts for p in parts]),
-            np.concatenate([_or(p.state, len(p), VOTES, np.uint8) for p in parts]) if states else None,
+            np.concatenate([p.states for p in parts]) if any(p.state is not None for p in parts) else None,
         )
 
-    def write(self, path: Path) -> None:
-        """Write everything but the state.
+    # Files
 
-        Args:
-            path: the file.
-        """
+    def write(self, path: Path) -> None:
+        """Write everything but the state."""
+        arrays = {"votes.indptr": self.indptr, "votes.slots": self.slots, "votes.values": self.values}
         tensors = {
-            "keys": self.keys.detach().cpu().contiguous(),
-            "votes.indptr": torch.from_numpy(np.ascontiguousarray(self.indptr)),
-            "votes.slots": torch.from_numpy(np.ascontiguousarray(self.slots)),
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items() if array is not None
         }
-        if self.values is not None:
-            tensors["votes.values"] = torch.from_numpy(np.ascontiguousarray(self.values))
-        for name, strings in (("ids", self.ids), ("texts", self.texts)):
-            tensors.update(strings_as_tensors(name, strings))
-        save_file(tensors, path)
+        strings = strings_as_tensors("ids", self.ids) | strings_as_tensors("texts", self.texts)
+        save_file({"keys": self.keys.detach().cpu().contiguous(), **tensors, **strings}, path)
 
     @classmethod
     def open(cls, path: Path, device: str) -> Segment:
-        """What `write` wrote; on a CPU it is mapped, not read.
-
-        Args:
-            path: the file.
-            device: where to put the keys.
-        """
+        """What `write` wrote, with the keys on a device; on a CPU it is mapped, not read."""
         tensors = load_file(path)
         return cls(
             tensors["keys"].to(device),
@@ -252,31 +257,23 @@ class Keys:
         return np.cumsum([0, *(len(s) for s in self.segments)])
 
     def __len__(self) -> int:
-        """Keys that are not gone."""
+        """Keys that are not removed."""
         return sum(len(s) - s.removed for s in self.segments)
 
     @property
-    def silent(self) -> int:
-        """Keys that are not gone, but have no label left."""
-        return sum(0 if s.state is None else int((s.state == SILENT).sum()) for s in self.segments)
-
-    @property
-    def state(self) -> npt.NDArray[np.uint8] | None:
-        """(places,) state of every key, or None where every key votes."""
-        if all(s.state is None for s in self.segments):
-            return None
-        return np.concatenate([_or(s.state, len(s), VOTES, np.uint8) for s in self.segments])
+    def unlabelled(self) -> int:
+        """Keys that are not removed, but have no label left."""
+        return sum(0 if s.state is None else int((s.state == UNLABELLED).sum()) for s in self.segments)
 
     def present(self) -> IntArray:
-        """Places of the keys that are not gone."""
-        state = self.state
-        return np.arange(self.starts[-1]) if state is None else np.flatnonzero(state != REMOVED)
+        """Places of the keys that are not removed."""
+        if all(s.state is None for s in self.segments):
+            return np.arange(self.starts[-1])
+        return np.flatnonzero(np.concatenate([s.states for s in self.segments]) != REMOVED)
 
     # Searching
 
-    def search(
-        self, queries: Tensor, k: int, left_out: BoolArray | None = None
-    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+    def search(self, queries: Tensor, k: int, left_out: BoolArray | None = None) -> tuple[Scores, IntArray]:
         """The k voting keys of the largest inner product for each query.
 
         Args:
@@ -288,98 +285,62 @@ class Keys:
             similarities (n, k) float32, falling, and places (n, k) int64; k shrinks to the keys that take part. -inf
             and -1 where an index finds fewer.
         """
-        found = []
+        results = []
         for segment, start in zip(self.segments, self.starts, strict=False):
-            skip, count = segment.struck
-            if left_out is not None:
-                part = left_out[start : start + len(segment)]
-                skip = part if skip is None else skip | part
-                count = int(skip.sum())
-            values, rows = _search(segment, queries, k, skip if count else None, count)
-            found.append((values, np.where(rows < 0, -1, rows + start) if start else rows))
-        if not found:
+            skip = None if left_out is None else left_out[start : start + len(segment)]
+            values, rows = segment.search(queries, k, skip)
+            results.append((values, np.where(rows < 0, -1, rows + start) if start else rows))
+        if not results:
             return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
-        if len(found) == 1:
-            return found[0]
-        values, places = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+        if len(results) == 1:
+            return results[0]
+        values, places = (np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True))
         order = np.argsort(-values, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(values, order, axis=1), np.take_along_axis(places, order, axis=1)
 
-    def votes(self, places: IntArray) -> tuple[IntArray, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """What some keys vote for.
-
-        Args:
-            places: (m,) places.
-
-        Returns:
-            votes a key (m,), and slots and values of all of them, end to end.
-        """
-        if len(self.segments) == 1:
-            return _votes(self.segments[0], places)
+    def _parts(self, places: IntArray) -> Iterator[tuple[Segment, IntArray, IntArray]]:
+        """Each segment, which of the places lie in it, and their rows in it."""
         owner = np.searchsorted(self.starts, places, side="right") - 1
-        counts = np.zeros(len(places), dtype=np.int64)
-        parts = []
         for number, (segment, start) in enumerate(zip(self.segments, self.starts, strict=False)):
             mine = np.flatnonzero(owner == number)
-            counts[mine], slots, values = _votes(segment, places[mine] - start)
+            yield segment, mine, places[mine] - start
+
+    def votes(self, places: IntArray) -> tuple[IntArray, Slots, Scores]:
+        """Votes a key (m,) of some places (m,), and slots and values of all these votes, end to end."""
+        if len(self.segments) == 1:
+            return self.segments[0].votes(places)
+        counts, parts = np.zeros(len(places), dtype=np.int64), []
+        for segment, mine, rows in self._parts(places):
+            counts[mine], slots, values = segment.votes(rows)
             parts.append((mine, slots, values))
-        ends = np.cumsum(counts)
-        slots = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
-        values = np.empty(len(slots), dtype=np.float32)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        slots, values = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=np.float32)
         for mine, part_slots, part_values in parts:
-            _, where = spread(np.concatenate([[0], ends]), mine)
+            _, where = spread(indptr, mine)
             slots[where], values[where] = part_slots, part_values
         return counts, slots, values
 
     def voters(self, chosen: BoolArray) -> BoolArray:
-        """Which keys vote for one of some slots.
-
-        Args:
-            chosen: (slots,) mask.
-
-        Returns:
-            (places,) mask.
-        """
-        masks = [np.zeros(0, dtype=bool)]
-        for segment in self.segments:
-            running = np.concatenate([[0], np.cumsum(chosen[segment.slots], dtype=np.int64)])
-            masks.append(np.diff(running[segment.indptr]) > 0)
-        return np.concatenate(masks)
+        """(places,) mask of the keys that vote for one of the ``chosen`` (slots,)."""
+        return np.concatenate([np.zeros(0, dtype=bool), *(segment.voters(chosen) for segment in self.segments)])
 
     def vectors(self, places: IntArray) -> Tensor:
-        """Vectors of some keys.
-
-        Args:
-            places: (m,) places.
-
-        Returns:
-            (m, D) in the type of the keys.
-        """
+        """(m, D) vectors of the keys at some places (m,), in the type of the keys."""
         if not self.segments:
             return torch.zeros(0, self.dim)
-        owner = np.searchsorted(self.starts, places, side="right") - 1
         first = self.segments[0].keys
-        found = torch.empty(len(places), self.dim, dtype=first.dtype, device=first.device)
-        for number, (segment, start) in enumerate(zip(self.segments, self.starts, strict=False)):
-            mine = np.flatnonzero(owner == number)
-            rows = torch.from_numpy(places[mine] - start).to(first.device)
-            found[torch.from_numpy(mine).to(first.device)] = segment.keys[rows].to(first.dtype)
-        return found
+        vectors = torch.empty(len(places), self.dim, dtype=first.dtype, device=first.device)
+        for segment, mine, rows in self._parts(places):
+            own, into = (torch.from_numpy(numbers).to(first.device) for numbers in (rows, mine))
+            vectors[into] = segment.keys[own].to(first.dtype)
+        return vectors
 
     def ids(self, places: IntArray) -> Strings:
-        """Ids of some keys.
-
-        Args:
-            places: (m,) places.
-        """
+        """Ids of the keys at some places."""
         return self._strings("ids", places)
 
     def texts(self, places: IntArray) -> Strings:
-        """Texts of some keys.
-
-        Args:
-            places: (m,) places.
-        """
+        """Texts of the keys at some places."""
         return self._strings("texts", places)
 
     def _strings(self, name: str, places: IntArray) -> Strings:
@@ -387,189 +348,95 @@ class Keys:
             strings: Strings = getattr(self.segments[0], name)
             whole = len(places) == len(strings) and bool((places == np.arange(len(places))).all())
             return strings if whole else strings.take(places)
-        owner = np.searchsorted(self.starts, places, side="right") - 1
-        order = np.argsort(owner, kind="stable")
-        parts = [
-            getattr(s, name).take(places[order][owner[order] == i] - start)
-            for i, (s, start) in enumerate(zip(self.segments, self.starts, strict=False))
-        ]
-        return Strings.joined(parts).take(np.argsort(order, kind="stable")) if parts else Strings.of([])
+        parts = list(self._parts(places))
+        if not parts:
+            return Strings.of([])
+        order = np.concatenate([mine for _, mine, _ in parts])
+        return Strings.joined([getattr(s, name).take(rows) for s, _, rows in parts]).take(np.argsort(order))
 
     # Changing
 
     def find(self, name: str) -> tuple[Segment, int] | None:
-        """Segment and row of a key that is not gone, by its id.
-
-        Args:
-            name: the id.
-        """
+        """Segment and row of a key that is not removed, by its id."""
         if self._rows is None:
             self._rows = {}
             for segment in self.segments:
-                gone = None if segment.state is None else (segment.state == REMOVED).tolist()
-                for row, key in enumerate(segment.ids):
-                    if gone is None or not gone[row]:
-                        self._rows[key] = (segment, row)
+                self._note_ids(segment)
         return self._rows.get(name)
 
-    def append(self, new: Segment) -> None:
-        """Add keys at the end.
+    def _note_ids(self, segment: Segment) -> None:
+        """Let `find` know a segment's keys, where it has been asked before."""
+        if self._rows is not None:
+            removed = (segment.states == REMOVED).tolist()
+            self._rows.update((key, (segment, row)) for row, key in enumerate(segment.ids) if not removed[row])
 
-        Args:
-            new: the keys; their ids are not among those present.
-        """
+    def append(self, new: Segment) -> None:
+        """Add keys at the end; their ids are not among those present."""
         if not len(new):
             return
         if self.segments and new.keys.dtype != self.segments[0].keys.dtype:
             new.keys = new.keys.to(self.segments[0].keys.dtype)
             new.index = ExactIndex(new.keys)
         parts, size = [new], len(new)
-        while self.segments and len(self.segments[-1]) < max(SMALL, 2 * size):
+        while self.segments and len(self.segments[-1]) < max(SMALL_SEGMENT_KEYS, 2 * size):
             parts.insert(0, self.segments.pop())
             size += len(parts[0])
-        joined = Segment.joined(parts)
-        self.segments.append(joined)
-        if self._rows is not None:
-            gone = None if joined.state is None else (joined.state == REMOVED).tolist()
-            for row, key in enumerate(joined.ids):
-                if gone is None or not gone[row]:
-                    self._rows[key] = (joined, row)
+        self.segments.append(Segment.joined(parts))
+        self._note_ids(self.segments[-1])
 
-    def remove(self, found: Iterable[tuple[Segment, int]]) -> None:
-        """Strike keys out.
-
-        Args:
-            found: segments and rows, as `find` gives them.
-        """
-        for segment, row in found:
+    def remove(self, keys: Iterable[tuple[Segment, int]]) -> None:
+        """Remove keys, given by segment and row as `find` returns them."""
+        for segment, row in keys:
             if self._rows is not None:
                 self._rows.pop(segment.ids[row], None)
-            segment.strike(row)
+            segment.remove(row)
 
-    def silence(self, left: BoolArray) -> None:
-        """Let keys without a label that is left vote no more.
+    def mark_unlabelled(self, left: BoolArray) -> None:
+        """Let keys vote no more that have none of the labels ``left`` (slots,)."""
+        for segment in self.segments:
+            if not left[segment.slots].all():
+                state = segment.states.copy()
+                state[(state == VOTES) & ~segment.voters(left)] = UNLABELLED
+                segment.state = state if state.any() else None
 
-        Args:
-            left: (slots,) labels that are left.
-        """
-        for segment, start in zip(self.segments, self.starts, strict=False):
-            if bool(left[segment.slots].all()):
-                continue
-            votes = self.voters(left)[start : start + len(segment)] if len(self.segments) == 1 else None
-            if votes is None:
-                votes = Keys([segment], self.dim).voters(left)
-            state = _or(segment.state, len(segment), VOTES, np.uint8).copy()
-            state[(state == VOTES) & ~votes] = SILENT
-            segment.state = state if state.any() else None
-
-    def compact(self, everything: bool) -> None:
-        """Rewrite segments of which much is gone, or all of them as one.
-
-        Args:
-            everything: make one segment, nothing in it gone.
-        """
-        if everything and (len(self.segments) > 1 or any(s.removed for s in self.segments)):
-            self.segments, self._rows = [Segment.joined(self.segments)], None
-        elif any(s.removed > REWRITE_SHARE * len(s) for s in self.segments):
+    def compact(self) -> None:
+        """Rewrite the segments of which much is removed."""
+        if any(s.removed > REWRITE_SHARE * len(s) for s in self.segments):
             kept = [s.rewritten() if s.removed > REWRITE_SHARE * len(s) else s for s in self.segments]
             self.segments, self._rows = [s for s in kept if len(s)], None
 
 
-def warn_of_lost_graphs(parts: Iterable[Segment]) -> None:
-    """Say that segments are about to be written anew, and what becomes of their graphs.
-
-    Args:
-        parts: the segments.
-    """
-    lost = [len(part) for part in parts if part.graph is not None]
-    if lost:
+def warn_of_dropped_graphs(parts: Iterable[Segment]) -> None:
+    """Say that segments are about to be written anew, and what becomes of their graphs."""
+    dropped = [len(part) for part in parts if part.graph is not None]
+    if dropped:
         logger.warning(
             "the graph over %d keys is dropped, since these are written anew, and they are scanned exactly; build "
             "another with: labelspace index MODEL --kind hnsw",
-            sum(lost),
+            sum(dropped),
         )
 
 
 def digest(text: str) -> bytes:
-    """16 bytes that tell whether an id comes back with the text that it had.
-
-    Args:
-        text: any.
-    """
+    """16 bytes that tell whether an id comes back with the text that it had."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def strings_as_tensors(name: str, strings: Strings) -> dict[str, Tensor]:
-    """Strings to be saved.
-
-    Args:
-        name: of the list.
-        strings: the list.
-    """
+    """Strings as two tensors to be saved, whose names begin with the given one."""
     first = strings.offsets[0]
     data = np.array(strings.data[first : strings.offsets[-1]])
     return {f"{name}.bytes": torch.from_numpy(data), f"{name}.offsets": torch.from_numpy(strings.offsets - first)}
 
 
 def strings_from_tensors(name: str, tensors: dict[str, Tensor]) -> Strings:
-    """Strings as `strings_as_tensors` gave them.
-
-    Args:
-        name: of the list.
-        tensors: by name.
-    """
+    """Strings as `strings_as_tensors` gave them."""
     return Strings(tensors[f"{name}.bytes"].numpy(), tensors[f"{name}.offsets"].numpy())
 
 
 def spread(indptr: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
-    """Entries of some rows of a CSR matrix: how many each row has, and where they are, end to end.
-
-    Args:
-        indptr: (n + 1,).
-        rows: (m,) rows.
-    """
+    """Entries of some rows of a CSR matrix: how many each row has, and where they are, end to end."""
     first = indptr[rows]
     counts = indptr[rows + 1] - first
-    ends = np.cumsum(counts)
-    places = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
+    places = np.arange(int(counts.sum())) + np.repeat(first - (np.cumsum(counts) - counts), counts)
     return counts, places
-
-
-def _votes(segment: Segment, rows: IntArray) -> tuple[IntArray, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    counts, places = spread(segment.indptr, rows)
-    return (
-        counts,
-        segment.slots[places],
-        _or(segment.values, 0, 1, np.float32)[places]
-        if (segment.values is not None)
-        else np.ones(len(places), dtype=np.float32),
-    )
-
-
-def _search(
-    segment: Segment, queries: Tensor, k: int, skip: BoolArray | None, count: int
-) -> tuple[npt.NDArray[np.float32], IntArray]:
-    """The k best keys of a segment among those not skipped, which are so many."""
-    n = len(segment)
-    if skip is None:
-        return segment.index.search(queries, k)
-    left = n - count
-    if 2 * left < n:
-        return segment.index.search(queries, k, np.flatnonzero(~skip))
-    k = min(k, left)
-    depth = min(n, int(1.2 * k * n / left) + 16)
-    while True:  # a copy of most keys would cost more than looking a little deeper
-        values, rows = segment.index.search(queries, depth)
-        good = (rows >= 0) & ~skip[rows]
-        if depth == n or int(good.sum(axis=1).min(initial=k)) >= k:
-            break
-        depth = min(n, 2 * depth)
-    order = np.argsort(~good, axis=1, kind="stable")[:, :k]
-    fits = np.take_along_axis(good, order, axis=1)
-    values, rows = np.take_along_axis(values, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    return np.where(fits, values, -np.inf).astype(np.float32), np.where(fits, rows, -1)
-
-
-def _or(array: npt.NDArray | None, size: int, value: float, kind: type) -> npt.NDArray:  # type: ignore[type-arg]
-    """An array, or one full of a value where there is none."""
-    return np.full(size, value, dtype=kind) if array is None else array

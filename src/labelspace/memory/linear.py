@@ -167,7 +167,7 @@ class LinearClassifier:
         at[at == len(self.places)] = 0
         return np.where(self.places[at] == wanted, self.weights[at], np.float32(0))
 
-    def telling(self, features: sp.csr_array, row: int, most: int = 3) -> list[str]:
+    def strongest_terms(self, features: sp.csr_array, row: int, most: int = 3) -> list[str]:
         """The terms of a text that say most for or against a label, the strongest first.
 
         Args:

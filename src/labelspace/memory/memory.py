@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,28 +28,9 @@ from ..base.strings import Strings
 from ..labels import numbers_in
 from ..types import Labels
 from .indexes import HnswIndex
-from .keys import (
-    BoolArray,
-    IntArray,
-    Keys,
-    Segment,
-    warn_of_lost_graphs,
-)
+from .keys import BoolArray, IntArray, Keys, Segment, warn_of_dropped_graphs
 from .linear import LinearClassifier
-from .voting import (
-    LINEAR,
-    SIMILARITY,
-    Answer,
-    FloatArray,
-    Found,
-    Query,
-    Scores,
-    Votes,
-    Voting,
-    weigh,
-)
-
-logger = logging.getLogger(__name__)
+from .voting import LINEAR, SIMILARITY, Answer, FloatArray, Found, Query, Scores, Votes, Voting, weigh
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
@@ -75,8 +55,8 @@ class Memory:
             compared with the first columns of a query.
         voting: how keys vote.
         slots: label slots given so far.
-        removed: ids that are gone, by kind, each with the `digest` of its text.
-        linear: a linear classifier that judges the labels voted for by the words of a text.
+        removed: ids of removed keys, by kind, each with the `digest` of its text.
+        linear: a linear classifier that reranks the labels voted for by the words of a text.
     """
 
     def __init__(
@@ -101,11 +81,9 @@ class Memory:
 
     @classmethod
     def of_labels(cls, keys: Tensor, labels: Labels | None = None) -> Memory:
-        """A dual encoder's memory: L label keys, key i of label i.
+        """A dual encoder's memory: L label keys (L, D), key i of label i.
 
-        Args:
-            keys: (L, D) label vectors.
-            labels: ids and texts of the labels; without them no reasons can be given, and nothing changed.
+        Without ``labels``, their ids and texts, no reasons can be given, and nothing changed.
         """
         n = len(keys)
         nameless = Strings(np.zeros(0, dtype=np.uint8), np.zeros(n + 1, dtype=np.int64))
@@ -117,11 +95,7 @@ class Memory:
         return memory
 
     def name(self, labels: Labels) -> None:
-        """Give the labels of `of_labels` their ids and texts.
-
-        Args:
-            labels: as many as there are keys.
-        """
+        """Give the labels of `of_labels`, as many as there are keys, their ids and texts."""
         (segment,) = self.label_keys.segments
         segment.ids, segment.texts = Strings.of(labels.ids), Strings.of(labels.texts)
         self.named = True
@@ -153,7 +127,7 @@ class Memory:
     @property
     def n_unlabelled(self) -> int:
         """Documents that are there and vote for nothing, since all their labels were removed."""
-        return self.document_keys.silent
+        return self.document_keys.unlabelled
 
     @property
     def keys(self) -> Tensor:
@@ -168,12 +142,14 @@ class Memory:
         return whole[torch.from_numpy(self.place_of).to(whole.device)]
 
     @property
+    def segments(self) -> list[Segment]:
+        """All segments, those of label keys first."""
+        return [*self.label_keys.segments, *self.document_keys.segments]
+
+    @property
     def device(self) -> torch.device:
         """Where the keys are."""
-        for keys in (self.label_keys, self.document_keys):
-            for segment in keys.segments:
-                return segment.keys.device
-        return torch.device("cpu")
+        return self.segments[0].keys.device if self.segments else torch.device("cpu")
 
     @property
     def labels(self) -> Labels:
@@ -184,21 +160,15 @@ class Memory:
     def settings(self) -> dict[str, Any]:
         """How labels are scored, by name. A calibration holds for these settings alone."""
         values = dataclasses.asdict(self.voting)
-        if not self.judges:
-            values = {name: value for name, value in values.items() if name not in LINEAR}
-        return values
+        return {name: value for name, value in values.items() if self.reranks or name not in LINEAR}
 
     @property
-    def judges(self) -> bool:
+    def reranks(self) -> bool:
         """Whether a linear classifier changes the votes."""
         return self.linear is not None and self.voting.judged
 
     def set_linear(self, linear: LinearClassifier | None) -> None:
-        """Put another linear classifier beside the keys, or none; it changes no votes before it is weighed.
-
-        Args:
-            linear: the classifier.
-        """
+        """Put another linear classifier beside the keys, or none; it changes no votes before it is weighed."""
         self.linear, self.linear_file, self._rows = linear, None, None
         self.voting = dataclasses.replace(self.voting, linear_strength=0.0, linear_base=0.0)
 
@@ -210,26 +180,12 @@ class Memory:
         allowed: IntArray | None = None,
         left_out: BoolArray | None = None,
     ) -> Query:
-        """A query for some texts, with what a linear classifier looks at in them where one changes the votes.
-
-        Args:
-            vectors: (n, D) of the texts.
-            texts: n texts.
-            allowed: as in `Query`.
-            left_out: as in `Query`.
-        """
-        words = self.linear.features(texts) if self.linear is not None and self.judges else None
+        """A query for n texts and their vectors (n, D), with their words where a linear classifier reranks."""
+        words = self.linear.features(texts) if self.linear is not None and self.reranks else None
         return Query(vectors, words, allowed, left_out)
 
     def linear_rows(self, numbers: IntArray) -> IntArray:
-        """Rows of the linear classifier for labels.
-
-        Args:
-            numbers: label numbers of any shape, -1 for none.
-
-        Returns:
-            Rows of the same shape, -1 for labels without one.
-        """
+        """Rows of the linear classifier for label numbers of any shape; -1 for labels without one, and for -1."""
         if self._rows is None:
             own = numbers_in(self.labels.ids, () if self.linear is None else self.linear.ids)
             self._rows = np.concatenate([own, [-1]])  # the last for no label
@@ -238,13 +194,7 @@ class Memory:
     # Answering
 
     def search(self, query: Query, label_depth: int, document_depth: int) -> Found:
-        """The nearest keys of each text.
-
-        Args:
-            query: what is asked.
-            label_depth: label keys a text; 0 looks for none.
-            document_depth: document keys a text; 0 looks for none.
-        """
+        """The nearest label keys and document keys of each text, as many as the two depths say; 0 looks for none."""
         queries, left_out, skip = query.vectors, query.left_out, None
         if query.allowed is not None:
             chosen = np.zeros(self.slots, dtype=bool)
@@ -252,17 +202,17 @@ class Memory:
             skip = np.ones(int(self.label_keys.starts[-1]), dtype=bool)
             skip[self.place_of[query.allowed]] = False
             if document_depth:
-                silent = ~self.document_keys.voters(chosen)
-                left_out = silent if left_out is None else left_out | silent
+                others = ~self.document_keys.voters(chosen)
+                left_out = others if left_out is None else left_out | others
         empty = np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
-        beside = None
+        parallel = None
         if label_depth and document_depth and len(queries) <= PARALLEL_SEARCH_MAX_QUERIES and self._both_by_graphs():
-            beside = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
-        wide = self.document_keys.dim
-        own = queries if wide == queries.shape[1] else queries[:, :wide].contiguous()
+            parallel = _second_thread().submit(self.label_keys.search, queries, label_depth, skip)
+        dim = self.document_keys.dim
+        own = queries if dim == queries.shape[1] else queries[:, :dim].contiguous()
         documents = self.document_keys.search(own, document_depth, left_out) if document_depth else empty
-        if beside is not None:
-            values, places = beside.result()
+        if parallel is not None:
+            values, places = parallel.result()
         else:
             values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
         return Found(values, self._number_of_place[places], *documents)
@@ -280,11 +230,10 @@ class Memory:
 
         Returns:
             label numbers (n, k) int64, falling in score and padded with -1, and scores (n, k) float32, padded with
-            -inf. Equal scores are ordered by label number; which of several equally similar keys is found last is left
-            open.
+            -inf. Equal scores are ordered by label number. Which of several equally similar keys is found last is open.
 
         Raises:
-            ValueError: a linear classifier judges, and the query has no words.
+            ValueError: a linear classifier reranks, and the query has no words.
         """
         answer = self.answer(query, k)
         return answer.numbers, answer.scores
@@ -302,10 +251,10 @@ class Memory:
             own = query if among is None else dataclasses.replace(query, allowed=among)
             found = self.search(own, k, 0)
             return Answer(*_padded(found.labels, found.label_similarities, k), found)
-        if self.judges and query.words is None:
+        if self.reranks and query.words is None:
             raise ValueError("a linear classifier judges by words; make the query with Memory.ask, from the texts")
         found = self.search(query, *self.voting.depths())
-        if not self.judges:
+        if not self.reranks:
             return Answer(*self.rank(found, self.voting, k, query.allowed, among), found)
         depth = max(k, min(RERANKED_LABELS, self.n_labels))
         numbers, scores = self.rank(found, self.voting, depth, query.allowed, among)
@@ -314,7 +263,7 @@ class Memory:
     def rank(
         self, found: Found, voting: Voting, k: int, allowed: IntArray | None = None, among: IntArray | None = None
     ) -> tuple[IntArray, Scores]:
-        """The best labels by the votes of the keys found, as `predict` gives them; no linear classifier judges.
+        """What `predict` gives from the nearest keys, before a linear classifier reranks it.
 
         Args:
             found: nearest keys.
@@ -336,12 +285,7 @@ class Memory:
         return numbers, scores
 
     def factors(self, features: sp.csr_array, numbers: IntArray) -> Scores:
-        """What a linear classifier multiplies the votes of labels by.
-
-        Args:
-            features: (n, F) of the texts.
-            numbers: (n, k) label numbers, -1 for none.
-        """
+        """What a linear classifier multiplies the votes of labels (n, k) by; ``features`` (n, F) are of the texts."""
         return np.exp(self.exponents(features, self.linear_rows(numbers)))
 
     def exponents(self, features: sp.csr_array, rows: IntArray) -> Scores:
@@ -420,12 +364,7 @@ class Memory:
     def votes_of(
         self, places: IntArray, votes: Votes, chosen: BoolArray | None = None
     ) -> tuple[IntArray, IntArray, FloatArray]:
-        """Labels that some documents vote for.
-
-        Args:
-            places: (m,) places of document keys.
-            votes: raw or normalized.
-            chosen: (L,) mask of the labels that count; None for all.
+        """Labels that the documents at some places (m,) vote for; ``chosen`` (L,) is a mask of the labels that count.
 
         Returns:
             votes a document (m,), and label numbers and values of all of them, end to end.
@@ -445,7 +384,7 @@ class Memory:
 
     def drop_graphs(self) -> None:
         """Scan every key from now on."""
-        for segment in (*self.label_keys.segments, *self.document_keys.segments):
+        for segment in self.segments:
             segment.drop_graph()
 
     def indexes(self) -> list[dict[str, Any]]:
@@ -463,18 +402,16 @@ class Memory:
 
     def compacted(self) -> Memory:
         """The same memory in one segment a kind, slots numbered anew; itself where it is like that already."""
-        kinds = (self.label_keys, self.document_keys)
         whole = len(self.label_keys.segments) == 1 and len(self.document_keys.segments) <= 1
-        if whole and self.slots == self.n_labels and all(s.state is None for keys in kinds for s in keys.segments):
+        if whole and self.slots == self.n_labels and all(segment.state is None for segment in self.segments):
             if bool((self.place_of == np.arange(self.n_labels)).all()):
                 return self
-        labels = self.labels
         label_keys = self.keys
-        named = Memory.of_labels(label_keys, labels)
+        named = Memory.of_labels(label_keys, self.labels)
         if [label_keys is segment.keys for segment in self.label_keys.segments] == [True]:
             named.label_keys.segments[0].take_graph(self.label_keys.segments[0])
         else:
-            warn_of_lost_graphs(self.label_keys.segments)
+            warn_of_dropped_graphs(self.label_keys.segments)
         segments = []
         places = self.document_keys.present()
         if len(places):
@@ -493,9 +430,9 @@ class Memory:
             ]
             segments[0].take_graph(joined)
         documents = Keys(segments, self.document_keys.dim)
-        made = Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed, self.linear)
-        made.linear_file = self.linear_file
-        return made
+        memory = Memory(named.label_keys, documents, self.voting, self.n_labels, self.removed, self.linear)
+        memory.linear_file = self.linear_file
+        return memory
 
 
 @functools.cache

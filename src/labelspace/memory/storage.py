@@ -17,7 +17,7 @@ from ..base.strings import Strings
 from ..errors import MissingExtraError, ModelError
 from .indexes import HnswIndex
 from .indexes.faiss import load_faiss
-from .keys import Keys, Segment, strings_as_tensors, strings_from_tensors, warn_of_lost_graphs
+from .keys import Keys, Segment, strings_as_tensors, strings_from_tensors, warn_of_dropped_graphs
 from .linear import LinearClassifier
 from .memory import Memory
 from .voting import Voting
@@ -48,17 +48,16 @@ def write(memory: Memory, folder: Path, fresh: int) -> dict[str, Any]:
     for kind, keys in (("labels", memory.label_keys), ("documents", memory.document_keys)):
         entry["segments"][kind] = []
         for number, segment in enumerate(keys.segments):
+            stem = f"{kind}-{fresh}-{number}" if number else f"{kind}-{fresh}"
             if segment.file is None:
-                name = f"{kind}-{fresh}{f'-{number}' if number else ''}.safetensors"
-                segment.write(folder / name)
-                segment.file = name
+                segment.write(folder / f"{stem}.safetensors")
+                segment.file = f"{stem}.safetensors"
             entry["segments"][kind].append(segment.file)
             if isinstance(segment.index, HnswIndex) and segment.graph_file is None:
-                name = f"{kind}-{fresh}{f'-{number}' if number else ''}.hnsw"
-                segment.index.save(folder / name)
-                segment.graph_file = name
+                segment.index.save(folder / f"{stem}.hnsw")
+                segment.graph_file = f"{stem}.hnsw"
             if segment.graph is not None and segment.graph_file is None:  # the extra is missing
-                warn_of_lost_graphs([segment])
+                warn_of_dropped_graphs([segment])
                 segment.drop_graph()
             if segment.graph is not None:
                 entry["graphs"][segment.file] = {"file": segment.graph_file, **segment.graph}
@@ -75,11 +74,7 @@ def write(memory: Memory, folder: Path, fresh: int) -> dict[str, Any]:
 
 
 def files(entry: dict[str, Any]) -> list[str]:
-    """Names of the files of a memory.
-
-    Args:
-        entry: what `write` returned.
-    """
+    """Names of the files of a memory, from what `write` returned."""
     names = [*entry["segments"]["labels"], *entry["segments"]["documents"]]
     names += [graph["file"] for graph in entry.get("graphs", {}).values()]
     names += [entry["linear"]] if entry.get("linear") else []
@@ -99,8 +94,7 @@ def open_memory(folder: Path, entry: dict[str, Any], device: str = "cpu") -> Mem
     Raises:
         ModelError: a file that is missing or damaged, by name.
     """
-    file = folder
-    can_search = True
+    file, can_search = folder, True
     if entry.get("graphs"):
         try:
             load_faiss()
@@ -112,16 +106,15 @@ def open_memory(folder: Path, entry: dict[str, Any], device: str = "cpu") -> Mem
             **{"softmax": "together", "label_temperature": None}
             | {f.name: entry[f.name] for f in dataclasses.fields(Voting) if f.name in entry}
         )
-        kinds = {}
-        for kind in ("labels", "documents"):
-            segments = []
+        kinds: dict[str, list[Segment]] = {"labels": [], "documents": []}
+        for kind, segments in kinds.items():
             for name in entry["segments"][kind]:
                 file = folder / name
                 segments.append(Segment.open(file, device))
                 if int(segments[-1].indptr[-1]) != len(segments[-1].slots):
                     raise ValueError("its votes do not fit together")
-            kinds[kind] = segments
-        for segment in [*kinds["labels"], *kinds["documents"]]:
+        both = [*kinds["labels"], *kinds["documents"]]
+        for segment in both:
             graph = dict(entry.get("graphs", {}).get(segment.file, {}))
             if graph:
                 segment.graph_file, segment.graph = graph.pop("file"), graph
@@ -132,7 +125,7 @@ def open_memory(folder: Path, entry: dict[str, Any], device: str = "cpu") -> Mem
         if entry["changes"]:
             file = folder / entry["changes"]
             extra = load_file(file)
-            for segment in [*kinds["labels"], *kinds["documents"]]:
+            for segment in both:
                 if f"state.{segment.file}" in extra:
                     segment.state = extra[f"state.{segment.file}"].numpy().copy()
                     if len(segment.state) != len(segment):
@@ -149,8 +142,8 @@ def open_memory(folder: Path, entry: dict[str, Any], device: str = "cpu") -> Mem
         file = folder
         dim = kinds["labels"][0].keys.shape[1] if kinds["labels"] else 0
         documents = Keys(kinds["documents"], int(entry.get("document_dim", dim)))
-        made = Memory(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed, linear)
-        made.linear_file = entry.get("linear")
-        return made
+        memory = Memory(Keys(kinds["labels"], dim), documents, voting, int(entry["slots"]), removed, linear)
+        memory.linear_file = entry.get("linear")
+        return memory
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
         raise ModelError(f"{file} is missing or damaged: {error}") from error

@@ -144,7 +144,7 @@ def remove_labels(core: Core, ids: Iterable[str]) -> None:
     _forget(core, "labels", found)
     core.labels_changed()
     before = core.memory.n_unlabelled
-    core.memory.document_keys.silence(core.memory.number_of >= 0)
+    core.memory.document_keys.mark_unlabelled(core.memory.number_of >= 0)
     if core.memory.n_unlabelled > before:
         logger.warning(
             "%d documents have no label left and vote for nothing; remove them, or give them labels with: "

@@ -98,7 +98,7 @@ def _save_changes(core: Core) -> None:
         if manifest["revision"] != core.revision:
             raise ModelError(f"{core.folder} was changed by another since it was opened; open it again")
         for keys in (core.memory.label_keys, core.memory.document_keys):
-            keys.compact(everything=False)
+            keys.compact()
         core.memory.renumber()
         segments = (*core.memory.label_keys.segments, *core.memory.document_keys.segments)
         before = [(segment, segment.file, segment.graph_file) for segment in segments]
