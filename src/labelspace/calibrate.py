@@ -10,12 +10,4 @@ from .evaluation.calibration import (
     reliability,
 )
 
-__all__ = [
-    "Calibration",
-    "at_thresholds",
-    "best_threshold",
-    "calibration_error",
-    "fit",
-    "log_loss",
-    "reliability",
-]
+__all__ = ["Calibration", "at_thresholds", "best_threshold", "calibration_error", "fit", "log_loss", "reliability"]

@@ -32,7 +32,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 DEPTH = 20
-"""Places of a document that a calibration is fitted on, and that it looks at to judge a pair."""
+"""Places of a document that a calibration is fitted on, and that the probability of a pair depends on."""
 LEVEL = 10
 TOP, BINS = 5, 15
 """Places of a document and bins of equal mass over which the calibration error is measured."""
@@ -98,7 +98,7 @@ class Calibration:
 
     @property
     def looks_around(self) -> bool:
-        """Whether a pair is judged by other labels of the document too."""
+        """Whether the probability of a pair depends on other labels of the document too."""
         return len(self.features) > 1
 
     def __call__(self, scores: npt.ArrayLike, ranking: npt.ArrayLike | None = None) -> FloatArray:
@@ -118,26 +118,17 @@ class Calibration:
         values = _features(scores, ranking, self.features, self.scale)
         for value, coefficient in zip(values, self.coefficients, strict=True):
             sums += coefficient * value
-        there = np.isfinite(scores)
-        sums[~there] = 0.0
-        if self.kind == "logistic":
-            probabilities = _sigmoid(sums)
-        else:
-            probabilities = np.interp(sums, *self.knots)
-        return np.where(there, probabilities, 0.0)
+        filled = np.isfinite(scores)
+        return np.where(filled, self._rising(np.where(filled, sums, 0.0)), 0.0)
+
+    def _rising(self, sums: FloatArray) -> FloatArray:
+        """Probabilities of the sums z."""
+        return _sigmoid(sums) if self.kind == "logistic" else np.interp(sums, *self.knots)
 
     def as_dict(self) -> dict[str, Any]:
         """The calibration as plain dicts, strings and numbers."""
-        return {
-            "kind": self.kind,
-            "scale": self.scale,
-            "features": list(self.features),
-            "coefficients": self.coefficients.tolist(),
-            "intercept": self.intercept,
-            "knots": self.knots.tolist(),
-            "fitted": self.fitted,
-            "scoring": self.scoring,
-        }
+        arrays = {"coefficients": self.coefficients.tolist(), "knots": self.knots.tolist()}
+        return dataclasses.asdict(self) | arrays | {"features": list(self.features)}
 
     @classmethod
     def from_dict(cls, record: Any) -> Calibration:
@@ -172,28 +163,28 @@ def _sigmoid(sums: FloatArray) -> FloatArray:
 def _features(scores: FloatArray, ranking: FloatArray, names: tuple[str, ...], scale: str) -> list[FloatArray]:
     """One array a feature, (n, d) or (n, 1)."""
     ranking = ranking[:, :DEPTH]
-    there = np.isfinite(ranking)
+    filled = np.isfinite(ranking)
     scores = np.where(np.isfinite(scores), scores, 0.0)
-    scaled, others = scores, np.where(there, ranking, 0.0)
+    scaled, others = scores, np.where(filled, ranking, 0.0)
     if scale == "log":
         scaled = np.log(np.maximum(scores, LEAST_SCORE))
-        others = np.where(there, np.log(np.maximum(others, LEAST_SCORE)), 0.0)
-    found = []
+        others = np.where(filled, np.log(np.maximum(others, LEAST_SCORE)), 0.0)
+    features = []
     for name in names:
         if name == "score":
-            found.append(scaled)
+            features.append(scaled)
         elif name == "best":
-            found.append(others[:, :1] if others.shape[1] else np.zeros((len(others), 1)))
+            features.append(others[:, :1] if others.shape[1] else np.zeros((len(others), 1)))
         elif name == "level":
             total = others[:, :LEVEL].sum(axis=1, keepdims=True)
-            found.append(total / np.maximum(1, there[:, :LEVEL].sum(axis=1, keepdims=True)))
+            features.append(total / np.maximum(1, filled[:, :LEVEL].sum(axis=1, keepdims=True)))
         else:
             above = np.zeros(scores.shape)
             reached = scores + 1e-6 + 1e-5 * np.abs(scores)  # two searches round a score differently
             for place in range(ranking.shape[1]):
                 above += ranking[:, place, None] > reached
-            found.append(np.log1p(above))
-    return found
+            features.append(np.log1p(above))
+    return features
 
 
 def fit(
@@ -226,42 +217,38 @@ def fit(
     """
     scores = np.asarray(scores, dtype=np.float64)[:, :DEPTH]
     found = found[:, :DEPTH]
-    there = np.isfinite(scores)
-    there = there if kept is None else there & kept[:, :DEPTH]
-    used = int(there.any(axis=1).sum())
-    hit, missed = (int((there & (found == value)).any(axis=1).sum()) for value in (True, False))
+    counted = np.isfinite(scores) if kept is None else np.isfinite(scores) & kept[:, :DEPTH]
+    used = int(counted.any(axis=1).sum())
+    hit, missed = (int((counted & (found == value)).any(axis=1).sum()) for value in (True, False))
     if used < MIN_DOCUMENTS or min(hit, missed) < MIN_MIXED:
         raise DataError(
             f"calibration needs at least {MIN_DOCUMENTS} documents with predictions, {MIN_MIXED} of them with a right "
             f"and {MIN_MIXED} with a wrong one; there are {used}, {hit} and {missed}"
         )
-    scales: list[Literal["linear", "log"]] = (
-        ["linear", "log"] if (scores[np.isfinite(scores)] > 0).all() else ["linear"]
-    )
-    values = {
-        scale: np.stack(
-            [np.broadcast_to(f, scores.shape)[there] for f in _features(scores, scores, FEATURES, scale)], 1
-        )
-        for scale in scales
-    }
-    outcomes = found[there]
-    fold = np.random.default_rng(seed).permutation(len(scores))[np.nonzero(there)[0]] % folds
+    positive = (scores[np.isfinite(scores)] > 0).all()
+    scales: list[Literal["linear", "log"]] = ["linear", "log"] if positive else ["linear"]
+    values = {}
+    for scale in scales:
+        features = _features(scores, scores, FEATURES, scale)
+        values[scale] = np.stack([np.broadcast_to(feature, scores.shape)[counted] for feature in features], axis=1)
+    outcomes = found[counted]
+    fold = np.random.default_rng(seed).permutation(len(scores))[np.nonzero(counted)[0]] % folds
     held_out: dict[str, FloatArray] = {}
     for number in range(folds):
         inside = fold != number
         for scale in scales:
-            for made in _fit(values[scale][inside], outcomes[inside], scale):
-                guesses = held_out.setdefault(made.name, np.full(len(outcomes), np.nan))
-                guesses[~inside] = _apply(made, values[scale][~inside])
+            for candidate in _fit(values[scale][inside], outcomes[inside], scale):
+                guesses = held_out.setdefault(candidate.name, np.full(len(outcomes), np.nan))
+                others = values[scale][~inside][:, : len(candidate.features)]
+                guesses[~inside] = candidate._rising(candidate.intercept + others @ candidate.coefficients)
     losses = {name: log_loss(guesses, outcomes) for name, guesses in held_out.items() if not np.isnan(guesses).any()}
-    fits = (made for scale in scales for made in _fit(values[scale], outcomes, scale))
-    chosen = min(fits, key=lambda made: losses.get(made.name, np.inf))  # of equals the first and simplest
+    fits = (candidate for scale in scales for candidate in _fit(values[scale], outcomes, scale))
+    chosen = min(fits, key=lambda candidate: losses.get(candidate.name, np.inf))  # of equals the first and simplest
     probabilities = np.zeros(scores.shape)
-    probabilities[there] = held_out[chosen.name]
-    top = there & (np.cumsum(there, axis=1) <= TOP)
+    probabilities[counted] = held_out[chosen.name]
+    top, right = counted & (np.cumsum(counted, axis=1) <= TOP), found & counted
     total = int(outcomes.sum()) if positives is None else positives
-    table = at_thresholds(probabilities, found & there, total, THRESHOLDS)
-    best = best_threshold(probabilities, found & there, total)
+    best = best_threshold(probabilities, right, total)
     fitted = {
         "documents": used,
         "pairs": len(outcomes),
@@ -269,8 +256,8 @@ def fit(
         "folds": folds,
         "log_loss": losses,
         "ece": calibration_error(probabilities[top], found[top]),
-        "thresholds": table,
-        "best_f1": at_thresholds(probabilities, found & there, total, (best,))[0],
+        "thresholds": at_thresholds(probabilities, right, total, THRESHOLDS),
+        "best_f1": at_thresholds(probabilities, right, total, (best,))[0],
     }
     return dataclasses.replace(chosen, fitted=fitted, scoring=scoring or {})
 
@@ -279,15 +266,15 @@ def _fit(values: FloatArray, outcomes: BoolArray, scale: Literal["linear", "log"
     """Every candidate fitted on pairs, but for those that would not rise with the score."""
     for count in range(1, len(FEATURES) + 1):
         part, features = values[:, :count], FEATURES[:count]
-        found = None if outcomes.all() or not outcomes.any() else _regress(part, outcomes)
-        if found is not None and (found[0][0] <= 0 or (found[0][FEATURES.index("rank") :] > 0).any()):
-            found = None
-        if found is not None:
-            yield Calibration("logistic", scale, features, *found, np.zeros((2, 0)))
+        line = None if outcomes.all() or not outcomes.any() else _regress(part, outcomes)
+        if line is not None and (line[0][0] <= 0 or (line[0][FEATURES.index("rank") :] > 0).any()):
+            line = None
+        if line is not None:
+            yield Calibration("logistic", scale, features, *line, np.zeros((2, 0)))
         elif count == 1:
-            found = np.ones(1), 0.0
-        if found is not None:
-            yield Calibration("isotonic", scale, features, *found, _isotonic(found[1] + part @ found[0], outcomes))
+            line = np.ones(1), 0.0
+        if line is not None:
+            yield Calibration("isotonic", scale, features, *line, _isotonic(line[1] + part @ line[0], outcomes))
 
 
 def _isotonic(sums: FloatArray, outcomes: BoolArray) -> FloatArray:
@@ -299,11 +286,6 @@ def _isotonic(sums: FloatArray, outcomes: BoolArray) -> FloatArray:
     first = np.concatenate([[True], np.diff(at) > 0])
     least = 1.0 / (len(outcomes) + 2)
     return np.stack([at[first], np.clip(np.maximum.accumulate(height)[first], least, 1.0 - least)])
-
-
-def _apply(made: Calibration, values: FloatArray) -> FloatArray:
-    sums = made.intercept + values[:, : len(made.features)] @ made.coefficients
-    return _sigmoid(sums) if made.kind == "logistic" else np.interp(sums, *made.knots)
 
 
 def _regress(values: FloatArray, outcomes: BoolArray) -> tuple[FloatArray, float]:
@@ -407,14 +389,14 @@ def at_thresholds(
     result = []
     for threshold in thresholds:
         passed = (probabilities >= threshold) & (probabilities > 0)
-        given, right = int(passed.sum()), int((passed & found).sum())
+        predicted, right = int(passed.sum()), int((passed & found).sum())
         result.append(
             {
                 "threshold": float(threshold),
-                "precision": right / max(1, given),
+                "precision": right / max(1, predicted),
                 "recall": right / max(1, positives),
-                "f1": 2 * right / max(1, given + positives),
-                "labels": given / max(1, len(passed)),
+                "f1": 2 * right / max(1, predicted + positives),
+                "labels": predicted / max(1, len(passed)),
                 "abstained": float((~passed.any(axis=1)).mean()) if len(passed) else 0.0,
             }
         )
@@ -429,9 +411,9 @@ def best_threshold(probabilities: npt.NDArray[np.floating[Any]], found: BoolArra
         found: (n, d) whether the label there is true.
         positives: true pairs of the documents, predicted or not.
     """
-    there = probabilities > 0
-    order = np.argsort(-probabilities[there], kind="stable")
-    falling, right = probabilities[there][order], np.cumsum(found[there][order])
+    counted = probabilities > 0
+    order = np.argsort(-probabilities[counted], kind="stable")
+    falling, right = probabilities[counted][order], np.cumsum(found[counted][order])
     f1 = 2 * right / (np.arange(1, len(right) + 1) + positives)
     f1[:-1][falling[1:] == falling[:-1]] = -1.0  # a threshold takes all equals or none
     return float(falling[int(np.argmax(f1))])

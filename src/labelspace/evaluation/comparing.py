@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,36 +53,11 @@ def compare(
         DataError: as in ``evaluate``.
         SettingsError: as in ``evaluate``, or if ``draws`` is below 1.
     """
-    ks = _checked_ks(ks)
-    if draws < 1:
-        raise SettingsError(f"draws must be at least 1, got {draws}")
-    both = [
-        _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)[0]
-        for pred in (pred_a, pred_b)
-    ]
-    depth = min(scored.indices.shape[1] for scored in both)
-    plan = [
-        item for item in _plan(ks, depth, both[0].truth.shape[1], both[0].gained is not None) if item[0] != "coverage"
-    ]
-    terms_a, terms_b = ([scored.terms(*item) for item in plan] for scored in both)
-    low, high = metrics.paired_bootstrap(
-        np.column_stack([terms.numerators for terms in terms_a]),
-        np.column_stack([terms.numerators for terms in terms_b]),
-        np.column_stack([terms.denominators for terms in terms_a]),
-        draws=draws,
-        seed=seed,
-    )
-    result = {}
-    for place, (metric, k) in enumerate(plan):
-        a, b = metrics.percent(terms_a[place]), metrics.percent(terms_b[place])
-        result[f"{metric}@{k}"] = {
-            "a": a,
-            "b": b,
-            "difference": b - a,
-            "low": float(low[place]),
-            "high": float(high[place]),
-        }
-    return result
+    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    return {
+        metric: {"a": a, "b": b, "difference": b - a, "low": low, "high": high}
+        for metric, (a, b), low, high in _resampled([pred_a, pred_b], draws, seed, *shared)
+    }
 
 
 def intervals(
@@ -99,19 +74,8 @@ def intervals(
 ) -> dict[str, dict[str, float]]:
     """The metrics of ``evaluate`` but coverage, with 95% intervals by bootstrap over documents.
 
-    Two intervals that overlap do not say that two models are alike: ``compare`` them.
-
-    Args:
-        pred: as in ``evaluate``.
-        targets: as in ``evaluate``.
-        train_targets: as in ``evaluate``.
-        ks: as in ``evaluate``.
-        filter_pairs: as in ``evaluate``.
-        propensity: as in ``evaluate``.
-        skip_empty: as in ``evaluate``.
-        name: as in ``evaluate``.
-        draws: number of bootstrap draws.
-        seed: seed of the draws.
+    Two intervals that overlap do not say that two models are alike: ``compare`` them. All arguments are those of
+    ``compare``, for one prediction.
 
     Returns:
         Per metric, in percent: ``value``; ``low`` and ``high``, the 2.5 and 97.5 percentiles of the redrawn metric.
@@ -120,16 +84,27 @@ def intervals(
         DataError: as in ``evaluate``.
         SettingsError: as in ``evaluate``, or if ``draws`` is below 1.
     """
+    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    return {
+        metric: {"value": value, "low": low, "high": high}
+        for metric, (value,), low, high in _resampled([pred], draws, seed, *shared)
+    }
+
+
+def _resampled(
+    preds: Sequence[Ranked], draws: int, seed: int, targets: Any, train_targets: Any, ks: Sequence[int], *others: Any
+) -> Iterator[tuple[str, list[float], float, float]]:
+    """Every metric but coverage, its value for each of one or two predictions, and the interval of the last value, or
+    of its difference from the first; ``others`` go to `_evaluated`."""
     ks = _checked_ks(ks)
     if draws < 1:
         raise SettingsError(f"draws must be at least 1, got {draws}")
-    scored = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)[0]
-    plan = _plan(ks, scored.indices.shape[1], scored.truth.shape[1], scored.gained is not None)
-    plan = [item for item in plan if item[0] != "coverage"]
-    terms = [scored.terms(*item) for item in plan]
-    above, below = (np.column_stack([term[part] for term in terms]) for part in (0, 1))
-    low, high = metrics.paired_bootstrap(np.zeros(above.shape), above, below, draws=draws, seed=seed)
-    return {
-        f"{metric}@{k}": {"value": metrics.percent(terms[i]), "low": float(low[i]), "high": float(high[i])}
-        for i, (metric, k) in enumerate(plan)
-    }
+    scored = [_evaluated(pred, targets, train_targets, ks, *others)[0] for pred in preds]
+    plan = [item for item in _plan(ks, *scored) if item[0] != "coverage"]
+    terms = [[one.terms(*item) for item in plan] for one in scored]
+    numerators = [np.column_stack([term.numerators for term in row]) for row in terms]
+    denominators = np.column_stack([term.denominators for term in terms[0]])
+    base = numerators[0] if len(preds) > 1 else np.zeros(denominators.shape)
+    low, high = metrics.paired_bootstrap(base, numerators[-1], denominators, draws=draws, seed=seed)
+    for place, (metric, k) in enumerate(plan):
+        yield f"{metric}@{k}", [metrics.percent(row[place]) for row in terms], float(low[place]), float(high[place])

@@ -161,12 +161,12 @@ def _moved(
     for rows in metrics.row_blocks(*before.shape):
         wide = np.int64(1 + max(before[rows].max(initial=0), 0))
         offsets = np.arange(len(before[rows]), dtype=np.int64)[:, None] * wide
-        there = before[rows] >= 0
-        keys = (before[rows] + offsets)[there]
+        filled = before[rows] >= 0
+        keys = (before[rows] + offsets)[filled]
         order = np.argsort(keys)
         left = after[rows] >= 0
         place = order[np.searchsorted(keys, (after[rows] + offsets)[left], sorter=order)]
-        result[rows][left] = values[rows][there][place]
+        result[rows][left] = values[rows][filled][place]
     return result
 
 
@@ -209,15 +209,14 @@ def _checked_ks(ks: Iterable[int]) -> list[int]:
     return checked
 
 
-def _plan(ks: Sequence[int], depth: int, labels: int, weighted: bool) -> list[tuple[str, int]]:
-    """The metrics to report, in order, as (metric, k); recall as deep as predictions go, or labels."""
-    plan = [(metric, k) for metric in ("P", "nDCG") for k in ks]
-    at_five = 5 in ks or depth >= 5
-    if weighted:
-        plan += [("PSP", k) for k in ks]
-    if at_five:
+def _plan(ks: Sequence[int], *scored: _Scored) -> list[tuple[str, int]]:
+    """The metrics to report, in order, as (metric, k); recall as deep as all predictions go, or labels."""
+    depth = min(one.indices.shape[1] for one in scored)
+    weighted = scored[0].gained is not None
+    plan = [(metric, k) for metric in ("P", "nDCG", *["PSP"] * weighted) for k in ks]
+    if 5 in ks or depth >= 5:
         plan += [("PSnDCG", 5)] * weighted + [("coverage", 5)]
-    return plan + [("R", k) for k in (10, 100) if depth >= min(k, labels)]
+    return plan + [("R", k) for k in (10, 100) if depth >= min(k, scored[0].truth.shape[1])]
 
 
 def _score(
@@ -250,12 +249,12 @@ def _score(
         )
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
-    given = indices = indices.astype(np.int64, copy=False)
-    indices = _ordered(indices, scores)
+    unordered = indices.astype(np.int64, copy=False)
+    indices = _ordered(unordered, scores)
     indices, filtered = metrics.without_barred(indices, metrics.barred_labels(filter_pairs, n, n_labels))
     probabilities = getattr(pred, "probabilities", None)
     if probabilities is not None:
-        probabilities = _moved(np.asarray(probabilities), given, indices)
+        probabilities = _moved(np.asarray(probabilities), unordered, indices)
     sizes = metrics.sizes(truth)
     empty = int((sizes == 0).sum())
     if skip_empty:
@@ -332,8 +331,7 @@ def _evaluated(
 
 
 def _values(scored: _Scored, ks: Sequence[int]) -> dict[str, float]:
-    plan = _plan(ks, scored.indices.shape[1], scored.truth.shape[1], scored.gained is not None)
-    return {f"{metric}@{k}": scored.value(metric, k) for metric, k in plan}
+    return {f"{metric}@{k}": scored.value(metric, k) for metric, k in _plan(ks, scored)}
 
 
 def report(
@@ -350,17 +348,9 @@ def report(
 ) -> Report:
     """The metrics of ``evaluate`` with frequency groups, counts, propensity constants and the filter used.
 
-    Args:
-        pred: as in ``evaluate``.
-        targets: as in ``evaluate``.
-        train_targets: as in ``evaluate``; also decides the frequency groups.
-        ks: as in ``evaluate``.
-        filter_pairs: as in ``evaluate``.
-        propensity: as in ``evaluate``.
-        skip_empty: as in ``evaluate``.
-        name: as in ``evaluate``.
-        filter_source: the file that the pairs came from, to be named in the report.
-        threshold: a probability, for what is predicted when only labels that reach it count.
+    All arguments are those of ``evaluate``, where ``train_targets`` decide the frequency groups too, but for
+    ``filter_source``, the file of the pairs, which the report names, and ``threshold``, a probability: it tells what is
+    predicted when only labels that reach it count.
 
     Raises:
         DataError: as in ``evaluate``.
@@ -372,11 +362,15 @@ def report(
     if threshold is not None and not 0 <= threshold <= 1:
         raise SettingsError(f"the threshold must be a probability from 0 to 1, got {threshold}")
     scored, source = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    groups: dict[str, dict[str, float]] = {}
+    if train_targets is not None:
+        counts, group_of = metrics.label_counts(train_targets), metrics.frequency_groups(train_targets)
+        groups = _by_group(scored, counts, group_of, metrics.GROUPS, ks)
     filter_name = "given pairs" if filter_source is None else str(filter_source)
     return Report(
         name=name,
         metrics=_values(scored, ks),
-        groups={} if train_targets is None else _groups(scored, train_targets, ks),
+        groups=groups,
         counts={
             "documents": len(scored.indices),
             "without_label": scored.empty,
@@ -398,57 +392,44 @@ def _calibration(scored: _Scored, train_targets: Any, threshold: float | None) -
     if scored.probabilities is None:
         return None
     labels = scored.indices[:, : calibrate.TOP]
-    there = labels >= 0
-    predicted, found = scored.probabilities[:, : calibrate.TOP][there], scored.found[:, : calibrate.TOP][there]
+    filled = labels >= 0
+    predicted, hits = scored.probabilities[:, : calibrate.TOP][filled], scored.found[:, : calibrate.TOP][filled]
     groups = {}
     if train_targets is not None:
-        group_of = metrics.frequency_groups(train_targets)[labels[there]]
+        group_of = metrics.frequency_groups(train_targets)[labels[filled]]
         for number, group in enumerate(metrics.GROUPS):
             own = group_of == number
             if own.any():
                 groups[group] = {
                     "pairs": int(own.sum()),
                     "predicted": float(predicted[own].mean()),
-                    "observed": float(found[own].mean()),
-                    "ece": calibrate.calibration_error(predicted[own], found[own]),
+                    "observed": float(hits[own].mean()),
+                    "ece": calibrate.calibration_error(predicted[own], hits[own]),
                 }
+    row = None
+    if threshold is not None:
+        row = calibrate.at_thresholds(scored.probabilities, scored.found, int(scored.truth.nnz), (threshold,))[0]
     return {
         "top": calibrate.TOP,
         "pairs": len(predicted),
-        "ece": calibrate.calibration_error(predicted, found),
-        "bins": calibrate.reliability(predicted, found),
+        "ece": calibrate.calibration_error(predicted, hits),
+        "bins": calibrate.reliability(predicted, hits),
         "groups": groups,
-        "threshold": None
-        if threshold is None
-        else calibrate.at_thresholds(scored.probabilities, scored.found, int(scored.truth.nnz), (threshold,))[0],
+        "threshold": row,
     }
 
 
-def _groups(scored: _Scored, train_targets: Any, ks: Sequence[int]) -> dict[str, dict[str, float]]:
-    """The ``groups`` of a report."""
-    return _by_group(
-        scored, metrics.label_counts(train_targets), metrics.frequency_groups(train_targets), metrics.GROUPS, ks
-    )
-
-
 def _by_group(
-    scored: _Scored,
-    counts: npt.NDArray[np.int64],
-    group_of: npt.NDArray[Any],
-    names: Sequence[str],
-    ks: Sequence[int],
+    scored: _Scored, counts: npt.NDArray[np.int64], group_of: npt.NDArray[Any], names: Sequence[str], ks: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """What labels of each group are and add; (L,) training documents and group numbers of the labels."""
+    """The ``groups`` of a report, from the (L,) training documents and group numbers of the labels."""
     n, depth = scored.indices.shape
-    result: dict[str, dict[str, float]] = {}
     positives = np.bincount(group_of[scored.truth.indices], minlength=len(names)).tolist()
+    result: dict[str, dict[str, float]] = {}
     for number, group in enumerate(names):
         own = group_of == number
-        result[group] = {
-            "labels": int(own.sum()),
-            "train_pairs": int(counts[own].sum()),
-            "positives": positives[number],
-        }
+        pairs = int(counts[own].sum())
+        result[group] = {"labels": int(own.sum()), "train_pairs": pairs, "positives": positives[number]}
     for k in [*ks, *(k for k in (10, 100) if depth >= k and k not in ks)]:
         reached = scored.indices[:, :k][scored.found[:, :k]]
         hits = np.bincount(group_of[reached], minlength=len(names)).tolist()
@@ -469,14 +450,8 @@ def by_frequency(
 ) -> dict[str, dict[str, float]]:
     """The ``groups`` of a report for labels with so many training documents, instead of thirds of the pairs.
 
-    Args:
-        pred: as in ``evaluate``.
-        targets: as in ``evaluate``.
-        train_targets: (N, L) training truth.
-        edges: rising whole numbers from 1 on, the least training documents of each group but the first; labels with
-            fewer than the first of them make the first group.
-        ks: as in ``evaluate``.
-        filter_pairs: as in ``evaluate``.
+    All arguments but ``edges`` are those of ``evaluate``. Edges are rising whole numbers from 1 on, the least training
+    documents of each group but the first, which has the labels with fewer.
 
     Returns:
         For each group, named "unseen", "1-5", "6-30" and "31+" with the edges as they are, what `Report.groups` holds.
@@ -507,12 +482,7 @@ def by_frequency(
 def ranked(
     pred: Ranked, targets: Any, filter_pairs: npt.ArrayLike | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Predictions in the order in which they are counted, and which of them are true.
-
-    Args:
-        pred: as in ``evaluate``.
-        targets: as in ``evaluate``.
-        filter_pairs: as in ``evaluate``.
+    """Predictions in the order in which they are counted, and which of them are true; arguments as in ``evaluate``.
 
     Returns:
         (n, d) label numbers by score descending without the filter pairs, -1 at empty places; (n, d) hits.

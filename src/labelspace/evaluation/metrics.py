@@ -150,8 +150,7 @@ def barred_labels(filter_pairs: npt.ArrayLike | None, n: int, n_labels: int) -> 
             f"filter pair ({row}, {label}) lies outside the truth of {n} documents and {n_labels} labels; "
             "the filter file of another split?"
         )
-    marks = sp.coo_array((np.ones(len(pairs), dtype=np.int64), (pairs[:, 0], pairs[:, 1])), shape=(n, n_labels))
-    return binary_truth(marks)
+    return binary_truth(sp.coo_array((np.ones(len(pairs), dtype=np.int64), tuple(pairs.T)), shape=(n, n_labels)))
 
 
 def without_barred(indices: IntArray, barred: sp.csr_array) -> tuple[IntArray, int]:
@@ -316,10 +315,7 @@ def _discounts(k: int) -> list[float]:
 
 def _ideal_gain(counts: IntArray, k: int) -> FloatArray:
     """I(k): the largest sum of discounts that a document with so many true labels can reach."""
-    sums = [0.0]
-    for discount in _discounts(k):
-        sums.append(sums[-1] + discount)
-    return np.array(sums)[np.minimum(counts, k)]
+    return np.cumsum([0.0, *_discounts(k)])[np.minimum(counts, k)]
 
 
 def _sum_places(values: npt.NDArray[Any], factors: list[float]) -> FloatArray:
@@ -544,11 +540,7 @@ def frequency_groups(train_targets: Any) -> npt.NDArray[np.int8]:
 
 
 def paired_bootstrap(
-    numerators_a: FloatArray,
-    numerators_b: FloatArray,
-    denominators: FloatArray,
-    draws: int = 2000,
-    seed: int = 0,
+    numerators_a: FloatArray, numerators_b: FloatArray, denominators: FloatArray, draws: int = 2000, seed: int = 0
 ) -> tuple[FloatArray, FloatArray]:
     """95% intervals of the differences, b minus a, between two predictions of the same documents.
 

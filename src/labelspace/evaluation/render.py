@@ -7,13 +7,12 @@ from typing import Any
 
 from .evaluating import Report
 
+_SHARES = ("predicted", "observed")
+
 
 def render_rankings(rankings: dict[str, dict[str, float]]) -> str:
-    """The main figures of a model's rankings side by side, as plain text for a terminal.
-
-    Args:
-        rankings: percent by metric, by ranking.
-    """
+    """The main figures of a model's rankings side by side, as plain text for a terminal: percent by metric, by
+    ranking."""
     first = next(iter(rankings.values()))
     shown = [name for name in ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "R@100") if name in first]
     rows = [[name, *(_number(metrics[metric]) for metric in shown)] for name, metrics in rankings.items()]
@@ -39,57 +38,33 @@ def _calibration_lines(calibration: dict[str, Any]) -> list[str]:
         f"probabilities of the best {calibration['top']} labels of each document: expected calibration error "
         f"{calibration['ece']:.4f} over {len(calibration['bins'])} bins of equal mass"
     ]
-    lines += _table(
-        ["probability", "pairs", "predicted", "observed"],
-        [
-            [f"{row['low']:.3f} to {row['high']:.3f}", f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES)]
-            for row in calibration["bins"]
-        ],
-    )
+    rows = [
+        [f"{row['low']:.3f} to {row['high']:.3f}", f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES)]
+        for row in calibration["bins"]
+    ]
+    lines += _table(["probability", "pairs", *_SHARES], rows)
     if calibration["groups"]:
-        lines += [""]
-        lines += _table(
-            ["labels by training frequency", "pairs", "predicted", "observed", "error"],
-            [
-                [name, f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES), f"{row['ece']:.4f}"]
-                for name, row in calibration["groups"].items()
-            ],
-        )
+        rows = [
+            [name, f"{row['pairs']:,}", *(f"{row[x]:.3f}" for x in _SHARES), f"{row['ece']:.4f}"]
+            for name, row in calibration["groups"].items()
+        ]
+        lines += ["", *_table(["labels by training frequency", "pairs", *_SHARES, "error"], rows)]
     if calibration["threshold"] is not None:
         lines += ["", *threshold_lines([calibration["threshold"]])]
     return lines
 
 
-_SHARES = ("predicted", "observed")
-
-
 def threshold_lines(rows: Iterable[dict[str, float]]) -> list[str]:
-    """What is predicted at thresholds, as lines of a table.
-
-    Args:
-        rows: as `calibrate.at_thresholds` gives them.
-    """
-    names = ("precision", "recall", "f1")
-    return _table(
-        ["threshold", "precision", "recall", "F1", "labels a document", "documents without"],
-        [
-            [
-                f"{row['threshold']:.3g}",
-                *(f"{row[x]:.3f}" for x in names),
-                f"{row['labels']:.2f}",
-                f"{row['abstained']:.3f}",
-            ]
-            for row in rows
-        ],
-    )
+    """What is predicted at thresholds, as `calibrate.at_thresholds` gives it, as lines of a table."""
+    formats = {
+        "threshold": ".3g", "precision": ".3f", "recall": ".3f", "f1": ".3f", "labels": ".2f", "abstained": ".3f"
+    }  # fmt: skip
+    header = ["threshold", "precision", "recall", "F1", "labels a document", "documents without"]
+    return _table(header, ([format(row[name], form) for name, form in formats.items()] for row in rows))
 
 
 def render(report: Report) -> str:
-    """A report as plain text for a terminal.
-
-    Args:
-        report: what :func:`report` returned.
-    """
+    """A report as plain text for a terminal."""
     counts = report.counts
     treated = "left out" if report.skip_empty else "counted as 0"
     lines = [f"data set     {report.name}"] if report.name else []
