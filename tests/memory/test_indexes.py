@@ -208,7 +208,7 @@ def test_struck_out_and_left_out_keys_are_made_up_for() -> None:
     query = Query(queries, allowed=chosen)
     answer = memory.answer(query, 5)
     numbers = answer.numbers
-    reasons = explain(memory, query, numbers, answer.found)
+    reasons = explain(memory, query, numbers, answer.nearest)
     memory.drop_graphs()
     truth_numbers, _ = memory.predict(query, 5)
     assert set(numbers.ravel().tolist()) <= set(chosen.tolist())
@@ -223,7 +223,7 @@ def test_a_model_ranked_by_similarity_explains_what_its_graph_finds() -> None:
     answer = memory.answer(query, 10)
     numbers, scores = answer.numbers, answer.scores
     assert memory.indexes()[0]["kind"] == "hnsw" and share(numbers, exact[0]) > 0.9
-    for row, reasons in enumerate(explain(memory, query, numbers[:, :4], answer.found)):
+    for row, reasons in enumerate(explain(memory, query, numbers[:, :4], answer.nearest)):
         assert [key[0].share for key in reasons] == pytest.approx(scores[row, :4].tolist(), abs=1e-6)
 
 

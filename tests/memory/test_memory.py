@@ -109,7 +109,7 @@ def test_the_order_of_keys_does_not_mislead_the_bar(
     scan = exact._scan_bar
     monkeypatch.setattr(exact, "_scan_bar", lambda *a, guess: again.append(not guess) or scan(*a, guess=guess))
     keys, queries = keys_and_queries(30_000, 300, 16)
-    wider = exact.WIDER if kind == "int8" else 1
+    wider = exact.INT8_FACTOR if kind == "int8" else 1
     first = torch.arange(0, 30_000, -(-30_000 // (wider * (1 << 20) // 300)))  # the first part
     if order in ("rising", "falling"):
         keys = keys[(keys @ queries[0]).argsort(descending=order == "falling")]
@@ -369,7 +369,7 @@ def test_shares_sum_to_the_score_and_come_from_the_keys_found(voting: Voting) ->
     query = Query(queries)
     answer = memory.answer(query, 4)
     numbers, scores = answer.numbers, answer.scores
-    reasons = explain(memory, query, numbers, answer.found)
+    reasons = explain(memory, query, numbers, answer.nearest)
     every = {("label", f"L{j}"): memory.keys[j] for j in range(L)}
     vectors = torch.cat([s.keys for s in memory.document_keys.segments])
     every |= {("document", f"d{i}"): vectors[i] for i in range(N)}

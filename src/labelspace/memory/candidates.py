@@ -11,7 +11,7 @@ from ..evaluation.evaluating import evaluate
 from ..types import Predictions
 from .keys import IntArray
 from .memory import Memory
-from .voting import FloatArray, Found, Voting, weigh
+from .voting import FloatArray, Nearest, Voting, weigh
 
 KS = (1, 3, 5)
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in KS)
@@ -57,20 +57,19 @@ class Candidates:
     A alone, and of those with Q alone, only the best five of either can come among the best five, whatever the weight.
     """
 
-    def __init__(self, memory: Memory, found: Found, goal: Goal):
+    def __init__(self, memory: Memory, nearest: Nearest, goal: Goal):
         truth, label_weights = goal.truth, goal.label_weights
-        self.found = found
-        n, a = found.labels.shape
+        self.nearest = nearest
+        n, a = nearest.labels.shape
         n_labels = memory.n_labels
-        there = found.documents >= 0
-        self.entry_key = np.flatnonzero(there.ravel())  # flat (row, rank) of the document keys
-        counts, numbers, raw = memory.votes_of(found.documents.ravel()[self.entry_key], "raw")
-        _, _, shared = memory.votes_of(found.documents.ravel()[self.entry_key], "normalized")
-        self.entry_key = np.repeat(self.entry_key, counts)
+        keys = np.flatnonzero(nearest.documents >= 0)  # flat (row, rank) of the document keys
+        counts, numbers, raw = memory.votes_of(nearest.documents.ravel()[keys], "raw")
+        _, _, shared = memory.votes_of(nearest.documents.ravel()[keys], "normalized")
+        self.entry_key = np.repeat(keys, counts)
         self.values = {"raw": raw, "normalized": shared}
-        entry_pairs = self.entry_key // max(1, there.shape[1]) * n_labels + numbers
-        key_rows, key_ranks = np.nonzero(found.labels >= 0)
-        key_pairs = key_rows * n_labels + found.labels[key_rows, key_ranks]
+        entry_pairs = self.entry_key // max(1, nearest.documents.shape[1]) * n_labels + numbers
+        key_rows, key_ranks = np.nonzero(nearest.labels >= 0)
+        key_pairs = key_rows * n_labels + nearest.labels[key_rows, key_ranks]
         if goal.barred is not None and goal.barred.nnz:  # they vote, but for nothing that is ranked
             barred_rows, columns = goal.barred.nonzero()
             out = barred_rows.astype(np.int64) * n_labels + columns
@@ -118,7 +117,7 @@ class Candidates:
 
     def gains(self, way: Voting, weights: FloatArray) -> FloatArray:
         """What the documents add to each metric, (metrics, weights)."""
-        label_weights, document_weights, label_mask, document_mask = weigh(self.found, way)
+        label_weights, document_weights, label_mask, document_mask = weigh(self.nearest, way)
         label_weights, document_weights = label_weights * label_mask, document_weights * document_mask
         q, a = np.zeros(self.size + 1), np.zeros(self.size + 1)
         q[self.key_pair] = label_weights.ravel()[self.key_places]
@@ -146,15 +145,9 @@ class Candidates:
 
 
 def beaten(a: FloatArray, q: FloatArray, weights: FloatArray) -> IntArray:
-    """How many rivals score higher at each weight: weight a + (1 - weight) q > 0.
+    """How many rivals score higher at each weight, (m, w): those with weight a + (1 - weight) q > 0.
 
-    Args:
-        a: (m, r) how much more votes of documents a rival has.
-        q: (m, r) how much more votes of label keys.
-        weights: (w,) rising.
-
-    Returns:
-        (m, w).
+    ``a`` and ``q`` (m, r) are how many more votes of documents and of label keys a rival has; ``weights`` (w,) rise.
     """
     m, w = len(a), len(weights)
     rows = np.broadcast_to((w + 1) * np.arange(m)[:, None], a.shape)
@@ -168,14 +161,14 @@ def beaten(a: FloatArray, q: FloatArray, weights: FloatArray) -> IntArray:
     size = m * (w + 1)
     change = (np.bincount(begin, minlength=size) - np.bincount(end, minlength=size)).reshape(m, w + 1)
     change[:, 0] += (always | falling).sum(axis=1)
-    found = np.cumsum(change, axis=1)[:, :w]
-    found[:, weights == 1] = (a > 0).sum(axis=1)[:, None]  # nearly equal votes cross at a weight that rounds to 1
-    return found
+    above = np.cumsum(change, axis=1)[:, :w]
+    above[:, weights == 1] = (a > 0).sum(axis=1)[:, None]  # nearly equal votes cross at a weight that rounds to 1
+    return above
 
 
 def _rank_in_row(rows: IntArray) -> IntArray:
     """Place of each entry among those of its row; rows are sorted."""
-    counts = np.bincount(rows) if len(rows) else np.zeros(0, dtype=np.int64)
+    counts = np.bincount(rows)
     return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
@@ -191,5 +184,4 @@ def _table(pairs: IntArray, rows: IntArray, n: int, filler: int) -> IntArray:
 
 def _discounts(counts: IntArray) -> FloatArray:
     """Gain of that many hits in the first places; 1 for none, which nothing is divided by."""
-    running = np.concatenate([[1.0], np.cumsum(1 / np.log2(np.arange(2, 2 + max(KS))))])
-    return np.asarray(running[counts])
+    return np.append(1.0, np.cumsum(1 / np.log2(np.arange(2, 2 + max(KS)))))[counts]

@@ -11,21 +11,21 @@ import scipy.sparse as sp
 from ..types import Reason
 from .keys import BoolArray, IntArray
 from .memory import VOTE_BLOCK, Memory
-from .voting import Found, Query, weigh
+from .voting import Nearest, Query, weigh
 
 Kind = Literal["label", "document"]
 Vote = tuple[Kind, int, float, float]
 """Kind and place of a key, its similarity to the query, and the share of the score that its vote gives."""
 
 
-def explain(memory: Memory, query: Query, numbers: IntArray, found: Found) -> list[list[list[Reason]]]:
+def explain(memory: Memory, query: Query, numbers: IntArray, nearest: Nearest) -> list[list[list[Reason]]]:
     """Which keys voted for predicted labels, and what each vote was worth.
 
     Args:
         memory: that was asked.
         query: what was asked.
         numbers: (n, k) predicted label numbers, -1 for none.
-        found: the keys that the answer was made of.
+        nearest: the keys that the answer was made of.
 
     Returns:
         For each text and each of its labels the reasons, largest share first; shares sum to the score. What a linear
@@ -38,9 +38,9 @@ def explain(memory: Memory, query: Query, numbers: IntArray, found: Found) -> li
             similarities = memory.label_keys.vectors(np.array(places, dtype=np.int64)).float() @ query.vectors[row]
             votes.append([[("label", place, s, s)] for place, s in zip(places, similarities.tolist(), strict=True)])
     else:
-        for start in range(0, len(found), VOTE_BLOCK):
+        for start in range(0, len(nearest), VOTE_BLOCK):
             block = slice(start, start + VOTE_BLOCK)
-            votes += _votes(memory, found.rows(block), numbers[block].tolist(), memory.mask_of(query.allowed))
+            votes += _votes(memory, nearest.rows(block), numbers[block].tolist(), memory.mask_of(query.allowed))
     names = {}
     flat = [vote for row in votes for label in row for vote in label]
     for kind, keys in (("label", memory.label_keys), ("document", memory.document_keys)):
@@ -55,13 +55,14 @@ def explain(memory: Memory, query: Query, numbers: IntArray, found: Found) -> li
     return reasons
 
 
-def _votes(memory: Memory, found: Found, wanted: list[list[int]], chosen: BoolArray | None) -> list[list[list[Vote]]]:
+def _votes(memory: Memory, nearest: Nearest, wanted: list[list[int]], mask: BoolArray | None) -> list[list[list[Vote]]]:
     """The votes for each wanted label of each text, largest share first."""
-    _, cast, votes = memory.cast(found, memory.voting, chosen)
-    *_, label_mask, document_mask = weigh(found, memory.voting)
-    voters: list[tuple[Kind, int]] = [("document", place) for place in found.documents[document_mask].tolist()]
-    voters += [("label", place) for place in memory.place_of[found.labels[label_mask]].tolist()]
-    similarities = np.concatenate([found.document_similarities[document_mask], found.label_similarities[label_mask]])
+    _, cast, votes = memory.cast(nearest, memory.voting, mask)
+    *_, label_mask, document_mask = weigh(nearest, memory.voting)
+    voters: list[tuple[Kind, int]] = [("document", place) for place in nearest.documents[document_mask].tolist()]
+    voters += [("label", place) for place in memory.place_of[nearest.labels[label_mask]].tolist()]
+    parts = [nearest.document_similarities[document_mask], nearest.label_similarities[label_mask]]
+    similarities = np.concatenate(parts)
     result = []
     for row, labels in enumerate(wanted):
         own: dict[int, list[Vote]] = {label: [] for label in labels if label >= 0}
@@ -83,10 +84,10 @@ def _add_words(memory: Memory, reasons: list[list[list[Reason]]], numbers: IntAr
     exponents = memory.exponents(features, rows)
     for query, labels in enumerate(reasons):
         own = sp.csr_array(features[[query]])
-        for told, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
-            row, votes = int(rows[query, place]), sum(reason.share for reason in told)
+        for of_label, place in zip(labels, np.flatnonzero(numbers[query] >= 0).tolist(), strict=True):
+            row, votes = int(rows[query, place]), sum(reason.share for reason in of_label)
             if row >= 0:
                 words = ", ".join(memory.linear.strongest_terms(own, row)) or "none of its words"
                 exponent = float(exponents[query, place])
-                told.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
-                told.sort(key=lambda reason: -reason.share)
+                of_label.append(Reason("words", "", words, exponent, votes * math.expm1(exponent)))
+                of_label.sort(key=lambda reason: -reason.share)

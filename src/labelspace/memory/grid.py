@@ -1,4 +1,4 @@
-"""The settings of votes that are tried, and how they are told."""
+"""The settings of votes that are tried, and how they are shown."""
 
 from __future__ import annotations
 
@@ -50,12 +50,9 @@ class Grid:
 
     @classmethod
     def fixed(cls, **settings: Any) -> Grid:
-        """The grid with some settings of `Voting` fixed.
+        """The grid with some settings of `Voting` fixed, by name; None leaves a setting to be tried.
 
         A depth says how is searched: ``depth`` goes with a joint search, the other two with a two-sided one.
-
-        Args:
-            settings: by name; None leaves a setting to be tried.
 
         Raises:
             SettingsError: a value out of bounds, or depths of another search.
@@ -77,21 +74,12 @@ class Grid:
         return cls(**{FIELDS[name]: (value,) for name, value in given.items()})
 
     def settled(self, voting: Voting) -> Voting:
-        """How keys vote when nothing can be tried: fixed settings hold, and all others stay.
-
-        Args:
-            voting: as they vote so far.
-        """
+        """How keys vote when nothing can be tried: fixed settings hold, and all others stay."""
         values: dict[str, Sequence[Any] | None] = {name: getattr(self, field) for name, field in FIELDS.items()}
         return dataclasses.replace(voting, **{name: x[0] for name, x in values.items() if x and len(x) == 1})
 
     def ways(self, labels: int, documents: int) -> list[Voting]:
-        """Every setting but the weight, which is set to a half.
-
-        Args:
-            labels: label keys that there are.
-            documents: document keys that there are.
-        """
+        """Every setting but the weight, which is a half, for so many label keys and document keys."""
         label_depths, document_depths = _useful(self.label_depths, labels), _useful(self.document_depths, documents)
         sides: list[dict[str, Any]] = []
         if "joint" in self.search:
@@ -136,7 +124,7 @@ def _useful(depths: Sequence[int], most: int) -> list[int]:
 
 
 def relevant(voting: Voting) -> dict[str, Any]:
-    """The settings that say something, given how is searched."""
+    """The settings that matter for this way to search."""
     unused = ("label_depth", "document_depth") if voting.search == "joint" else ("depth",)
     unused = (*unused, *LINEAR, "scoring")
     return {
@@ -149,9 +137,5 @@ def flags(settings: dict[str, Any]) -> str:
 
 
 def described(voting: Voting) -> str:
-    """How keys vote, as the flags of ``tune`` that would fix it.
-
-    Args:
-        voting: any.
-    """
+    """How keys vote, as the flags of ``tune`` that would fix it."""
     return "similarity" if voting.scoring == "similarity" else flags(relevant(voting))

@@ -347,7 +347,7 @@ class Keys:
         if len(self.segments) == 1:
             strings: Strings = getattr(self.segments[0], name)
             whole = len(places) == len(strings) and bool((places == np.arange(len(places))).all())
-            return strings if whole else strings.take(places)
+            return strings if whole else strings.take(places)  # a copy would read all that is mapped from the file
         parts = list(self._parts(places))
         if not parts:
             return Strings.of([])

@@ -3,7 +3,7 @@
 Vectors of some hundred dimensions tell what a text is about, and lose which words it has. For labels with many
 documents a few words often decide, which is what linear methods live by (DiSMEC, Parabel, XR-Linear). Here a row is
 learned to tell the documents of its label from those that have neighbours with the label, and from others that are
-drawn; afterwards it judges the labels that the keys found:
+drawn; afterwards it reranks the labels that the keys found:
 
     evidence of label l = log s(w_l x + b_l) - log p_l
     score of label l    = votes * exp(strength * n_l / (n_l + prior) * evidence + base * (log p_l - log p))
@@ -113,19 +113,12 @@ class LinearClassifier:
     def _vectorizer(self) -> TfidfVectorizer:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        made = TfidfVectorizer(**TERMS, vocabulary={term: i for i, term in enumerate(self.terms)})
-        made.idf_ = self.idf.astype(np.float64)
-        return made
+        vectorizer = TfidfVectorizer(**TERMS, vocabulary={term: i for i, term in enumerate(self.terms)})
+        vectorizer.idf_ = self.idf.astype(np.float64)
+        return vectorizer
 
     def features(self, texts: Sequence[str]) -> sp.csr_array:
-        """What texts look like to the rows.
-
-        Args:
-            texts: n texts, read whole.
-
-        Returns:
-            (n, F) float32 tf-idf, rows of unit length, or empty where no term is known.
-        """
+        """(n, F) float32 tf-idf of n texts, read whole; rows of unit length, or empty where no term is known."""
         return sp.csr_array(self._vectorizer.transform(texts))
 
     def evidence(self, features: sp.csr_array, rows: IntArray) -> FloatArray:
@@ -153,12 +146,12 @@ class LinearClassifier:
 
     def _evidence(self, features: sp.csr_array, texts: IntArray, rows: IntArray) -> FloatArray:
         pairs, terms, values = _entries(features, texts)
-        found = self._products(rows[pairs], terms) * values
-        z = np.bincount(pairs, weights=found, minlength=len(rows)) + self.bias[rows]
+        products = self._weights_at(rows[pairs], terms) * values
+        z = np.bincount(pairs, weights=products, minlength=len(rows)) + self.bias[rows]
         raised = -np.logaddexp(0.0, -z) - self.base[rows]
         return np.maximum(raised, FLOOR).astype(np.float32)
 
-    def _products(self, rows: IntArray, terms: IntArray) -> FloatArray:
+    def _weights_at(self, rows: IntArray, terms: IntArray) -> FloatArray:
         """Weights of some rows on some terms, 0 where a row has none."""
         if not len(self.places):
             return np.zeros(len(rows), dtype=np.float32)
@@ -168,20 +161,14 @@ class LinearClassifier:
         return np.where(self.places[at] == wanted, self.weights[at], np.float32(0))
 
     def strongest_terms(self, features: sp.csr_array, row: int, most: int = 3) -> list[str]:
-        """The terms of a text that say most for or against a label, the strongest first.
-
-        Args:
-            features: (1, F) of the text.
-            row: of the label.
-            most: terms, at most.
-        """
+        """The terms of a text (1, F) that say most for or against the label of a row, the strongest first."""
         terms = features.indices.astype(np.int64)
-        shares = self._products(np.full(len(terms), row, dtype=np.int64), terms) * features.data
+        shares = self._weights_at(np.full(len(terms), row, dtype=np.int64), terms) * features.data
         order = [i for i in np.argsort(-np.abs(shares), kind="stable")[:most].tolist() if shares[i]]
         return [("" if shares[i] > 0 else "not ") + self.terms[int(terms[i])] for i in order]
 
     def exponents(self, evidence: FloatArray, rows: IntArray, strength: float, prior: float, base: float) -> FloatArray:
-        """Logarithms of what votes are multiplied by.
+        """Logarithms of what votes are multiplied by, (n, K) float32, 0 for labels without a row.
 
         Args:
             evidence: (n, K) as `evidence` gives it.
@@ -189,9 +176,6 @@ class LinearClassifier:
             strength: of the evidence for labels with very many documents.
             prior: documents with which a label's evidence counts half as much.
             base: by how much it counts how often the row's labels were true.
-
-        Returns:
-            (n, K) float32, 0 for labels without a row.
         """
         if not len(self):
             return np.zeros(rows.shape, dtype=np.float32)
@@ -201,11 +185,7 @@ class LinearClassifier:
         return np.where(rows >= 0, whole, 0).astype(np.float32)
 
     def write(self, file: Path) -> None:
-        """Write a safetensors file.
-
-        Args:
-            file: to be made.
-        """
+        """Write a safetensors file."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         save_file({**tensors, **strings_as_tensors("terms", self.terms), **strings_as_tensors("ids", self.ids)}, file)
@@ -214,19 +194,16 @@ class LinearClassifier:
     def open(cls, file: Path) -> LinearClassifier:
         """Read what `write` wrote.
 
-        Args:
-            file: there.
-
         Raises:
             OSError, SafetensorError, KeyError, ValueError: missing or damaged.
         """
-        found = load_file(file)
-        arrays = {name: found[name].numpy() for name in ARRAYS}
-        made = cls(strings_from_tensors("terms", found), ids=strings_from_tensors("ids", found), **arrays)
-        rows = {len(made.ids), len(made.bias), len(made.base), len(made.counts)}
-        if len(rows) > 1 or len(made.places) != len(made.weights) or len(made.idf) != len(made.terms):
+        tensors = load_file(file)
+        arrays = {name: tensors[name].numpy() for name in ARRAYS}
+        new = cls(strings_from_tensors("terms", tensors), ids=strings_from_tensors("ids", tensors), **arrays)
+        rows = {len(new.ids), len(new.bias), len(new.base), len(new.counts)}
+        if len(rows) > 1 or len(new.places) != len(new.weights) or len(new.idf) != len(new.terms):
             raise ValueError("its parts do not fit together")
-        return made
+        return new
 
 
 def fit(
@@ -261,12 +238,8 @@ def fit(
 
     true = sp.csr_array(targets > 0)
     n, n_labels = true.shape
-    wide = confused.shape[1] + NEGATIVES
-    require_memory(
-        40 * (n * wide + true.nnz),
-        f"a linear classifier on {n} documents",
-        "leave it out with --no-linear",
-    )
+    needed = 40 * (n * (confused.shape[1] + NEGATIVES) + true.nnz)
+    require_memory(needed, f"a linear classifier on {n} documents", "leave it out with --no-linear")
     vectorizer = TfidfVectorizer(**TERMS, min_df=LEAST_DOCUMENTS, max_features=MOST_TERMS)
     try:
         features = sp.csr_array(vectorizer.fit_transform(texts))
@@ -363,7 +336,7 @@ def solved(
     at[at == len(places)] = 0
     kept = places[at] == wanted if len(places) else np.zeros(len(wanted), dtype=bool)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs[kept], minlength=len(documents)))])
-    there = sp.csr_array((values[kept], at[kept], indptr), shape=(len(documents), len(places)))
+    known = sp.csr_array((values[kept], at[kept], indptr), shape=(len(documents), len(places)))
     signs = np.where(own, np.float32(1), np.float32(-1))
 
     # Weights are measured in units in which the loss bends alike along all of them, where every document has the share
@@ -371,20 +344,20 @@ def solved(
     totals = np.bincount(rows, minlength=n_rows) + 1.0
     shares = (np.bincount(rows[own], minlength=n_rows) + 0.5) / totals
     bends = COST * shares * (1 - shares)
-    squares = sp.csr_array((there.data**2, there.indices, there.indptr), shape=there.shape)
+    squares = sp.csr_array((known.data**2, known.indices, known.indptr), shape=known.shape)
     units = (1 / np.sqrt(squares.T @ bends[rows] + 1)).astype(np.float32)
     bias_units = (1 / np.sqrt(bends * totals + 1e-3)).astype(np.float32)
     bias_start = np.log(shares / (1 - shares)).astype(np.float32)
-    there.data *= units[there.indices]
-    turned = there.T.tocsr()
+    known.data *= units[known.indices]
+    transposed = known.T.tocsr()
 
     def objective(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         scaled, bias = point[: len(places)].astype(np.float32), point[len(places) :].astype(np.float32)
-        margins = signs * (there @ scaled + (bias_start + bias * bias_units)[rows])
+        margins = signs * (known @ scaled + (bias_start + bias * bias_units)[rows])
         slopes = -COST * signs / (1 + np.exp(np.minimum(margins, 60)))
         weights = scaled * units
         value = COST * float(np.logaddexp(0, -margins).sum()) + 0.5 * float(weights @ weights)
-        downhill = turned @ slopes + weights * units
+        downhill = transposed @ slopes + weights * units
         bias_downhill = np.bincount(rows, weights=slopes, minlength=n_rows) * bias_units
         return value, np.concatenate([downhill, bias_downhill]).astype(np.float64)
 

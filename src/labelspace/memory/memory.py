@@ -30,7 +30,7 @@ from ..types import Labels
 from .indexes import HnswIndex
 from .keys import BoolArray, IntArray, Keys, Segment, warn_of_dropped_graphs
 from .linear import LinearClassifier
-from .voting import LINEAR, SIMILARITY, Answer, FloatArray, Found, Query, Scores, Votes, Voting, weigh
+from .voting import LINEAR, SIMILARITY, Answer, FloatArray, Nearest, Query, Scores, Votes, Voting, weigh
 
 VOTE_BLOCK = 512
 """Queries whose votes are gathered at a time."""
@@ -121,12 +121,12 @@ class Memory:
 
     @property
     def n_documents(self) -> int:
-        """Documents that are there, those without a label left included."""
+        """Documents, those without a label left included."""
         return len(self.document_keys)
 
     @property
     def n_unlabelled(self) -> int:
-        """Documents that are there and vote for nothing, since all their labels were removed."""
+        """Documents that vote for nothing, since all their labels were removed."""
         return self.document_keys.unlabelled
 
     @property
@@ -193,7 +193,7 @@ class Memory:
 
     # Answering
 
-    def search(self, query: Query, label_depth: int, document_depth: int) -> Found:
+    def search(self, query: Query, label_depth: int, document_depth: int) -> Nearest:
         """The nearest label keys and document keys of each text, as many as the two depths say; 0 looks for none."""
         queries, left_out, skip = query.vectors, query.left_out, None
         if query.allowed is not None:
@@ -215,7 +215,7 @@ class Memory:
             values, places = parallel.result()
         else:
             values, places = self.label_keys.search(queries, label_depth, skip) if label_depth else empty
-        return Found(values, self._number_of_place[places], *documents)
+        return Nearest(values, self._number_of_place[places], *documents)
 
     def _both_by_graphs(self) -> bool:
         kinds = (self.label_keys.segments, self.document_keys.segments)
@@ -249,35 +249,35 @@ class Memory:
         """
         if self.voting.scoring == "similarity":
             own = query if among is None else dataclasses.replace(query, allowed=among)
-            found = self.search(own, k, 0)
-            return Answer(*_padded(found.labels, found.label_similarities, k), found)
+            nearest = self.search(own, k, 0)
+            return Answer(*_padded(nearest.labels, nearest.label_similarities, k), nearest)
         if self.reranks and query.words is None:
             raise ValueError("a linear classifier judges by words; make the query with Memory.ask, from the texts")
-        found = self.search(query, *self.voting.depths())
+        nearest = self.search(query, *self.voting.depths())
         if not self.reranks:
-            return Answer(*self.rank(found, self.voting, k, query.allowed, among), found)
+            return Answer(*self.rank(nearest, self.voting, k, query.allowed, among), nearest)
         depth = max(k, min(RERANKED_LABELS, self.n_labels))
-        numbers, scores = self.rank(found, self.voting, depth, query.allowed, among)
-        return Answer(*_padded(numbers, scores * self.factors(query.words, numbers), k), found)
+        numbers, scores = self.rank(nearest, self.voting, depth, query.allowed, among)
+        return Answer(*_padded(numbers, scores * self.factors(query.words, numbers), k), nearest)
 
     def rank(
-        self, found: Found, voting: Voting, k: int, allowed: IntArray | None = None, among: IntArray | None = None
+        self, nearest: Nearest, voting: Voting, k: int, allowed: IntArray | None = None, among: IntArray | None = None
     ) -> tuple[IntArray, Scores]:
         """What `predict` gives from the nearest keys, before a linear classifier reranks it.
 
         Args:
-            found: nearest keys.
+            nearest: the nearest keys of n texts.
             voting: how they vote.
             k: labels a text.
             allowed: label numbers whose votes count; None for all.
             among: label numbers to give; None for all.
         """
-        numbers = np.full((len(found), k), -1, dtype=np.int64)
-        scores = np.full((len(found), k), -np.inf, dtype=np.float32)
+        numbers = np.full((len(nearest), k), -1, dtype=np.int64)
+        scores = np.full((len(nearest), k), -np.inf, dtype=np.float32)
         counted, wanted = self.mask_of(allowed), self.mask_of(among)
-        for start in range(0, len(found), VOTE_BLOCK):
+        for start in range(0, len(nearest), VOTE_BLOCK):
             part = slice(start, start + VOTE_BLOCK)
-            indptr, columns, values = self._sums(found.rows(part), voting, counted)
+            indptr, columns, values = self._sums(nearest.rows(part), voting, counted)
             if wanted is not None:
                 kept = wanted[columns]
                 indptr, columns, values = np.concatenate([[0], np.cumsum(kept)])[indptr], columns[kept], values[kept]
@@ -295,24 +295,24 @@ class Memory:
         return self.linear.exponents(evidence, rows, *(getattr(self.voting, name) for name in LINEAR))
 
     def _sums(
-        self, found: Found, voting: Voting, chosen: BoolArray | None = None
+        self, nearest: Nearest, voting: Voting, chosen: BoolArray | None = None
     ) -> tuple[IntArray, IntArray, FloatArray]:
         """Scores of the labels voted for as CSR: row pointers, label numbers, sums.
 
         A sparse product works in arrays of L numbers, which is much for a few queries; theirs are sorted instead.
         """
-        voters = found.labels.size + found.documents.size
+        voters = nearest.labels.size + nearest.documents.size
         if voters > SORTED_MAX_VOTERS and SORTED_LABELS_PER_VOTER * voters > self.n_labels:
-            sums = self.cast(found, voting, chosen)[0]
+            sums = self.cast(nearest, voting, chosen)[0]
             return sums.indptr, sums.indices, sums.data
-        label_weights, document_weights, label_mask, document_mask = weigh(found, voting)
+        label_weights, document_weights, label_mask, document_mask = weigh(nearest, voting)
         rows, columns = document_mask.nonzero()
-        counts, numbers, values = self.votes_of(found.documents[rows, columns], voting.votes, chosen)
+        counts, numbers, values = self.votes_of(nearest.documents[rows, columns], voting.votes, chosen)
         label_rows, label_columns = label_mask.nonzero()
         pairs = np.concatenate(
             [
                 np.repeat(rows, counts) * self.n_labels + numbers,
-                label_rows * self.n_labels + found.labels[label_rows, label_columns],
+                label_rows * self.n_labels + nearest.labels[label_rows, label_columns],
             ]
         )
         votes = np.concatenate(
@@ -326,7 +326,7 @@ class Memory:
         first = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]])[: len(pairs)])
         sums_of = np.add.reduceat(votes[order], first) if len(first) else np.zeros(0)
         met = pairs[first]
-        ends = np.searchsorted(met, np.arange(1, len(found) + 1) * self.n_labels)
+        ends = np.searchsorted(met, np.arange(1, len(nearest) + 1) * self.n_labels)
         return np.concatenate([[0], ends]), met % max(1, self.n_labels), sums_of
 
     def mask_of(self, labels: IntArray | None) -> BoolArray | None:
@@ -338,13 +338,13 @@ class Memory:
         return chosen
 
     def cast(
-        self, found: Found, voting: Voting, chosen: BoolArray | None = None
+        self, nearest: Nearest, voting: Voting, chosen: BoolArray | None = None
     ) -> tuple[sp.csr_array, sp.csr_array, sp.csr_array]:
         """Count the votes: (n, L) scores = (n, m) weights of m voters times (m, L) votes; no array of n x L."""
-        label_weights, document_weights, label_mask, document_mask = weigh(found, voting)
-        documents = found.documents[document_mask]
+        label_weights, document_weights, label_mask, document_mask = weigh(nearest, voting)
+        documents = nearest.documents[document_mask]
         counts, numbers, values = self.votes_of(documents, voting.votes, chosen)
-        own = found.labels[label_mask]
+        own = nearest.labels[label_mask]
         indptr = np.cumsum(np.concatenate([[0], counts, np.ones(len(own), dtype=np.int64)]))
         votes = _csr(
             np.concatenate([values, np.ones(len(own))]),
@@ -358,7 +358,7 @@ class Memory:
         voter[:, document_mask.shape[1] :][label_mask] = len(counts) + np.arange(len(own))
         weights = np.concatenate([voting.weight * document_weights, (1 - voting.weight) * label_weights], axis=1)
         rows = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-        cast = _csr(weights[mask], voter[mask], rows, (len(found), votes.shape[0]))
+        cast = _csr(weights[mask], voter[mask], rows, (len(nearest), votes.shape[0]))
         return sp.csr_array(cast @ votes), cast, votes
 
     def votes_of(
@@ -369,8 +369,8 @@ class Memory:
         Returns:
             votes a document (m,), and label numbers and values of all of them, end to end.
         """
-        counts, slots, given = self.document_keys.votes(places)
-        numbers, values = self.number_of[slots], given.astype(np.float64)
+        counts, slots, relevances = self.document_keys.votes(places)
+        numbers, values = self.number_of[slots], relevances.astype(np.float64)
         kept = numbers >= 0 if chosen is None else (numbers >= 0) & chosen[numbers]
         if not kept.all():
             running = np.concatenate([[0], np.cumsum(kept)])
@@ -461,14 +461,14 @@ def _best(indptr: IntArray, columns: IntArray, values: FloatArray, k: int) -> tu
         own_numbers, own = (array[own >= np.partition(own, widest - k)[widest - k]] for array in (columns, own))
         order = np.lexsort((own_numbers, -own))[:k]
         return own_numbers[order][None].astype(np.int64), own[order][None]
-    there = np.arange(widest) < counts[:, None]
+    filled = np.arange(widest) < counts[:, None]
     scores = np.full((n, widest), -np.inf, dtype=np.float32)
     numbers = np.full((n, widest), -1, dtype=np.int64)
-    scores[there], numbers[there] = values, columns
+    scores[filled], numbers[filled] = values, columns
     if widest > k:
         top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         last = np.take_along_axis(scores, top, axis=1).min(axis=1, keepdims=True)
-        tied = np.flatnonzero(((scores >= last) & there).sum(axis=1) > k)  # labels of one document, say
+        tied = np.flatnonzero(((scores >= last) & filled).sum(axis=1) > k)  # labels of one document, say
         for row in tied.tolist():
             at = np.flatnonzero(scores[row] >= last[row])
             top[row] = at[np.lexsort((numbers[row, at], -scores[row, at]))[:k]]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from .candidates import KS, METRICS, Candidates, Goal
 from .grid import JOINING, SHARES, Grid, flags, relevant
 from .keys import BoolArray
 from .memory import RERANKED_LABELS, Memory
-from .voting import FloatArray, Found, Query, Voting
+from .voting import FloatArray, Nearest, Query, Voting
 
 DEFAULT_OBJECTIVE = "P@1,P@3,P@5"
 BLOCK = 500
@@ -41,7 +40,7 @@ TOLERANCE = 0.25
 RECALL_DOCUMENTS = 2000
 """Validation documents on which R@100 is compared, at most."""
 SHOWN = 12
-"""Settings of the front that are shown, at most."""
+"""Settings of the Pareto front that are shown, at most."""
 STRENGTHS, PRIORS, BASES = (0.2, 0.4, 0.8, 1.4, 2.2), (1.0, 10.0, 100.0, 1000.0), (0.0, 0.2, 0.4)
 """Of a linear classifier; every combination is tried."""
 LEAST_GAIN = 0.1
@@ -58,8 +57,8 @@ class Tuned:
         value: that mean, in percent.
         documents: validation documents that were looked at.
         tried: settings that were tried.
-        front: the settings that no other beats in both the mean of P and the mean of PSP at 1, 3 and 5, P falling:
-            their values and metrics.
+        front: the Pareto front: settings that no other beats in both the mean of P and the mean of PSP at 1, 3 and 5, P
+            falling, with their values and metrics.
         metrics: of the chosen setting.
     """
 
@@ -77,10 +76,7 @@ class Tuned:
 
 
 def parse_objective(objective: str) -> list[str]:
-    """Names of metrics in an objective.
-
-    Args:
-        objective: metrics apart by commas; their mean counts.
+    """Names of the metrics in an objective, which stand apart by commas; their mean counts.
 
     Raises:
         SettingsError: an unknown metric.
@@ -136,20 +132,17 @@ def tune(
     grid = grid or Grid()
     keys = memory.n_labels, memory.n_documents - (0 if left_out is None else int(left_out.sum()))
     ways = grid.ways(*keys)
-    deepest = [0, 0]
-    for way in ways:
-        deepest = [max(a, b) for a, b in zip(deepest, way.depths(), strict=True)]
-    found = memory.search(Query(queries, left_out=left_out), *deepest)
+    deepest = np.max([way.depths() for way in ways], axis=0).tolist()
+    nearest = memory.search(Query(queries, left_out=left_out), *deepest)
     weights = np.array(sorted(grid.weights), dtype=np.float64)
     columns = [METRICS.index(name) for name in names]
     goal = Goal(truth, label_weights, barred)
-    values, seen = _values(memory, found, ways, weights, goal, columns, margin, until)
+    values, seen = _values(memory, nearest, ways, weights, goal, columns, margin, until)
     again = _repeated(ways, weights)
     values[np.broadcast_to(again[:, None], values.shape)] = -1.0
 
     aim = values[:, columns].mean(axis=1)
-    order = np.lexsort((np.repeat(np.arange(len(ways))[:, None], len(weights), 1).ravel(),
-                        np.tile(weights, len(ways)), -aim.ravel().round(9)))  # fmt: skip
+    order = np.lexsort((np.tile(weights, len(ways)), -aim.ravel().round(9)))  # stable: of equals the first way
     chosen = int(order[0])
 
     def setting(at: int) -> Voting:
@@ -163,13 +156,14 @@ def tune(
             way = ways[at // len(weights)]
             side = (way.search, way.softmax, *way.depths())
             if side not in deep:
-                own = _measured(memory, found.rows(few), setting(at), goal.rows(few))
+                own = _measured(memory, nearest.rows(few), setting(at), goal.rows(few))
                 deep[side] = own.get("R@100" if memory.n_labels >= 100 else "R@10", 0.0), at
         chosen = max(deep.values(), key=lambda entry: entry[0])[1]
-    front: list[dict[str, Any]] = []
-    for at in _pareto_front(values):
-        front.append({"settings": relevant(setting(at)), **_measured(memory, found, setting(at), goal)})
-    metrics = _measured(memory, found, setting(chosen), goal)
+    front = [
+        {"settings": relevant(setting(at)), **_measured(memory, nearest, setting(at), goal)}
+        for at in _pareto_front(values)
+    ]
+    metrics = _measured(memory, nearest, setting(chosen), goal)
     value = float(np.mean([metrics[name] for name in names]))
     return Tuned(setting(chosen), ",".join(names), value, seen, int((~again).sum()), front, metrics)
 
@@ -189,7 +183,7 @@ def _repeated(ways: Sequence[Voting], weights: FloatArray) -> BoolArray:
 
 def _values(
     memory: Memory,
-    found: Found,
+    nearest: Nearest,
     ways: Sequence[Voting],
     weights: FloatArray,
     goal: Goal,
@@ -197,55 +191,34 @@ def _values(
     margin: float = np.inf,
     until: float | None = None,
 ) -> tuple[FloatArray, int]:
-    """Every metric of every setting, and of how many documents.
-
-    Args:
-        memory: whose keys were found.
-        found: the keys nearest to some documents.
-        ways: settings but for the weight.
-        weights: of the documents' votes, rising.
-        goal: what the documents should get.
-        columns: metrics of the objective, as places in METRICS.
-        margin: as for `tune`.
-        until: as for `tune`.
-
-    Returns:
-        (ways, METRICS, weights) percent, -1 of ways that fell behind, and the documents looked at.
-    """
+    """Every metric of every setting in percent (ways, METRICS, weights), -1 of ways that fell behind, and of how many
+    documents; other arguments as for `tune`."""
     sums = np.zeros((len(ways), len(METRICS), len(weights)))
     best = np.zeros(len(METRICS))
     kept = np.arange(len(ways))
     values = np.full_like(sums, -1.0)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for number, start in enumerate(range(0, len(found), BLOCK), 1):
+        for number, start in enumerate(range(0, len(nearest), BLOCK), 1):
             rows = slice(start, start + BLOCK)
-            block = Candidates(memory, found.rows(rows), goal.rows(rows))
+            block = Candidates(memory, nearest.rows(rows), goal.rows(rows))
             best += block.best
             gains = threads.map(lambda way, block=block: block.gains(ways[way], weights), kept)
             sums[kept] += np.stack(list(gains))
             so_far = 100 * sums[kept] / np.where(best > 0, best, 1.0)[:, None]
-            if start + BLOCK >= len(found) or (until is not None and time.monotonic() >= until):
+            if start + BLOCK >= len(nearest) or (until is not None and time.monotonic() >= until):
                 values[kept] = so_far
-                return values, min(start + BLOCK, len(found))
+                return values, min(start + BLOCK, len(nearest))
             if np.isfinite(margin):
                 kept = kept[_near(so_far, columns, margin / np.sqrt(number))]
     return values, 0  # there is nothing to look at
 
 
 def _near(values: FloatArray, columns: Sequence[int], margin: float) -> BoolArray:
-    """Ways that at some weight are less than a margin behind: in the objective, or behind no setting in both P and PSP.
-
-    Args:
-        values: (ways, METRICS, weights) percent.
-        columns: metrics of the objective.
-        margin: points.
-
-    Returns:
-        (ways,).
-    """
+    """Ways (ways,) that at some weight are less than a margin behind: in the objective, or behind no setting in both P
+    and PSP."""
     aim = values[:, columns].mean(axis=1)
     near: BoolArray = (aim >= aim.max() - margin).any(axis=1)
-    p, psp = (values[:, [METRICS.index(f"{name}@{k}") for k in KS]].mean(axis=1).ravel() for name in ("P", "PSP"))
+    p, psp = _mean_p_and_psp(values)
     order = np.argsort(-p)
     best = np.append(-np.inf, np.maximum.accumulate(psp[order]))  # PSP among settings whose P is that far ahead
     beaten = best[np.searchsorted(-p[order], -(p + margin), side="right")] >= psp + margin
@@ -264,21 +237,11 @@ def best_shares(
     barred: sp.csr_array | None = None,
     objective: str = DEFAULT_OBJECTIVE,
 ) -> tuple[float, ...]:
-    """How much the towers of a joined model should count in its label keys.
+    """How much the towers of an ensemble should count in its label keys; other arguments as for `tune`.
 
     One tower after the other is added to those before it, with the share of SHARES that gives the best objective
-    together with the documents' votes, in a few settings of a softmax apart.
-
-    Args:
-        memory: label keys of all towers side by side, times their present shares.
-        queries: (v, D) vectors of the validation documents.
-        dims: dimensions of each tower, D in all.
-        shares: of each tower at present, none of them 0.
-        truth: (v, L) labels of the validation documents, in the memory's numbers.
-        label_weights: (L,) inverse propensities.
-        left_out: (places,) document keys that must not vote.
-        barred: (v, L) labels that must not be predicted for a document.
-        objective: metrics apart by commas, see METRICS.
+    together with the documents' votes, in a few settings of a softmax apart. ``dims`` are the dimensions of each tower,
+    D in all, and ``shares`` its present shares, none of them 0, which the label keys are multiplied by.
 
     Returns:
         A share for each tower, their sum 1.
@@ -288,7 +251,7 @@ def best_shares(
     weights = np.array(JOINING.weights if memory.n_documents else (0.0,), dtype=np.float64)
     depths = ways[0].depths()
     parts = [part / share for part, share in zip(queries.split(list(dims), dim=1), shares, strict=True)]
-    found = memory.search(Query(queries, left_out=left_out), 0, depths[1])
+    nearest = memory.search(Query(queries, left_out=left_out), 0, depths[1])
     goal = Goal(truth, label_weights, barred)
     chosen: tuple[float, ...] = (1.0,)
     for number in range(1, len(parts)):
@@ -298,7 +261,7 @@ def best_shares(
             scaled = [x * part for x, part in zip(new, parts, strict=False)]
             scaled += [torch.zeros_like(part) for part in parts[number + 1 :]]
             labels = memory.search(Query(torch.cat(scaled, dim=1)), depths[0], 0)
-            both = dataclasses.replace(found, label_similarities=labels.label_similarities, labels=labels.labels)
+            both = dataclasses.replace(nearest, label_similarities=labels.label_similarities, labels=labels.labels)
             values, _ = _values(memory, both, ways, weights, goal, columns)
             best = round(float(values[:, columns].mean(axis=1).max()), 9)
             tried.append((best, -abs(share - 1 / (number + 1)), new))  # of equals the one nearest to an equal share
@@ -317,17 +280,7 @@ def tune_linear(
     barred: sp.csr_array | None = None,
     objective: str = DEFAULT_OBJECTIVE,
 ) -> tuple[Voting, dict[str, float], float]:
-    """By how much a linear classifier should change the votes.
-
-    Args:
-        memory: with a linear classifier; how its keys vote stays.
-        queries: (v, D) vectors of the validation documents.
-        texts: v validation documents.
-        truth: (v, L) their labels, in the memory's numbers.
-        label_weights: (L,) inverse propensities.
-        left_out: (places,) document keys that must not vote.
-        barred: (v, L) labels that must not be predicted for a document.
-        objective: metrics apart by commas, see METRICS.
+    """By how much the linear classifier of a memory should change the votes; arguments as for `tune`.
 
     Returns:
         How keys vote with the classifier, the metrics of that, and the points of the objective that it adds.
@@ -335,37 +288,39 @@ def tune_linear(
     names, linear = parse_objective(objective), memory.linear
     assert linear is not None
     plain = dataclasses.replace(memory.voting, linear_strength=0.0, linear_base=0.0)
-    found = memory.search(Query(queries, left_out=left_out), *plain.depths())
+    nearest = memory.search(Query(queries, left_out=left_out), *plain.depths())
     goal = Goal(truth, label_weights, barred)
-    numbers, votes = memory.rank(found, plain, goal.depth(RERANKED_LABELS))
+    numbers, votes = memory.rank(nearest, plain, goal.depth(RERANKED_LABELS))
     rows = memory.linear_rows(numbers)
     evidence = linear.evidence(linear.features(texts), rows)
-
-    def measured(scores: npt.NDArray[np.float32]) -> dict[str, float]:
-        return goal.measured(Predictions(numbers, scores))
 
     def aim(metrics: dict[str, float]) -> float:
         return float(np.mean([metrics[name] for name in names]))
 
-    before = measured(votes)
-    best, chosen = before, plain
+    best = before = goal.measured(Predictions(numbers, votes))
+    chosen = plain
     for strength, prior, base in itertools.product(STRENGTHS, PRIORS, BASES):
-        own = measured(votes * np.exp(linear.exponents(evidence, rows, strength, prior, base)))
-        if aim(own) > aim(best):
-            best = own
+        scores = votes * np.exp(linear.exponents(evidence, rows, strength, prior, base))
+        metrics = goal.measured(Predictions(numbers, scores))
+        if aim(metrics) > aim(best):
+            best = metrics
             chosen = dataclasses.replace(plain, linear_strength=strength, linear_prior=prior, linear_base=base)
     return chosen, best, aim(best) - aim(before)
 
 
-def _measured(memory: Memory, found: Found, voting: Voting, goal: Goal) -> dict[str, float]:
+def _measured(memory: Memory, nearest: Nearest, voting: Voting, goal: Goal) -> dict[str, float]:
     """The metrics of a setting, from the ranking that `Memory.predict` gives."""
-    return goal.measured(Predictions(*memory.rank(found, voting, goal.depth(100))))
+    return goal.measured(Predictions(*memory.rank(nearest, voting, goal.depth(100))))
 
 
-def _pareto_front(values: npt.NDArray[np.float64]) -> list[int]:
+def _mean_p_and_psp(values: FloatArray) -> Iterator[FloatArray]:
+    """The mean of P and the mean of PSP over KS, of every setting (ways * weights,)."""
+    return (values[:, [METRICS.index(f"{name}@{k}") for k in KS]].mean(axis=1).ravel() for name in ("P", "PSP"))
+
+
+def _pareto_front(values: FloatArray) -> list[int]:
     """Flat numbers (way, weight) of the settings that none beats in both P and PSP; at most SHOWN, spread evenly."""
-    p = values[:, [METRICS.index(f"P@{k}") for k in KS]].mean(axis=1).ravel()
-    psp = values[:, [METRICS.index(f"PSP@{k}") for k in KS]].mean(axis=1).ravel()
+    p, psp = _mean_p_and_psp(values)
     order = np.lexsort((-psp.round(9), -p.round(9)))
     above = np.maximum.accumulate(np.concatenate([[-1.0], psp[order]]))[:-1]
     front = order[psp[order] > above + 1e-9]
@@ -377,26 +332,19 @@ def _pareto_front(values: npt.NDArray[np.float64]) -> list[int]:
 
 
 def render(tuned: dict[str, Any]) -> str:
-    """What was chosen and the front, for reading.
-
-    Args:
-        tuned: the result, as `Tuned.as_dict` gives it.
-    """
-    return "\n".join(_lines(tuned))
-
-
-def _lines(tuned: dict[str, Any]) -> Iterator[str]:
-    yield f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent"
+    """What was chosen and the Pareto front, for reading, from what `Tuned.as_dict` gives."""
     voting = Voting(**tuned["voting"])
-    yield (
-        f"settings that none beats in both P and PSP, the most precise first; * was chosen for {tuned['objective']}"
-        + (", and is shown with the linear classifier, all others without" if voting.judged else "")
-    )
     names = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5", "R@100")
-    yield "  " + "".join(f"{name:>7}" for name in names) + "  settings"
+    lines = [
+        f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent",
+        f"settings that none beats in both P and PSP, the most precise first; * was chosen for {tuned['objective']}"
+        + (", and is shown with the linear classifier, all others without" if voting.judged else ""),
+        "  " + "".join(f"{name:>7}" for name in names) + "  settings",
+    ]
     chosen = {"settings": relevant(voting), **tuned["metrics"]}
     rows = tuned["front"] if chosen in tuned["front"] else [chosen, *tuned["front"]]
     for row in rows:
         shown = flags(row["settings"]) + (" --linear" if voting.judged and row == chosen else "")
         figures = "".join(f"{row[name]:>7.2f}" if name in row else f"{'':>7}" for name in names)
-        yield f"{'*' if row == chosen else ' '} {figures}  {shown}"
+        lines.append(f"{'*' if row == chosen else ' '} {figures}  {shown}")
+    return "\n".join(lines)

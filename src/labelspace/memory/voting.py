@@ -1,4 +1,4 @@
-"""How keys vote: the settings, the keys found for a query, and the weights of their votes."""
+"""How keys vote: the settings, the nearest keys of a query, and the weights of their votes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Query:
 
     Args:
         vectors: (n, D) float32, on the device of the keys.
-        words: (n, F) what a linear classifier looks at in the texts, see `Memory.ask`; None where none judges.
+        words: (n, F) what a linear classifier looks at in the texts, see `Memory.ask`; None where none reranks.
         allowed: label numbers to choose from, as though the others and documents without one of these were not there;
             None for all.
         left_out: (places,) mask of document keys that do not take part; None for none.
@@ -124,16 +124,16 @@ class Answer:
     Args:
         numbers: (n, k) int64 label numbers, falling in score, -1 for none.
         scores: (n, k) float32, -inf for none.
-        found: the keys that voted, for whoever wants reasons.
+        nearest: the keys that voted, for whoever wants reasons.
     """
 
     numbers: IntArray
     scores: Scores
-    found: Found
+    nearest: Nearest
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Nearest:
     """The nearest keys of n queries, the two kinds apart; falling in similarity, -inf and -1 for none.
 
     Args:
@@ -151,29 +151,22 @@ class Found:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, rows: slice) -> Found:
-        """Some queries.
-
-        Args:
-            rows: which.
-        """
-        return Found(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+    def rows(self, rows: slice) -> Nearest:
+        """Some queries."""
+        return Nearest(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
 
-def weigh(found: Found, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
-    """Softmax weights of the keys found, and which keys vote.
-
-    Args:
-        found: at least as deep as the voting asks.
-        voting: how keys vote.
+def weigh(nearest: Nearest, voting: Voting) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
+    """Softmax weights of the nearest keys, which are at least as deep as the voting asks, and which keys vote.
 
     Returns:
         weights of label keys (n, a) and of document keys (n, c), before the weight of the kinds, and masks of the same
         shapes. The weights of a row sum to 1, with a softmax ``apart`` those of each kind.
     """
-    a = found.labels.shape[1]
-    similarities = np.concatenate([found.label_similarities, found.document_similarities], axis=1).astype(np.float64)
-    wanted = np.concatenate([found.labels, found.documents], axis=1) >= 0
+    a = nearest.labels.shape[1]
+    parts = [nearest.label_similarities, nearest.document_similarities]
+    similarities = np.concatenate(parts, axis=1).astype(np.float64)
+    wanted = np.concatenate([nearest.labels, nearest.documents], axis=1) >= 0
     label_depth, document_depth = voting.depths()
     columns = np.arange(similarities.shape[1])
     wanted &= np.where(columns < a, columns < label_depth, columns - a < document_depth)

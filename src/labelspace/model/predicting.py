@@ -86,7 +86,7 @@ def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) ->
             block = [answer.numbers, answer.scores, probable]
             block = [np.where(passed, x, kind(empty)) for x, (empty, kind) in zip(block, UNFILLED, strict=True)]
         if reasons is not None:
-            reasons += explain(core.memory, query, block[0], answer.found)
+            reasons += explain(core.memory, query, block[0], answer.nearest)
         if whole is None:
             blocks.append(block)
         else:
@@ -187,7 +187,7 @@ def _probable(
     else:  # what the document is like is judged by all labels, as when the calibration was fitted
         answer = core.memory.answer(query, depth, among=chosen)
         ranking = core.memory.answer(query, around).scores if calibration.looks_around else answer.scores
-    answer = Answer(answer.numbers[:, :depth], answer.scores[:, :depth], answer.found)
+    answer = Answer(answer.numbers[:, :depth], answer.scores[:, :depth], answer.nearest)
     probable = np.zeros(answer.scores.shape, dtype=np.float32)
     for rows in metrics.row_blocks(*answer.scores.shape):
         probable[rows] = calibration(answer.scores[rows], ranking[rows])

@@ -37,7 +37,7 @@ from ..memory.tune import (
     parse_objective,
     tune_linear,
 )
-from ..memory.voting import LINEAR, Found, Voting
+from ..memory.voting import LINEAR, Nearest, Voting
 from ..types import Dataset, Labels, Predictions
 from .calibrating import calibrate_if_possible
 from .core import Core, Vectors
@@ -254,8 +254,8 @@ def _confused(
         itself = places == own[:, None]
         places, similarities = np.where(itself, -1, places), np.where(itself, -np.inf, similarities)
         none = np.empty((len(part), 0))
-        found = Found(none.astype(np.float32), none.astype(np.int64), similarities, places)
-        out[part] = core.memory.rank(found, voting, linear.NEGATIVES)[0]
+        nearest = Nearest(none.astype(np.float32), none.astype(np.int64), similarities, places)
+        out[part] = core.memory.rank(nearest, voting, linear.NEGATIVES)[0]
     return out
 
 

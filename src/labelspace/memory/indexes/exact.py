@@ -24,28 +24,28 @@ KEY_BLOCK = 65_536
 QUERY_BLOCK = 1024
 PRODUCTS = 1 << 20
 """Products that a block of queries makes with a part of the keys, at most, in the scan with a bar."""
-GROUP = 16
+GROUP_KEYS = 16
 """Keys whose largest product is looked at first, in the scan with a bar."""
-WIDER = 2
+INT8_FACTOR = 2
 """So many times larger are parts and groups in int8, whose products take so little time that all else counts."""
-BAR_FROM = 4096
+BAR_MIN_KEYS = 4096
 """Keys from which on a bar is worth its keeping; of fewer every product is sorted."""
-RAISED = 16_384
+FLOAT32_BLOCK = 16_384
 """Keys in bf16 that are raised to float32 at a time."""
-FEW = 16
+RESCORE_MAX_QUERIES = 16
 """Queries up to which the best keys are scored again in any case: products with so few columns depend in their last
 bits on where in memory the keys lie, so that a model that is opened would not answer as the one that was saved."""
-INT8_FROM = 16_384
+INT8_MIN_KEYS = 16_384
 """Keys from which on the int8 scan is worth its copy of the keys."""
-INT8_DIMS = 8
+INT8_MIN_DIMS = 8
 """Dimensions from which on keys are scanned in int8; products of a single one are wrong in torch 2.13."""
-SAMPLE, COARSE = 1000, 4.0
+SAMPLED_KEYS, MIN_MEDIAN_STEPS = 1000, 4.0
 """Of so many keys the median length a dimension is looked at, in steps of int8; unit vectors have 20 to 40."""
-SETTLED = 4
+SETTLE_FACTOR = 4
 """Candidates are merged, and the bar is raised, whenever so many times more keys have been seen."""
-GATHERED = 1 << 14
+GATHER_MAX_PAIRS = 1 << 14
 """Pairs of a query and a key that are scored again one query after another; more are taken in the order of the keys."""
-RESCORED = 32
+RESCORE_BLOCK = 32
 """Queries, or times 64 keys, scored again at a time."""
 
 
@@ -110,19 +110,20 @@ class ExactIndex:
         depth = min(_longer(k), len(keys)) if coarse else k
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
+            part = queries[block]
             if scanned is not None:
                 low, scales = scanned
-                found = _scan(_as_int8(queries[block] * scales), low, depth)
+                shortlist = _scan(_as_int8(part * scales), low, depth)
             else:
-                found = _scan(queries[block].to(keys.dtype) if coarse else queries[block], keys, depth)
-            best, where = in_order(queries[block], keys, *found, k, coarse or len(queries[block]) <= FEW)
+                shortlist = _scan(part.to(keys.dtype) if coarse else part, keys, depth)
+            best, where = in_order(part, keys, *shortlist, k, coarse or len(part) <= RESCORE_MAX_QUERIES)
             values[block], places[block] = best.cpu().numpy(), where.cpu().numpy()
         return values, places if allowed is None else allowed[places]
 
     def _int8_keys(self) -> tuple[Tensor, Tensor] | None:
         """What `quantize` gives, made at the first search; None where keys are not scanned in int8."""
         if self.int8 is None:  # asked late, since what pays may have to be measured
-            self.int8 = len(self.keys) >= INT8_FROM and int8_pays(self.keys.device)
+            self.int8 = len(self.keys) >= INT8_MIN_KEYS and int8_pays(self.keys.device)
         if self._scanned is None and self.int8:
             self._scanned = quantize(self.keys) if int8_is_exact() else None
             self.int8 = self._scanned is not None
@@ -130,24 +131,20 @@ class ExactIndex:
 
 
 def quantize(keys: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Keys in int8, each dimension scaled to the full range.
+    """Keys (K, D) in int8, each dimension scaled to the full range: int8 times the (D,) scales is nearly the key.
 
-    Args:
-        keys: (K, D).
-
-    Returns:
-        (K, D) int8 and (D,) float32 scales: int8 times scales is nearly the key. None where half of the keys are
-        shorter than COARSE roundings a dimension, a key is not finite, or dimensions are below INT8_DIMS.
+    None where half of the keys are shorter than MIN_MEDIAN_STEPS a dimension, a key is not finite, or dimensions are
+    below INT8_MIN_DIMS.
     """
-    if keys.shape[1] < INT8_DIMS:
+    if keys.shape[1] < INT8_MIN_DIMS:
         return None
     largest = torch.zeros(keys.shape[1], device=keys.device)
     for part in keys.split(KEY_BLOCK):
         largest = torch.maximum(largest, part.abs().amax(dim=0).float())
     scales = largest.clamp(min=1e-30) / 127
-    sample = keys[:: max(1, len(keys) // SAMPLE)].float() / scales
+    sample = keys[:: max(1, len(keys) // SAMPLED_KEYS)].float() / scales
     lengths = sample.square().mean(dim=1).sqrt()
-    if not bool(largest.isfinite().all()) or float(lengths.median()) < COARSE:
+    if not bool(largest.isfinite().all()) or float(lengths.median()) < MIN_MEDIAN_STEPS:
         return None
     low = torch.empty(keys.shape, dtype=torch.int8, device=keys.device)
     for part, into in zip(keys.split(KEY_BLOCK), low.split(KEY_BLOCK), strict=True):
@@ -166,14 +163,9 @@ def _longer(k: int) -> int:
 
 
 def _scan(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best keys by products in the type of the queries: products and key numbers, (n, k), falling.
-
-    Args:
-        queries: (n, D) float32, bf16 or int8.
-        keys: (K, D) of the same type; bf16 keys may also be multiplied with float32 queries.
-        k: at most K.
-    """
-    if keys.device.type != "cpu" or len(keys) < BAR_FROM or 4 * k > len(keys):
+    """The best k keys by products in the type of the queries; bf16 keys may also meet float32 queries. Products and key
+    numbers, (n, k), falling."""
+    if keys.device.type != "cpu" or len(keys) < BAR_MIN_KEYS or 4 * k > len(keys):
         return _scan_plain(queries, keys, k)
     n = len(queries)
     if n == 1 and queries.dtype == torch.float32:  # a product with one column reads the keys on one core alone
@@ -214,9 +206,9 @@ def _scan_bar(queries: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tenso
     """
     n, total = len(queries), len(keys)
     by_key = queries.dtype != torch.int8
-    wider = 1 if by_key else WIDER
-    size = wider * GROUP
-    most = min(wider * PRODUCTS // n, RAISED if keys.dtype != queries.dtype else total)
+    wider = 1 if by_key else INT8_FACTOR
+    size = wider * GROUP_KEYS
+    most = min(wider * PRODUCTS // n, FLOAT32_BLOCK if keys.dtype != queries.dtype else total)
     parts = -(-total // max(size, most))
     many = total // parts // size  # groups of a part
     first = _enough(k, 1 / parts) if guess else k
@@ -243,7 +235,7 @@ def _scan_bar(queries: Tensor, keys: Tensor, k: int, guess: bool) -> tuple[Tenso
             some = groups.view(-1, size).index_select(0, torch.from_numpy(near))
         top.add(query, some, part + parts * size * group)
         seen += many * size
-        if seen >= SETTLED * settled or top.waiting > PRODUCTS:
+        if seen >= SETTLE_FACTOR * settled or top.waiting > PRODUCTS:
             top.settle(_enough(k, seen / total) if guess else k, parts)
             settled = seen
     if top.waiting:
@@ -279,12 +271,7 @@ def _enough(k: int, share: float) -> int:
 
 
 class _Top:
-    """The best of each query so far, and candidates that beat its bar.
-
-    Args:
-        n: queries.
-        kind: type of their products, float32 or int32.
-    """
+    """The best of each of n queries so far, in the type of the products, and candidates that beat its bar."""
 
     bar: Tensor
 
@@ -317,20 +304,18 @@ class _Top:
     def settle(self, keep: int, step: int) -> None:
         """Merge what beats the bar, keep so many of the best, and raise the bar to the last; place -1 where none is.
 
-        Args:
-            keep: how many.
-            step: from the number of a key to that of its neighbour among what was added.
+        ``step`` is the difference between the numbers of neighbouring keys in what was added.
         """
         none = np.zeros(0, dtype=np.int64)
         rows, first = np.concatenate([none, *self._rows]), np.concatenate([none, *self._first])
         products = torch.cat(self._products).to(self.kind) if self._products else torch.zeros(0, 1, dtype=self.kind)
-        found = _where(products > self.bar.index_select(0, torch.from_numpy(rows))[:, None])
-        which = found // products.shape[1]
+        better = _where(products > self.bar.index_select(0, torch.from_numpy(rows))[:, None])
+        which = better // products.shape[1]
         rows = rows[which]
         order = rows.astype(np.int16 if self.n < 1 << 15 else np.int64).argsort(kind="stable")
         rows = rows[order]
-        values = torch.from_numpy(products.numpy().reshape(-1)[found[order]])
-        places = torch.from_numpy((first[which] + step * (found - which * products.shape[1]))[order])
+        values = torch.from_numpy(products.numpy().reshape(-1)[better[order]])
+        places = torch.from_numpy((first[which] + step * (better - which * products.shape[1]))[order])
         counts = np.bincount(rows, minlength=self.n)
         had = self.values.shape[1]
         rank = torch.from_numpy(np.arange(had, had + len(rows)) - (counts.cumsum() - counts)[rows])
@@ -351,7 +336,7 @@ def in_order(
 ) -> tuple[Tensor, Tensor]:
     """The best k of a shortlist, falling, ties by key number; scored again in float32 where the scan was coarser."""
     if exact:
-        by_key = where.numel() > GATHERED and queries.device.type == "cpu"
+        by_key = where.numel() > GATHER_MAX_PAIRS and queries.device.type == "cpu"
         values = (_products_by_key if by_key else _products)(queries, keys, where)
     where, order = where.sort(dim=1)
     values, again = values.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -361,8 +346,8 @@ def in_order(
 def _products(queries: Tensor, keys: Tensor, where: Tensor) -> Tensor:
     """Inner products in float32 of each query with the keys listed for it, (n, m)."""
     values = torch.empty(where.shape, device=queries.device)
-    for start in range(0, len(queries), RESCORED):
-        part = slice(start, start + RESCORED)
+    for start in range(0, len(queries), RESCORE_BLOCK):
+        part = slice(start, start + RESCORE_BLOCK)
         near = keys.index_select(0, where[part].reshape(-1)).float().view(*where[part].shape, -1)
         values[part] = torch.bmm(near, queries[part, :, None])[..., 0]
     return values
@@ -379,7 +364,7 @@ def _products_by_key(queries: Tensor, keys: Tensor, where: Tensor) -> Tensor:
     origin, rows, starts = (torch.from_numpy(part) for part in (listed.data, listed.indices, listed.indptr))
     size, used = len(keys), None
     if keys.dtype != torch.float32:  # they are copied in parts
-        size, used = 64 * RESCORED, starts.diff().nonzero()[:, 0]
+        size, used = 64 * RESCORE_BLOCK, starts.diff().nonzero()[:, 0]
         starts = torch.cat([starts[:1], starts[1:][used]])
     values = torch.empty(pairs)
     for first in range(0, len(starts) - 1, size):

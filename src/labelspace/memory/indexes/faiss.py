@@ -23,15 +23,15 @@ EF_SEARCH = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Lengths of the candidate list that are tried in turn."""
 PROBES = 200
 """Keys whose neighbourhoods are compared with the exact ones when an index is built."""
-BLOCK = 16_384
+ADDED_BLOCK = 16_384
 """Keys added between two steps of a progress bar."""
-FEW = 4
+NUMPY_MAX_QUERIES = 4
 """Up to so many queries the best are scored again by NumPy, whose calls cost less than those of torch."""
-DEEP = 64
+SCAN_KEYS_PER_CANDIDATE = 64
 """Candidate lists longer than a list of 1,024 and than one in so many keys cost more than looking at every key."""
 MIN_LINKS, MOST_LINKS = 2, 1024
 """Neighbours of a key between which a graph can be built: with fewer the library ends the process."""
-TIED = 1e-6
+TIED_SHARE = 1e-6
 """Similarities that differ by so small a part of the largest are rounding."""
 
 
@@ -90,7 +90,7 @@ class HnswIndex:
         graph.hnsw.efConstruction = ef_construction
         graph.is_trained = True  # bf16 has nothing to learn from data
         with tqdm(total=len(keys), desc="building a graph", unit="key", disable=None) as bar:
-            for part in keys.split(BLOCK):
+            for part in keys.split(ADDED_BLOCK):
                 graph.add(part.float().cpu().numpy())
                 bar.update(len(part))
         if queries is None:
@@ -102,10 +102,10 @@ class HnswIndex:
         depth = min(depth, len(keys))
         index = cls(keys, graph, EF_SEARCH[0], 0.0, depth)
         truth, _ = ExactIndex(keys).search(queries, depth)
-        least = truth[:, -1:] - TIED * np.abs(truth).max()
+        least = truth[:, -1:] - TIED_SHARE * np.abs(truth).max()
         for index.ef_search in EF_SEARCH:
-            found, _ = index.search(queries, depth)
-            index.recall = float((found >= least).mean())  # a key as near as the last one is as good
+            similarities, _ = index.search(queries, depth)
+            index.recall = float((similarities >= least).mean())  # a key as near as the last one is as good
             if index.recall >= target:
                 break
         logger.info(
@@ -146,13 +146,13 @@ class HnswIndex:
         fits = len(queries) and k > 0 and queries.shape[1] == self.keys.shape[1]  # what does not is refused there
         if allowed is not None or not fits or 4 * k > len(self.keys):
             return self.exact.search(queries, k, allowed)
-        if length > max(EF_SEARCH[-1], len(self.keys) // DEEP):
+        if length > max(EF_SEARCH[-1], len(self.keys) // SCAN_KEYS_PER_CANDIDATE):
             return self.exact.search(queries, k)
         search = load_faiss().SearchParametersHNSW(efSearch=length)
         values, numbers = self.graph.search(queries.float().cpu().numpy(), k, params=search)
         astray = numbers.min(axis=1, initial=0) < 0  # the graph led to fewer than k
         # a graph rounds keys, and on some processors queries
-        if len(queries) <= FEW and self.keys.device.type == "cpu":
+        if len(queries) <= NUMPY_MAX_QUERIES and self.keys.device.type == "cpu":
             near = [self._keys_at(np.maximum(row, 0)) for row in numbers]
             values = np.stack([keys @ query for keys, query in zip(near, queries.numpy(), strict=True)])
             order = np.lexsort((numbers, -values), axis=1)
@@ -175,9 +175,6 @@ class HnswIndex:
     def save(self, file: Path) -> dict[str, Any]:
         """Write the graph, and return the settings that `load` needs.
 
-        Args:
-            file: where to.
-
         Raises:
             ModelError: the file cannot be written.
         """
@@ -190,12 +187,7 @@ class HnswIndex:
 
     @classmethod
     def load(cls, file: Path, keys: Tensor, settings: dict[str, Any]) -> HnswIndex:
-        """Open what `save` wrote; the graph is mapped, not read, where the library can do that.
-
-        Args:
-            file: where from.
-            keys: (K, D) those that it was built over.
-            settings: what `save` returned.
+        """Open what `save` wrote over keys (K, D); the graph is mapped, not read, where the library can do that.
 
         Raises:
             MissingExtraError: without the extra ``ann``.
@@ -218,11 +210,7 @@ class HnswIndex:
 def require_graph(links: int, ef_construction: int, recall: float, depth: int | None) -> None:
     """Refuse settings that no graph can be built with, on which the library would end the process.
 
-    Args:
-        links: neighbours of a key in the graph.
-        ef_construction: candidates looked at for a new key.
-        recall: to reach.
-        depth: neighbours that it is measured on; None where that is decided later.
+    ``depth`` is None where it is decided later.
 
     Raises:
         SettingsError: naming the setting.
