@@ -69,7 +69,7 @@ def evaluate(
     threshold
         A probability: also say what is right, found and left without labels when only labels that reach it are given.
     """
-    from ..data.formats.table import suffix
+    from ..data.formats.rows import suffix
     from ..data.loading import require_texts
     from ..data.scores import SUFFIXES, load_scores
     from ..evaluation.evaluating import longest_filter_row, report

@@ -21,8 +21,9 @@ from .. import __version__
 from ..base.files import atomic_folder
 from ..errors import DataError, MissingExtraError, SettingsError
 from ..types import Corpus, Dataset
-from .formats import lf, table
+from .formats.columns import FIELDS, ID_COLUMNS, RELEVANCES, record_text
 from .formats.filters import NAMES
+from .formats.rows import read_records
 from .formats.text import TextFiles, json_lines, listed
 from .loading import RECORD, load
 
@@ -98,9 +99,9 @@ def _say_what_is_left_out(data: Dataset) -> None:
         known |= {"uid", "target_ind", "target_rel"}
         first = files.read(path, lambda stream: next(json_lines(stream, path), None))
     else:
-        known |= {str(data.options["text_column"]), str(data.options["label_column"]), "label", table.RELEVANCES}
-        known |= set(table.ID_COLUMNS)
-        first = table.read_records(files, path, lambda rows: next(rows, None))
+        columns = (str(data.options["text_column"]), str(data.options["label_column"]))
+        known |= {*columns, "label", RELEVANCES, *ID_COLUMNS}
+        first = read_records(files, path, lambda rows: next(rows, None))
     others = [column for column in (first[1] if first else {}) if column not in known]
     if others:
         logger.warning("%s: %d columns are not carried over: %s", data.name, len(others), listed(others))
@@ -162,7 +163,7 @@ def _write(data: Dataset, folder: Path, to: str) -> None:
             columns["labels"] = ([data.labels.ids[number] for number in row] for row in numbers)
         if weighted:
             relevances = map(_shortest, _rows(corpus, corpus.targets.data))
-            columns["target_rel" if to == "lf" else table.RELEVANCES] = relevances
+            columns["target_rel" if to == "lf" else RELEVANCES] = relevances
         write(folder / f"{stems[split]}{suffix}", columns)
         if corpus.filter_pairs is not None and split in NAMES:
             lines = (f"{row} {label}\n" for row, label in corpus.filter_pairs.tolist())
@@ -185,7 +186,7 @@ def _fields(made: Iterable[tuple[Sequence[str], Mapping[str, Sequence[str]] | No
     """The fields that all these texts are made of, or None where there is none."""
     with_parts = [(texts, parts) for texts, parts in made if parts]
     return next(
-        (fields for fields in lf.FIELDS[::-1] if with_parts and all(_made_of(fields, *x) for x in with_parts)), None
+        (fields for fields in FIELDS[::-1] if with_parts and all(_made_of(fields, *x) for x in with_parts)), None
     )
 
 
@@ -193,7 +194,7 @@ def _made_of(fields: str, texts: Sequence[str], parts: Mapping[str, Sequence[str
     names = list(parts)
     path = Path()
     return all(
-        lf.record_text(dict(zip(names, record, strict=True)), fields, path, 0) == text
+        record_text(dict(zip(names, record, strict=True)), fields, path, 0) == text
         for text, *record in zip(texts, *parts.values(), strict=True)
     )
 
@@ -239,7 +240,7 @@ def _parquet_rows(path: Path, columns: Columns) -> None:
     pa = _pyarrow()
     from pyarrow import parquet
 
-    kinds = {"labels": pa.list_(pa.string()), table.RELEVANCES: pa.list_(pa.float32())}
+    kinds = {"labels": pa.list_(pa.string()), RELEVANCES: pa.list_(pa.float32())}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     rows = zip(*columns.values(), strict=True)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:

@@ -11,11 +11,15 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Corpus, Labels
-from .formats import annif, lf, table
-from .formats.corpus import given_id
-from .formats.text import TextFiles, listed, plain_lines, text_value
+from .formats import annif
+from .formats.columns import ID_COLUMNS, given_id, record_text
+from .formats.rows import SUFFIXES, read_records, suffix
+from .formats.table import NoLabelsError
+from .formats.text import TextFiles, listed, plain_lines
 from .loading import load, require_texts
 from .texts import read_texts
+
+EDIT_ID_COLUMNS = (*ID_COLUMNS, "uri")
 
 
 def read_documents(path: str | Path, **options: Any) -> tuple[Corpus, Labels]:
@@ -31,16 +35,16 @@ def read_documents(path: str | Path, **options: Any) -> tuple[Corpus, Labels]:
     path = Path(path).expanduser()
     try:
         data = load(path, **options, valid_fraction=0)
-    except table.NoLabelsError:
+    except NoLabelsError:
         raise DataError("no document has a label, so none could vote; give each of them a label", path) from None
     require_texts(data)
     corpus = data.train
-    silent = np.flatnonzero(np.diff(corpus.targets.indptr) == 0)
-    if len(silent):
-        first = f"number {silent[0]} (from 0)" if corpus.unnamed else repr(corpus.ids[silent[0]])
+    unlabelled = np.flatnonzero(np.diff(corpus.targets.indptr) == 0)
+    if len(unlabelled):
+        first = f"number {unlabelled[0]} (from 0)" if corpus.unnamed else repr(corpus.ids[unlabelled[0]])
         raise DataError(
-            f"{len(silent)} of {len(corpus)} documents have no label and could vote for none, the first is {first}; "
-            "leave them out, or give them labels",
+            f"{len(unlabelled)} of {len(corpus)} documents have no label and could vote for none, "
+            f"the first is {first}; leave them out, or give them labels",
             path,
         )
     _all_or_none(corpus.unnamed, len(corpus), "documents", path)
@@ -60,8 +64,8 @@ def read_labels(path: str | Path, *, text_column: str = "text") -> tuple[list[st
     Raises:
         DataError: no such file, no labels in it, a row that cannot be read, or some with and some without an id.
     """
-    kind = table.suffix(Path(path))
-    if kind not in table.SUFFIXES or kind == ".tsv" and Path(path).is_file() and annif.sniff(Path(path)):
+    kind = suffix(Path(path))
+    if kind not in SUFFIXES or kind == ".tsv" and Path(path).is_file() and annif.sniff(Path(path)):
         lines = [text.strip() for text in read_texts(path)[1]]
         while lines and not lines[-1]:
             lines.pop()
@@ -69,27 +73,20 @@ def read_labels(path: str | Path, *, text_column: str = "text") -> tuple[list[st
             raise DataError("there are no labels", _named_path(path))
         return None, lines
 
-    def parse(records: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str], int]:
-        ids, texts, unnamed = [], [], 0
-        for line, record in records:
-            found = (given_id(record, (*table.ID_COLUMNS, "uri"), place, line) or "").strip()
-            unnamed += not found
-            ids.append(found)
-            wanted = (text_column, *(("label", "name") if text_column == "text" else ()))
-            column = next((name for name in wanted if name in record), None)
-            if column is not None:
-                texts.append(text_value(record[column], column, place, line))
-            elif "title" in record or "content" in record:
-                texts.append(lf.record_text(record, "title+content", place, line))
-            else:
-                message = f"there is no text column {text_column!r}, only {listed(record)}; set text_column"
-                raise DataError(message, place, line)
-        return ids, texts, unnamed
+    columns = [text_column, *(("label", "name") if text_column == "text" else ())]
 
-    place = _there(path)
-    ids, texts, unnamed = table.read_records(TextFiles(), place, parse)
+    def parse(records: Iterator[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[str]]:
+        ids, texts = [], []
+        for line, record in records:
+            ids.append((given_id(record, EDIT_ID_COLUMNS, place, line) or "").strip())
+            texts.append(record_text(record, "title+content", place, line, columns))
+        return ids, texts
+
+    place = _existing(path)
+    ids, texts = read_records(TextFiles(), place, parse)
     if not texts:
         raise DataError("there are no labels", place)
+    unnamed = ids.count("")
     _all_or_none(unnamed, len(texts), "labels", place)
     return None if unnamed else ids, texts
 
@@ -108,10 +105,10 @@ def read_ids(path: str | Path) -> list[str]:
     def parse(records: Iterator[tuple[int, dict[str, Any]]]) -> list[str]:
         ids = []
         for line, record in records:
-            found = given_id(record, (*table.ID_COLUMNS, "uri"), place, line)
-            if found is None:
+            identifier = given_id(record, EDIT_ID_COLUMNS, place, line)
+            if identifier is None:
                 raise DataError(f"there is no id, only {listed(record)}; name the column of ids id", place, line)
-            ids.append(found)
+            ids.append(identifier)
         return ids
 
     def lines(stream: TextIO) -> list[str]:
@@ -121,8 +118,8 @@ def read_ids(path: str | Path) -> list[str]:
     if str(path) == "-":
         place = _named_path(path)
         ids = files.read(place, lines, sys.stdin.buffer.read())
-    elif table.suffix(place := _there(path)) in table.SUFFIXES:
-        ids = table.read_records(files, place, parse)
+    elif suffix(place := _existing(path)) in SUFFIXES:
+        ids = read_records(files, place, parse)
     else:
         ids = files.read(place, lines)
     if not ids:
@@ -130,7 +127,7 @@ def read_ids(path: str | Path) -> list[str]:
     return ids
 
 
-def _there(path: str | Path) -> Path:
+def _existing(path: str | Path) -> Path:
     """A file that exists."""
     place = Path(path).expanduser()
     if not str(path) or not place.exists():

@@ -16,8 +16,8 @@ from ..errors import DataError
 from ..types import Labels, Predictions
 from .formats.columns import triples
 from .formats.labels import LabelNames
+from .formats.rows import suffix
 from .formats.sparse import header_numbers, read_sparse_text
-from .formats.table import suffix
 from .formats.text import TextFiles, plain_lines
 from .npz import read_npz
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from ..errors import DataError
-from .formats import annif, features, lf, table
-from .formats.corpus import given_id
+from .formats import annif, features
+from .formats.columns import ID_COLUMNS, choose_fields, given_id, record_text
 from .formats.parquet import ParquetRows
-from .formats.text import TextFiles, listed, plain_lines, text_value
+from .formats.rows import SUFFIXES, records, suffix
+from .formats.text import TextFiles, plain_lines
 
 T = TypeVar("T")
 
@@ -56,34 +57,36 @@ class TextSource:
         self._text_column = text_column
         piped = str(path) == "-"
         self._path = path = Path("standard input") if piped else Path(path)
-        self._kind = kind = table.suffix(path)
+        self._kind = kind = suffix(path)
         if not piped:
             if not path.exists():
                 raise DataError("there is no such file", path)
             if path.is_dir():
                 raise DataError("this is a folder; name a file of texts", path)
-            if kind not in (*table.SUFFIXES, ".txt", ""):
-                raise DataError(
-                    f"texts come from .txt, {', '.join(table.SUFFIXES)}, text files plain or .gz, or '-'", path
-                )
-        self._fields = lf.choose_fields(fields, "/".join(path.resolve().parts[-2:]))
+            if kind not in (*SUFFIXES, ".txt", ""):
+                raise DataError(f"texts come from .txt, {', '.join(SUFFIXES)}, text files plain or .gz, or '-'", path)
+        self._fields = choose_fields(fields, "/".join(path.resolve().parts[-2:]))
         once = piped or not path.is_file()
         self._short = kind == ".tsv" and not once and annif.sniff(path)
         if kind == ".txt" and not once and features.is_features(path):
             raise DataError("these are features without texts; name a file of texts, one a line", path)
         if once:
-            descriptor, name = tempfile.mkstemp(prefix="labelspace-")
-            self._kept = Path(name)
-            try:
-                with os.fdopen(descriptor, "wb") as kept:
-                    stream: Any
-                    with contextlib.nullcontext(sys.stdin.buffer) if piped else path.open("rb") as stream:
-                        # read1, since read gathers a whole block and passes over a signal that comes meanwhile
-                        while block := stream.read1(COPIED_BYTES):
-                            kept.write(block)
-            except BaseException:
-                self.close()
-                raise
+            self._keep(piped)
+
+    def _keep(self, piped: bool) -> None:
+        """Copy what can be read only once into a temporary file."""
+        descriptor, name = tempfile.mkstemp(prefix="labelspace-")
+        self._kept = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as kept:
+                stream: Any
+                with contextlib.nullcontext(sys.stdin.buffer) if piped else self._path.open("rb") as stream:
+                    # read1, since read gathers a whole block and passes over a signal that comes meanwhile
+                    while block := stream.read1(COPIED_BYTES):
+                        kept.write(block)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> TextSource:
         return self
@@ -127,15 +130,14 @@ class TextSource:
         """
         len(self)
         if self._kind == ".parquet":
-            rows = self._named(ParquetRows(self._place).records())
+            rows = self._parquet_rows()
         else:
             rows = self._files.again(self._path, self._rows, self._kept)
         while block := list(itertools.islice(rows, size)):
             yield [name for name, _ in block], [text for _, text in block]
 
-    @property
-    def _place(self) -> Path:
-        return self._path if self._kept is None else self._kept
+    def _parquet_rows(self) -> Iterator[tuple[str, str]]:
+        return self._named(ParquetRows(self._kept or self._path).records())
 
     def _numbered(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         for row, text in enumerate(texts):
@@ -144,31 +146,23 @@ class TextSource:
 
     def _whole(self, parse: Callable[[Iterator[tuple[str, str]]], T]) -> T:
         if self._kind == ".parquet":
-            return parse(self._named(ParquetRows(self._place).records()))
+            return parse(self._parquet_rows())
         return self._files.read(self._path, lambda stream: parse(self._rows(stream)), self._kept)
 
     def _rows(self, stream: TextIO) -> Iterator[tuple[str, str]]:
         """Id and text of every document of a text file."""
         if self._short:
             return self._numbered(text for _, _, text, _ in annif.short_texts(stream, self._path, {}))
-        if self._kind in table.SUFFIXES:
-            return self._named(table.records(stream, self._path))
+        if self._kind in SUFFIXES:
+            return self._named(records(stream, self._path))
         return self._numbered(plain_lines(stream))
 
-    def _named(self, records: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
+    def _named(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
         self.unnamed = 0
-        for row, (line, record) in enumerate(records):
-            identifier = given_id(record, table.ID_COLUMNS, self._path, line)
+        for row, (line, record) in enumerate(rows):
+            identifier = given_id(record, ID_COLUMNS, self._path, line)
             self.unnamed += identifier is None
-            yield identifier or str(row), self._text(record, line)
-
-    def _text(self, record: dict[str, Any], line: int) -> str:
-        column, path = self._text_column, self._path
-        if column in record:
-            return text_value(record[column], column, path, line)
-        if "title" in record or "content" in record:
-            return lf.record_text(record, self._fields, path, line)
-        raise DataError(f"there is no text column {column!r}, only {listed(record)}; set text_column", path, line)
+            yield identifier or str(row), record_text(record, self._fields, self._path, line, [self._text_column])
 
 
 def read_texts(

@@ -1,4 +1,12 @@
-"""File formats: each module has ``sniff(path)``, ``read(path, name, settings)`` and ``LOOKED_FOR``."""
+"""File formats. Each is a module with three names:
+
+- ``sniff(path)``: whether a file or folder has this format;
+- ``read(path, name, settings) -> Splits``: what it holds. The name is that of the data set: it is for messages, and
+  where documents have title and content it may choose the fields. Settings that do not concern a format are ignored.
+- ``LOOKED_FOR``: what a data set of this format needs, for messages.
+
+Filter pairs, which all formats have in the same files, are added here.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +16,8 @@ from pathlib import Path
 from ...errors import DataError, SettingsError
 from . import annif, beir, features, lf, table, xc
 from .corpus import ReadSettings, Splits
-from .text import TextFiles
-from .vocabulary import read_vocabulary
+from .filters import with_pairs
+from .rows import SUFFIXES
 
 FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features}
 """In this order the first that fits is taken."""
@@ -26,9 +34,9 @@ def detect(path: Path) -> str:
             return name
     looked_for = "; ".join(f"{module.LOOKED_FOR} ({name})" for name, module in FORMATS.items())
     if path.is_file():
-        raise DataError(f"the file is no table; a data set is a {', '.join(table.SUFFIXES)} file or a folder", path)
-    there = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
+        raise DataError(f"the file is no table; a data set is a {', '.join(SUFFIXES)} file or a folder", path)
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    shown = ", ".join(entries[:10]) + (f" and {len(entries) - 10} more" if len(entries) > 10 else "")
     raise DataError(f"no data set was recognised; looked for {looked_for}; the folder holds {shown or 'nothing'}", path)
 
 
@@ -47,21 +55,13 @@ def read(path: Path, name: str, settings: ReadSettings, format: str | None = Non
         raise DataError("there is no such file or folder", path)
     try:
         format = format or detect(path)
-        if settings.label_vocabulary is not None and format == "table":
-            return _read_with_vocabulary(path, name, settings), format
-        if settings.label_vocabulary is not None and format != "annif":
+        if settings.label_vocabulary is not None and format not in ("table", "annif"):
             raise SettingsError(
                 f"label_vocabulary is for tables and Annif corpora; the format {format} has its own labels"
             )
-        return FORMATS[format].read(path, name, settings), format
+        splits = FORMATS[format].read(path, name, settings)
+        corpora = {split: with_pairs(corpus, split, path) for split, corpus in splits.corpora.items()}
+        splits = dataclasses.replace(splits, corpora=corpora)
     except PermissionError as error:
         raise DataError(f"the folder cannot be read ({error.strerror})", path) from None
-
-
-def _read_with_vocabulary(path: Path, name: str, settings: ReadSettings) -> Splits:
-    """A table whose labels are the concepts of a vocabulary."""
-    assert settings.label_vocabulary is not None
-    vocabulary = read_vocabulary(settings.label_vocabulary, settings, TextFiles(settings.encoding))
-    own = dataclasses.replace(settings, label_fields="auto")  # those given are the vocabulary's
-    splits = table.read(path, name, own, vocabulary.concepts())
-    return vocabulary.without_withdrawn(splits, name)
+    return splits if splits.vocabulary is None else splits.vocabulary.without_withdrawn(splits, name), format

@@ -11,23 +11,21 @@ Vocabularies are those of `vocabulary`. Metadata is not read, which is said.
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
 import json
 import logging
 import re
-import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import DataError
 from ...types import Corpus
-from .corpus import ReadSettings, Splits, build_targets, check_unique, given_id
-from .filters import find_pairs
-from .table import records, suffix
-from .text import TextFiles, json_lines, listed, plain_lines, text_value
+from .cells import split_labels
+from .columns import given_id
+from .corpus import ReadSettings, Records, Splits, build_targets, check_unique
+from .rows import records, suffix
+from .text import TextFiles, find_files, first_lines, json_lines, listed, plain_lines, text_value
 from .vocabulary import ConceptNames, find_vocabulary, read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
@@ -38,7 +36,6 @@ LOOKED_FOR = "train.tsv, .csv, .jsonl or a folder train as Annif has them (and t
 KEYS = {"document_id", "text", "metadata", "subjects"}
 
 _URIS = re.compile(r"\s*(?:<[^<>\s]+>|[A-Za-z][\w+.-]*://[^\s<>]+)(?:\s+(?:<[^<>\s]+>|[A-Za-z][\w+.-]*:[^\s<>]+))*\s*")
-_SAMPLE = 1 << 16
 
 Document = tuple[int, str | None, str, list[str]]
 """Line, id, text, and what names the subjects."""
@@ -48,11 +45,7 @@ Document = tuple[int, str | None, str, list[str]]
 
 
 def sniff(path: Path) -> bool:
-    """Whether this is a file or a folder of documents as Annif has them, or a folder with such training documents.
-
-    Args:
-        path: a folder or a file.
-    """
+    """Whether this is a file or a folder of documents as Annif has them, or a folder with such training documents."""
     if path.is_file():
         return suffix(path) in SUFFIXES and _is_short_text(path)
     try:
@@ -65,8 +58,7 @@ def sniff(path: Path) -> bool:
 def _find(folder: Path, stems: Iterable[str]) -> Path | None:
     found = []
     for stem in stems:
-        names = [f"{stem}{kind}{gz}" for kind in SUFFIXES for gz in ("", ".gz")]
-        found += [folder / name for name in names if (folder / name).is_file()]
+        found += find_files(folder, [f"{stem}{kind}" for kind in SUFFIXES])
         found += [folder / stem] if (folder / stem).is_dir() else []
     if len(found) > 1:
         raise DataError(f"{found[0].name} and {found[1].name} hold the same split; keep one of them", folder)
@@ -75,13 +67,8 @@ def _find(folder: Path, stems: Iterable[str]) -> Path | None:
 
 def _head(path: Path) -> list[str]:
     """The first whole lines, as far as they can be read."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(_SAMPLE)
-    except (OSError, EOFError, zlib.error):
-        return []
-    lines = content.decode("utf-8-sig", "replace").split("\n")
-    return lines if len(content) < _SAMPLE else lines[:-1]
+    lines, cut = first_lines(path)
+    return lines[:-1] if cut else lines
 
 
 def _is_short_text(path: Path) -> bool:
@@ -119,86 +106,58 @@ def _is_documents(folder: Path) -> bool:
 
 
 def read(path: Path, name: str, settings: ReadSettings) -> Splits:
-    """Read documents and their vocabulary.
-
-    Args:
-        path: a file or folder of documents, which then are the training set, or a folder of splits.
-        name: the data set's name, for messages.
-        settings: the vocabulary (else it is found beside the documents), language, label fields and encoding.
-    """
+    """Read documents; their vocabulary, if none is stated, is found beside them."""
     files = TextFiles(settings.encoding)
-    folder = path if path.is_dir() else path.parent
     paths: dict[str, Path | None] = {"train": path}
     if path.is_dir() and _find(path, STEMS["train"]) is not None:
         paths = {split: _find(path, stems) for split, stems in STEMS.items()}
     elif path.is_dir() and not _documents(path):
         raise DataError(f"a corpus for Annif needs {LOOKED_FOR}", path)
-    source = settings.label_vocabulary or find_vocabulary(folder)
+    source = settings.label_vocabulary or find_vocabulary(path if path.is_dir() else path.parent)
     if source is None:
         raise DataError("the vocabulary of these documents is missing; add --label-vocabulary FILE", path)
     vocabulary = read_vocabulary(source, settings, files)
     names = vocabulary.concepts()
 
     unread: dict[str, None] = {}
-    corpora: dict[str, Corpus] = {}
-    for split, part in paths.items():
-        if part is None:
-            continue
-        corpus = (_read_folder if part.is_dir() else _read_file)(files, part, names, unread)
-        if path.is_dir() and split != "valid":
-            pairs, pair_file = find_pairs(folder, split, (len(corpus), len(names.labels)))
-            corpus = dataclasses.replace(corpus, filter_pairs=pairs, filter_source=pair_file)
-        corpora[split] = corpus
+    corpora = {
+        split: (_read_folder if part.is_dir() else _read_file)(files, part, names, unread)
+        for split, part in paths.items()
+        if part is not None
+    }
     if unread:
         logger.warning("%s: metadata is not read: %s", name, listed(unread))
-    splits = Splits(
-        labels=names.labels,
-        train=corpora["train"],
-        test=corpora.get("test"),
-        valid=corpora.get("valid"),
-        options={"encoding": files.found},
-    )
-    return vocabulary.without_withdrawn(splits, name)
+    return Splits(names.labels, corpora, {"encoding": files.found}, vocabulary)
 
 
-class _Gathered:
-    """Documents as they are read; ids default to row numbers."""
+class _Documents(Records):
+    """Documents as they are read, with their subjects."""
 
-    def __init__(self, names: ConceptNames):
-        self.names = names
-        self.ids: list[str] = []
-        self.texts: list[str] = []
-        self.counts, self.columns = array("q"), array("q")
-        self.unnamed = 0
+    def __init__(self, path: Path, names: ConceptNames):
+        super().__init__("document", path)
+        self._names = names
+        self._counts, self._numbers = array("q"), array("q")
 
-    def add(self, identifier: str | None, text: str) -> None:
-        self.unnamed += not identifier
-        self.ids.append(identifier or str(len(self.ids)))
-        self.texts.append(text)
-        self.counts.append(0)
+    def add_subjects(self, subjects: Sequence[tuple[int, str]], path: Path) -> None:
+        """Add those of the document added last, as (line, name) in a file."""
+        self._numbers.extend(self._names.number(name, path, line) for line, name in subjects)
+        self._counts.append(len(subjects))
 
-    def subject(self, name: str, path: Path, line: int) -> None:
-        self.columns.append(self.names.number(name, path, line))
-        self.counts[-1] += 1
-
-    def corpus(self, path: Path) -> Corpus:
+    def checked(self) -> Corpus:
         if not self.ids:
-            raise DataError("there are no documents", path)
-        targets = build_targets(self.counts, self.columns, None, len(self.names.labels), path)
-        return Corpus(self.ids, self.texts, targets, source=path, unnamed=self.unnamed)
+            raise DataError("there are no documents", self.path)
+        check_unique(self.ids, "document", self.path, self.lines)
+        return self.corpus(build_targets(self._counts, self._numbers, None, len(self._names.labels), self.path))
 
 
 def _read_file(files: TextFiles, path: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
     def parse(stream: TextIO) -> Corpus:
-        gathered, lines = _Gathered(names), array("q")
+        documents = _Documents(path, names)
         rows = {".tsv": short_texts, ".csv": _csv, ".jsonl": _jsonl}[suffix(path)]
         for line, identifier, text, subjects in rows(stream, path, unread):
-            gathered.add(identifier, text)
-            lines.append(line)
-            for subject in subjects:
-                gathered.subject(subject, path, line)
-        check_unique(gathered.ids, "document", path, lines)
-        return gathered.corpus(path)
+            documents.add(identifier, text, line)
+            documents.add_subjects([(line, subject) for subject in subjects], path)
+        return documents.checked()
 
     if suffix(path) not in SUFFIXES:
         raise DataError(f"short texts come from {', '.join(SUFFIXES)}, plain or .gz", path)
@@ -219,7 +178,7 @@ def short_texts(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator
             continue
         if not tab:
             raise DataError(f"expected a text, a tab and <uri> <uri>, but there is no tab in {row[:60]!r}", path, line)
-        yield line, None, text, uris.split()
+        yield line, None, text, split_labels(uris, " ")
 
 
 def _csv(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
@@ -228,7 +187,8 @@ def _csv(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Docume
             if column not in record:
                 raise DataError(f"there is no column {column!r}, only {listed(record)}", path, line)
         unread.update(dict.fromkeys(name for name in record if name not in ("text", "subject_uris", "document_id")))
-        yield line, given_id(record, ("document_id",), path, line), record["text"], record["subject_uris"].split()
+        subjects = split_labels(record["subject_uris"], " ")
+        yield line, given_id(record, ("document_id",), path, line), record["text"], subjects
 
 
 def _jsonl(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
@@ -263,40 +223,34 @@ def _record(
 
 def _documents(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     """File of text and file of subjects by the documents' names, sorted."""
-    found: dict[str, tuple[Path, Path | None]] = {}
-    there = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    for name, path in there.items():
+    documents: dict[str, tuple[Path, Path | None]] = {}
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    for name, path in files.items():
         kind = suffix(path)
         if kind not in (".txt", ".json"):
             continue
         stem = name[: name.lower().rindex(kind)]
-        if stem in found:
-            raise DataError(f"{found[stem][0].name} and {name} are the same document; keep one of them", folder)
-        keys = None
-        if kind == ".txt":
-            wanted = (f"{stem}{ending}{gz}" for ending in (".tsv", ".key") for gz in ("", ".gz"))
-            keys = next((there[key] for key in wanted if key in there), None)
-        found[stem] = path, keys
-    return found
+        if stem in documents:
+            raise DataError(f"{documents[stem][0].name} and {name} are the same document; keep one of them", folder)
+        names = [f"{stem}{ending}{gz}" for ending in (".tsv", ".key") for gz in ("", ".gz")] if kind == ".txt" else []
+        documents[stem] = path, next((files[name] for name in names if name in files), None)
+    return documents
 
 
 def _read_folder(files: TextFiles, folder: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
-    gathered = _Gathered(names)
-    for stem, (path, keys) in _documents(folder).items():
+    documents = _Documents(folder, names)
+    for row, (stem, (path, subject_file)) in enumerate(_documents(folder).items()):
         content = files.read(path, lambda stream: stream.read())
         if suffix(path) == ".json":
             identifier, text, subjects = _record(_json_object(content, path), path, None, unread)
-            gathered.add(identifier or stem, text)
-            for subject in subjects:
-                gathered.subject(subject, path, 1)
+            documents.add(identifier or stem, text, row + 1)
+            documents.add_subjects([(1, subject) for subject in subjects], path)
             continue
-        gathered.add(stem, content)
-        for line, row in enumerate([] if keys is None else files.read(keys, lambda stream: list(plain_lines(stream)))):
-            cells = [cell.strip() for cell in row.split("\t") if cell.strip()]
-            if cells and keys is not None:
-                gathered.subject(cells[0], keys, line + 1)
-    check_unique(gathered.ids, "document", folder)
-    return gathered.corpus(folder)
+        documents.add(stem, content, row + 1)
+        lines = enumerate([] if subject_file is None else files.lines(subject_file), start=1)
+        cells = ((line, split_labels(text, "\t")) for line, text in lines)
+        documents.add_subjects([(line, cell[0]) for line, cell in cells if cell], subject_file or path)
+    return documents.checked()
 
 
 def _json_object(content: str, path: Path) -> dict[str, Any]:

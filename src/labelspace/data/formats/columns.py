@@ -1,24 +1,117 @@
-"""Lines of a document, a label and a number, as judgements and run files have them: columns by name, or by their count.
+"""Which column holds what: headers, the id and the text of a row, and lines of a document, a label and a number.
 
-A first line whose cells name all three is a header, in any order and with other columns between; otherwise it is a line
-like any other.
+Here alone are names of columns matched with a file's header, and here alone is it told that a line is a header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, SettingsError
 from .cells import number
-from .text import listed, plain_lines
+from .text import listed, plain_lines, text_value
 
+ID_COLUMNS = ("id", "uid", "document_id", "_id")
+RELEVANCES = "relevances"
+FIELDS = ("title", "title+content")
+
+# Of lines of a document, a label and a number
 DOCUMENT = ("query-id", "qid", "query", "topic", "document-id", "document", "id")
 LABEL = ("corpus-id", "doc-id", "docid", "label-id", "label")
 NUMBER = ("score", "relevance", "rel")
 
 Places = tuple[int, int, int]
 """Where document, label and number stand in a line."""
+
+
+# Rows by the names in a header
+
+
+def named_rows(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows as (line, column to value); the first row is the header, and may not come again.
+
+    Args:
+        rows: (line, cells) of each row.
+        path: the file, for messages.
+    """
+    header: list[str] | None = None
+    first: list[str] = []
+    for line, row in rows:
+        if header is None:
+            header, first = [column.strip() for column in row], row
+            for column in header:
+                if column and header.count(column) > 1:
+                    raise DataError(f"the header has the column {column[:80]!r} twice; rename one", path, line)
+        elif len(row) != len(header):
+            message = f"the row has {len(row)} fields, but the header has {len(header)} ({listed(header)})"
+            raise DataError(message, path, line)
+        elif row == first:
+            raise DataError("the header is repeated here, as if two files were one; remove this line", path, line)
+        else:
+            yield line, dict(zip(header, row, strict=True))
+
+
+def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
+    """The id of a record from the first id column that has one, or None.
+
+    Args:
+        record: column to value.
+        columns: names of id columns, the preferred one first.
+        path: the file, for messages.
+        line: the line, for messages.
+    """
+    for column in columns:
+        value = record.get(column)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(f"{column!r} must be a text or a whole number, but is {str(value)[:60]!r}", path, line)
+        return str(value)
+    return None
+
+
+def choose_fields(asked: str, name: str) -> str:
+    """The fields to read; sets with "titles" in their name use the title alone.
+
+    Args:
+        asked: "title", "title+content" or "auto".
+        name: the data set's name.
+    """
+    if asked == "auto":
+        return "title" if "titles" in name.lower() else "title+content"
+    if asked not in FIELDS:
+        raise SettingsError(f"fields must be one of auto, {', '.join(FIELDS)}, got {asked!r}")
+    return asked
+
+
+def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int, columns: Sequence[str] = ()) -> str:
+    """The text of one record: that of a text column, or else title and content with a blank between.
+
+    Args:
+        record: column to value.
+        fields: "title" or "title+content".
+        path: the file, for messages.
+        line: the line, for messages.
+        columns: names of text columns, the preferred one first.
+    """
+    for column in columns:
+        if column in record:
+            return text_value(record[column], column, path, line)
+    if "title" not in record and "content" not in record:
+        if columns:
+            message = f"there is no text column {columns[0]!r}, only {listed(record)}; set text_column"
+            raise DataError(message, path, line)
+        raise DataError(f"neither 'title' nor 'content' is there, only {listed(record)}", path, line)
+    title = text_value(record.get("title"), "title", path, line)
+    if fields == "title":
+        return title
+    content = text_value(record.get("content"), "content", path, line)
+    return f"{title} {content}" if title and content else title or content
+
+
+# A document, a label and a number
 
 
 def triples(
@@ -28,7 +121,10 @@ def triples(
     layouts: Mapping[int, Places],
     wanted: str,
 ) -> Iterator[tuple[int, str, str, float]]:
-    """Line number from 1, document, label and number of each line; empty lines are left out.
+    """Line number from 1, document, label and number of each line of judgements or of a run; empty lines are left out.
+
+    A first line whose cells name all three is a header, in any order and with other columns between; otherwise it is a
+    line like any other.
 
     Args:
         lines: as read.
@@ -47,7 +143,7 @@ def triples(
         cells = split(row)
         places = layouts.get(len(cells))
         value = None if places is None else number(cells[places[2]].strip())
-        named = _named(cells, path, line) if first and value is None else None
+        named = _named_places(cells, path, line) if first and value is None else None
         first = False
         if named is not None:
             layouts, wanted = {len(cells): named}, f"{len(cells)} cells, as in the header"
@@ -59,8 +155,8 @@ def triples(
             yield line, cells[places[0]], cells[places[1]], value
 
 
-def _named(cells: list[str], path: Path, line: int) -> Places | None:
-    """The places that a header names, or None where it is none."""
+def _named_places(cells: list[str], path: Path, line: int) -> Places | None:
+    """The places that a header names, or None where the line is none."""
     names = [cell.strip().lower().replace("_", "-") for cell in cells]
     found = [[name for name in known if name in names] for known in (DOCUMENT, LABEL, NUMBER)]
     if not all(found):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ import scipy.sparse as sp
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
 from .text import text_value
+
+if TYPE_CHECKING:
+    from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,91 +53,119 @@ class Splits:
 
     Args:
         labels: the label space.
-        train: the training documents.
-        test: the test documents, if there are any.
-        valid: validation documents, if they are shipped apart.
+        corpora: the documents of "train", and of "test" and "valid" where they are shipped.
         options: how the files were read.
+        vocabulary: where the labels come from, if apart from the data; then they are all its concepts.
     """
 
     labels: Labels
-    train: Corpus
-    test: Corpus | None = None
-    valid: Corpus | None = None
+    corpora: Mapping[str, Corpus]
     options: dict[str, str | int | None] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def train(self) -> Corpus:
+        """The training documents."""
+        return self.corpora["train"]
+
+    @property
+    def test(self) -> Corpus | None:
+        """The test documents, if there are any."""
+        return self.corpora.get("test")
+
+    @property
+    def valid(self) -> Corpus | None:
+        """The validation documents, if they are shipped apart."""
+        return self.corpora.get("valid")
 
 
-class TextParts:
-    """Titles and contents of a file's records, as they came."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[str]] = {"title": [], "content": []}
-        self._met: set[str] = set()
-
-    def add(self, record: Mapping[str, Any], path: Path, line: int) -> None:
-        """Keep those of one more record.
-
-        Args:
-            record: column to value.
-            path: the file, for messages.
-            line: the line, for messages.
-        """
-        for name, texts in self._parts.items():
-            texts.append(text_value(record.get(name), name, path, line))
-        self._met.update(record.keys() & self._parts.keys())
-
-    def extend(self, other: TextParts) -> None:
-        """Put those of another file behind these.
-
-        Args:
-            other: what was kept of it.
-        """
-        for name, texts in self._parts.items():
-            texts.extend(other._parts[name])
-        self._met |= other._met
-
-    def found(self, count: int) -> dict[str, list[str]] | None:
-        """The parts that occurred, or None where not all records had any.
-
-        Args:
-            count: how many records there are.
-        """
-        parts = {name: texts for name, texts in self._parts.items() if name in self._met and len(texts) == count}
-        return parts or None
-
-
-def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
-    """The id of a record from the first id column that it has, or None.
+class Records:
+    """Ids and texts of the documents, or labels, of a file as they are read; those without an id are numbered.
 
     Args:
-        record: column to value.
-        columns: names of id columns, the preferred one first.
-        path: the file, for messages.
-        line: the line, for messages.
+        kind: what they are, for messages.
+        path: the file.
+        keep_parts: keep titles and contents beside the texts made of them.
+        before: the number of the first; those of earlier files may stand before it.
     """
-    for column in columns:
-        value = record.get(column)
-        if value is None or value == "":
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise DataError(f"{column!r} must be a text or a whole number, but is {str(value)[:60]!r}", path, line)
-        return str(value)
-    return None
+
+    def __init__(self, kind: str, path: Path, keep_parts: bool = False, before: int = 0):
+        self.kind, self.path = kind, path
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.lines = array("q")
+        self.unnamed = 0
+        self.composed = False
+        self._keep_parts, self._before = keep_parts, before
+        self._parts: dict[str, list[str]] = {"title": [], "content": []}
+        self._columns: set[str] = set()
+
+    def add(self, identifier: str | None, text: str, line: int, made_of: Mapping[str, Any] | None = None) -> None:
+        """Add the next record.
+
+        Args:
+            identifier: its id, or None.
+            text: its text.
+            line: where it stands.
+            made_of: what has the title and the content that make the text, if they do.
+        """
+        self.unnamed += identifier is None
+        self.ids.append(identifier or str(self._before + len(self.ids)))
+        self.texts.append(text)
+        self.lines.append(line)
+        self.composed = self.composed or made_of is not None
+        if self._keep_parts and made_of is not None:
+            for name, texts in self._parts.items():
+                texts.append(text_value(made_of.get(name), name, self.path, line))
+            self._columns.update(made_of.keys() & self._parts.keys())
+
+    def extend(self, other: Records) -> None:
+        """Put the records of another file behind these.
+
+        Args:
+            other: whose lines are forgotten.
+        """
+        self.ids += other.ids
+        self.texts += other.texts
+        self.unnamed += other.unnamed
+        for name, texts in self._parts.items():
+            texts += other._parts[name]
+        self._columns |= other._columns
+
+    def check(self) -> None:
+        """Refuse a file without records, and one with an id twice."""
+        if not self.ids:
+            raise DataError(f"the file has no {self.kind}s", self.path)
+        check_unique(self.ids, self.kind, self.path, self.lines)
+
+    @property
+    def parts(self) -> dict[str, list[str]] | None:
+        """The titles and contents that occurred, or None where not all texts were made of them."""
+        whole = {name: texts for name, texts in self._parts.items() if len(texts) == len(self.ids)}
+        return {name: texts for name, texts in whole.items() if name in self._columns} or None
+
+    def corpus(self, targets: sp.csr_array) -> Corpus:
+        """Documents with their truth.
+
+        Args:
+            targets: (N, L).
+        """
+        return Corpus(self.ids, self.texts, targets, source=self.path, parts=self.parts, unnamed=self.unnamed)
 
 
-def check_unique(ids: Sequence[str], what: str, path: Path, lines: Sequence[int] | None = None) -> None:
+def check_unique(ids: Sequence[str], what: str, path: Path, lines: Sequence[int]) -> None:
     """Refuse ids that occur twice, naming both lines.
 
     Args:
         ids: the ids in file order.
         what: what they are ids of, for the message.
         path: the file, for the message.
-        lines: the line of each id; None when row 0 is line 1, and so on.
+        lines: the line of each id.
     """
     if len(set(ids)) == len(ids):
         return
     first: dict[str, int] = {}
-    for row, identifier in enumerate(ids):
-        line = row + 1 if lines is None else lines[row]
+    for identifier, line in zip(ids, lines, strict=True):
         if identifier in first:
             where = f"{unit(path)} {first[identifier]}"
             raise DataError(f"the {what} id {identifier[:80]!r} was used in {where} already", path, line)
@@ -162,19 +194,18 @@ def build_targets(
     indices = np.asarray(columns, dtype=np.int64)
     given = np.ones(len(indices), dtype=np.float32) if values is None else np.asarray(values)
 
+    def line_of(entry: np.intp) -> int:
+        return int(np.searchsorted(indptr, entry, side="right")) - 1 + first_line
+
     wrong = np.flatnonzero((indices < 0) | (indices >= n_labels))
     if len(wrong):
-        row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
-        number = int(indices[wrong[0]])
-        raise DataError(f"label number {number} is not one of 0 to {n_labels - 1}", path, row + first_line)
+        message = f"label number {indices[wrong[0]]} is not one of 0 to {n_labels - 1}"
+        raise DataError(message, path, line_of(wrong[0]))
     wrong = wrong_relevances(given)
     if len(wrong):
-        row = int(np.searchsorted(indptr, wrong[0], side="right")) - 1
-        raise DataError(
-            f"relevance {float(given[wrong[0]]):g} of label {int(indices[wrong[0]])} is not above 0 and at most 1",
-            path,
-            row + first_line,
-        )
+        value, label = float(given[wrong[0]]), indices[wrong[0]]
+        message = f"relevance {value:g} of label {label} is not above 0 and at most 1"
+        raise DataError(message, path, line_of(wrong[0]))
     data = given.astype(np.float32, copy=False)
     return merge_duplicates(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_labels)))
 

@@ -12,14 +12,12 @@ only the truth can be used: to measure scores, or to convert it.
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
-import zlib
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,9 +28,8 @@ from ...types import Corpus, Labels
 from . import xc
 from .cells import DECIMAL
 from .corpus import ReadSettings, Splits, build_targets
-from .filters import find_pairs
-from .sparse import header_numbers, pad
-from .text import TextFiles, plain_lines
+from .sparse import header_numbers, pad, read_shape
+from .text import TextFiles, find_file, first_lines, plain_lines
 
 logger = logging.getLogger("labelspace.data")
 
@@ -59,16 +56,11 @@ _INDEX = re.compile(r"(\d+):", re.ASCII)
 
 
 def _find(folder: Path, names: Iterable[str]) -> Path | None:
-    paths = (folder / place / f"{name}{gz}" for place in PLACES for name in names for gz in ("", ".gz"))
-    return next((path for path in paths if path.is_file()), None)
+    return find_file(folder, names, PLACES)
 
 
 def sniff(path: Path) -> bool:
-    """Whether this is an old file of features, or a folder with such files or with truth as a sparse matrix.
-
-    Args:
-        path: a folder or a file.
-    """
+    """Whether this is an old file of features, or a folder with such files or with truth as a sparse matrix."""
     if path.is_file():
         return path.name.removesuffix(".gz").endswith(".txt") and _kind(path) != ""
     old = _find(path, [OLD["train"]])
@@ -77,11 +69,7 @@ def sniff(path: Path) -> bool:
 
 def _kind(path: Path) -> str:
     """What a text file may hold: "features", only a "header" of features, or neither ("")."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            lines = stream.read(1 << 16).decode("utf-8-sig", "replace").split("\n")
-    except (OSError, EOFError, zlib.error):
-        return ""
+    lines, _ = first_lines(path)
     if header_numbers(lines[0], 3) is not None:
         return "features" if any(":" in line for line in lines[1:]) else "header"
     if header_numbers(lines[0], 2) is not None:
@@ -91,22 +79,12 @@ def _kind(path: Path) -> str:
 
 
 def is_features(path: Path) -> bool:
-    """Whether a text file holds sparse features with labels, its first line perhaps missing.
-
-    Args:
-        path: the file.
-    """
+    """Whether a text file holds sparse features with labels; its first line may be missing."""
     return _kind(path) == "features"
 
 
 def read(path: Path, name: str, settings: ReadSettings) -> Splits:
-    """Read truth, and the texts where there are any; without, they are empty.
-
-    Args:
-        path: a folder, or one old file, which then is the training set.
-        name: the data set's name, for messages.
-        settings: the encoding.
-    """
+    """Read truth, and the texts where there are any; without, they are empty."""
     files = TextFiles(settings.encoding)
     truth: dict[str, tuple[Path, sp.csr_array]] = {}
     if path.is_file():
@@ -114,7 +92,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     else:
         for split, old in OLD.items():
             if (file := _find(path, xc.TRUTH[split])) is not None:
-                truth[split] = file, _read_truth(files, path, split, file)
+                truth[split] = file, _read_truth(files, file, _find(path, FEATURES[split]))
             elif (file := _find(path, [old])) is not None:
                 truth[split] = file, _read_old(files, file)
     if "train" not in truth:
@@ -130,27 +108,22 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     labels = _read_labels(files, path, source, n_labels)
     corpora, with_texts = {}, []
     for split, (file, targets) in truth.items():
-        texts = _read_texts(files, path, split, file, targets.shape[0])
-        if texts is None:
-            texts = [""] * targets.shape[0]
-        else:
+        count = targets.shape[0]
+        texts = _read_lines(files, path, TEXTS[split], count, "documents", file)
+        if texts is not None:
             with_texts.append(split)
-        pairs, pair_file = find_pairs(path, split, targets.shape) if path.is_dir() else (None, None)
-        ids = [str(row) for row in range(len(texts))]
-        corpora[split] = Corpus(
-            ids, texts, targets, filter_pairs=pairs, source=file, filter_source=pair_file, unnamed=len(ids)
-        )
+        ids = [str(row) for row in range(count)]
+        corpora[split] = Corpus(ids, texts or [""] * count, targets, source=file, unnamed=count)
     options: dict[str, str | int | None] = {"encoding": files.found}
     if len(with_texts) < len(corpora):
         options["texts"] = with_texts[0] if with_texts else "none"
         missing = " and ".join(split for split in corpora if split not in with_texts)
         logger.warning("%s: there are no texts of %s, only features; only the truth is read", name, missing)
-    return Splits(labels, corpora["train"], corpora.get("test"), options=options)
+    return Splits(labels, corpora, options)
 
 
-def _read_truth(files: TextFiles, folder: Path, split: str, path: Path) -> sp.csr_array:
+def _read_truth(files: TextFiles, path: Path, features: Path | None) -> sp.csr_array:
     """The truth of its own file, with as many rows as the features have, if they are there."""
-    features = _find(folder, FEATURES[split])
     rows = None if features is None else _rows_of(files, features)
 
     def check_shape(n: int, n_labels: int) -> None:
@@ -158,11 +131,7 @@ def _read_truth(files: TextFiles, folder: Path, split: str, path: Path) -> sp.cs
             line = None if path.suffix == ".npz" else 1
             raise DataError(f"the truth has {n} rows, but {features} has {rows}", path, line)
 
-    if path.suffix != ".npz":
-        return xc.read_text_targets(path, files, check_shape)
-    matrix = xc.read_npz_targets(path)
-    check_shape(*cast(tuple[int, int], matrix.shape))
-    return matrix
+    return xc.read_targets(path, files, check_shape)
 
 
 def _rows_of(files: TextFiles, path: Path) -> int:
@@ -177,17 +146,14 @@ def _rows_of(files: TextFiles, path: Path) -> int:
 
     def check(stream: TextIO) -> int:
         lines = plain_lines(stream)
-        header = next(lines, "")
-        shape = header_numbers(header, 2)
-        if shape is None:
-            raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
+        n_rows, n_columns = read_shape(lines, path)
         counts = array("q")
         for line, row in enumerate(lines, start=2):
             if _FEATURES.fullmatch(row) is None:
                 raise DataError(f"expected 'feature:value feature:value', got {row[:60]!r}", path, line)
-            counts.append(_check_features(row, shape[1], path, line))
-        pad(counts, shape[0], path)
-        return shape[0]
+            counts.append(_check_features(row, n_columns, path, line))
+        pad(counts, n_rows, path)
+        return n_rows
 
     return files.read(path, check)
 
@@ -242,21 +208,20 @@ def _read_labels(files: TextFiles, path: Path, source: Path, n_labels: int) -> L
         raise DataError("there are no labels", source)
     require_memory(100 * n_labels, f"the {n_labels} labels of {source}", "check its first line")
     ids = [str(row) for row in range(n_labels)]
-    file = _find(path, LABELS) if path.is_dir() else None
-    if file is None:
+    texts = _read_lines(files, path, LABELS, n_labels, "labels", source)
+    if texts is None:
         logger.warning("%s: there are no texts of labels (Y.txt, one a line); their numbers stand for them", path)
-        return Labels(ids, ids)
-    texts = files.read(file, lambda stream: list(plain_lines(stream)))
-    if len(texts) != n_labels:
-        raise DataError(f"there are {n_labels} labels, but {file} has {len(texts)} lines", source)
-    return Labels(ids, texts)
+    return Labels(ids, texts or ids)
 
 
-def _read_texts(files: TextFiles, path: Path, split: str, source: Path, rows: int) -> list[str] | None:
-    file = _find(path, TEXTS[split]) if path.is_dir() else None
+def _read_lines(
+    files: TextFiles, folder: Path, names: Iterable[str], count: int, what: str, source: Path
+) -> list[str] | None:
+    """The texts, one a line, of the rows or columns of a truth, if the folder has them."""
+    file = _find(folder, names)
     if file is None:
         return None
-    texts = files.read(file, lambda stream: list(plain_lines(stream)))
-    if len(texts) != rows:
-        raise DataError(f"there are {rows} documents, but {file} has {len(texts)} lines", source)
+    texts = files.lines(file)
+    if len(texts) != count:
+        raise DataError(f"there are {count} {what}, but {file} has {len(texts)} lines", source)
     return texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from array import array
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DataError
+from ...types import Corpus
 from .text import TextFiles, find_file, plain_lines
 
 NAMES = {
@@ -18,7 +20,6 @@ NAMES = {
     # The last name is a known slip of the pen for the test file.
     "test": ("filter_labels_test.txt", "tst_filter_labels.txt", "filter_labels_text.txt"),
 }
-
 
 _PAIR = re.compile(r"\s*(\d{1,18})\s+(\d{1,18})\s*", re.ASCII)
 
@@ -61,13 +62,15 @@ def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64
     return pairs
 
 
-def find_pairs(folder: Path, split: str, shape: tuple[int, int]) -> tuple[npt.NDArray[np.int64] | None, Path | None]:
-    """The pairs of a split and their file, or (None, None) when the data set has no such file.
+def with_pairs(corpus: Corpus, split: str, folder: Path) -> Corpus:
+    """Documents with the filter pairs of their split, if the folder has a file of them.
 
     Args:
+        corpus: the documents of the split.
+        split: its name.
         folder: the data set's folder; ``raw`` below it is looked through as well.
-        split: "train" or "test".
-        shape: (documents, labels) of the split.
     """
-    path = find_file(folder, NAMES[split])
-    return (None, None) if path is None else (read_pairs(path, shape), path)
+    path = find_file(folder, NAMES.get(split, ()))
+    if path is None or not len(corpus):
+        return corpus
+    return dataclasses.replace(corpus, filter_pairs=read_pairs(path, corpus.targets.shape), filter_source=path)

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from ...errors import DataError, unit
 from ...types import Labels
-from .corpus import TextParts, check_unique, given_id
-from .lf import record_text
+from .columns import given_id, record_text
+from .corpus import Records
 from .text import listed, plain_lines, text_value
 
 ID_COLUMNS = ("id", "uid", "uri")
@@ -117,14 +117,15 @@ def parse_list(stream: TextIO, path: Path) -> LabelNames:
         stream: the open text.
         path: the file, for messages.
     """
-    names: list[str] = []
+    labels = Records("label", path)
     for number, line in enumerate(plain_lines(stream), start=1):
         name = line.strip()
-        if name and number > len(names) + 1:
-            raise DataError("the label name is empty", path, len(names) + 1)
+        if name and number > len(labels.ids) + 1:
+            raise DataError("the label name is empty", path, len(labels.ids) + 1)
         if name:
-            names.append(name)
-    return _checked(Labels(names, names), range(1, len(names) + 1), path, bare=True)
+            labels.add(name, name, number)
+    labels.check()
+    return LabelNames(Labels(labels.ids, labels.ids), labels.lines, path, bare=True)
 
 
 def parse_table(
@@ -138,16 +139,13 @@ def parse_table(
         fields: "title" or "title+content", of labels that have these instead of a text.
         keep_parts: keep title and content beside the text.
     """
-    ids: list[str] = []
-    texts: list[str] = []
-    lines: list[int] = []
-    parts = TextParts()
-    composed = with_ids = False
+    labels = Records("label", path, keep_parts)
+    with_ids = False
     for line, record in rows:
         id_columns = [column for column in ID_COLUMNS if column in record]
         text_column = next((column for column in TEXT_COLUMNS if column in record), None)
         fallback = text_column or ("title" if "title" in record else None)
-        if not ids:
+        if not labels.ids:
             with_ids = bool(id_columns)
         if fallback is None and not id_columns:
             wanted = f"{', '.join(ID_COLUMNS)} for ids, {', '.join(TEXT_COLUMNS)}, title, content for texts"
@@ -160,23 +158,10 @@ def parse_table(
         identifier = (given_id(record, columns, path, line) or "").strip()
         if not identifier:
             raise DataError("the label has no id", path, line)
-        if text_column is not None:
-            text = text_value(record[text_column], text_column, path, line)
-        elif "title" in record or "content" in record:
-            composed = True
-            text = record_text(record, fields, path, line)
-            if keep_parts:
-                parts.add(record, path, line)
+        if text_column is None and ("title" in record or "content" in record):
+            labels.add(identifier, record_text(record, fields, path, line), line, record)
         else:
-            text = identifier
-        ids.append(identifier)
-        texts.append(text)
-        lines.append(line)
-    return _checked(Labels(ids, texts, parts.found(len(ids))), lines, path), composed
-
-
-def _checked(labels: Labels, lines: Sequence[int], path: Path, bare: bool = False) -> LabelNames:
-    if not len(labels):
-        raise DataError("the file has no labels", path)
-    check_unique(labels.ids, "label", path, lines)
-    return LabelNames(labels, lines, path, bare)
+            text = identifier if text_column is None else text_value(record[text_column], text_column, path, line)
+            labels.add(identifier, text, line)
+    labels.check()
+    return LabelNames(Labels(labels.ids, labels.texts, labels.parts), labels.lines, path), labels.composed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +17,7 @@ from .text import TextFiles, plain_lines
 
 logger = logging.getLogger("labelspace.data")
 
-FEW = 1000
+MISSING_MAX_ROWS = 1000
 """So many rows may be missing, or else as many as there are."""
 
 _PAIRS = re.compile(r"\s*(?:\d+:[\d.eE+-]+(?:\s+|$))*", re.ASCII)
@@ -53,8 +53,22 @@ def header_numbers(line: str, count: int) -> list[int] | None:
     return [int(part) for part in parts]
 
 
+def read_shape(lines: Iterator[str], path: Path) -> tuple[int, int]:
+    """Rows and columns, from the first line.
+
+    Args:
+        lines: of the file; the first is taken.
+        path: the file, for messages.
+    """
+    header = next(lines, "")
+    shape = header_numbers(header, 2)
+    if shape is None:
+        raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
+    return shape[0], shape[1]
+
+
 def pad(counts: array[int], n_rows: int, path: Path) -> None:
-    """Make up for rows that are missing at the end, which count as empty, and drop empty ones that are too many.
+    """Count rows that are missing at the end as empty, and drop empty ones that are too many.
 
     Args:
         counts: entries of each row; changed in place.
@@ -69,7 +83,7 @@ def pad(counts: array[int], n_rows: int, path: Path) -> None:
             raise DataError(f"the header says {n_rows} rows, but there are {len(counts)}", path, n_rows + 2)
         del counts[n_rows:]
     missing = n_rows - len(counts)
-    if missing > max(len(counts), FEW):
+    if missing > max(len(counts), MISSING_MAX_ROWS):
         raise DataError(f"the header says {n_rows} rows, but there are {len(counts)}; the file is cut short", path)
     if missing > 0:
         logger.warning(
@@ -89,11 +103,7 @@ def read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, i
 
     def parse(stream: TextIO) -> SparseRows:
         lines = plain_lines(stream)
-        header = next(lines, "")
-        shape = header_numbers(header, 2)
-        if shape is None:
-            raise DataError(f"expected a header 'rows columns', got {header.strip()[:60]!r}", path, 1)
-        n_rows, n_columns = shape
+        n_rows, n_columns = read_shape(lines, path)
         if check_shape is not None:
             check_shape(n_rows, n_columns)
         counts, columns, values = array("q"), array("q"), array("d")

@@ -1,4 +1,7 @@
-"""Text files as they come: gzip or not, UTF-8 or latin-1, any line end; every fault becomes a ``DataError``."""
+"""Text files: found by name, decoded, split into lines and JSON objects; every fault becomes a ``DataError``.
+
+Only `TextFiles` decodes what is read; `first_lines` decodes what a format is recognised by.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,16 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from ...errors import DataError, SettingsError
 
 logger = logging.getLogger("labelspace.data")
 
 T = TypeVar("T")
+
+SAMPLE_BYTES = 1 << 16
+"""So much of a file is looked at to recognise its format."""
 
 _LOOSE = ("utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape")
 """Encodings that can spell half of a surrogate pair."""
@@ -57,16 +63,15 @@ class TextFiles:
             raise SettingsError(f"encoding {encoding!r} is not known; use utf-8 or latin-1, for example") from None
         self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
         self._stated = name
-        self._found: set[str] = set()
-        self._last: dict[Path, str] = {}
+        self._encodings: dict[Path, str] = {}
 
     @property
     def found(self) -> str:
         """The encodings met so far, as one string for the record."""
-        return " and ".join(sorted(self._found, reverse=True))
+        return " and ".join(sorted({name.removesuffix("-sig") for name in self._encodings.values()}, reverse=True))
 
     def read(self, path: Path, parse: Callable[[TextIO], T], content: bytes | Path | None = None) -> T:
-        """Open a file, hand its text to ``parse``, and return what that returns.
+        """What ``parse`` makes of the text of a file.
 
         Args:
             path: the file; its name alone says whether it is gzip.
@@ -77,12 +82,10 @@ class TextFiles:
             content = path.read_bytes()  # a pipe can be read only once
         for encoding in self._tried:
             try:
-                with _open(path, content) as binary:
-                    head = cast(io.BufferedReader, binary).peek(2)[:2]
-                    if self._stated is None and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                with _open(path, content) as binary, _decoded(binary, encoding) as stream:
+                    if self._stated is None and binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                         raise DataError("this is UTF-16; state encoding='utf-16', or save it as UTF-8", path)
-                    with io.TextIOWrapper(binary, encoding=encoding, newline="\n") as stream:
-                        value = parse(stream)
+                    value = parse(stream)
             except UnicodeError as error:
                 if encoding != self._tried[-1]:
                     continue
@@ -95,10 +98,17 @@ class TextFiles:
                 raise DataError(f"the file cannot be read ({error.strerror or error})", path) from None
             if encoding == "latin-1" and self._stated is None:
                 logger.warning("%s is not UTF-8; it was read as latin-1", path)
-            self._found.add("utf-8" if encoding == "utf-8-sig" else encoding)
-            self._last[path] = encoding
+            self._encodings[path] = encoding
             return value
         raise AssertionError("one encoding is always tried last")
+
+    def lines(self, path: Path) -> list[str]:
+        """All lines of a file, without their line ends.
+
+        Args:
+            path: the file.
+        """
+        return self.read(path, lambda stream: list(plain_lines(stream)))
 
     def again(
         self, path: Path, rows: Callable[[TextIO], Iterator[T]], content: bytes | Path | None = None
@@ -111,21 +121,40 @@ class TextFiles:
             content: as for `read`.
         """
         try:
-            with _open(path, content) as binary:
-                with io.TextIOWrapper(binary, encoding=self._last[path], newline="\n") as stream:
-                    yield from rows(stream)
+            with _open(path, content) as binary, _decoded(binary, self._encodings[path]) as stream:
+                yield from rows(stream)
         except (UnicodeError, EOFError, zlib.error, OSError) as error:
             raise DataError(f"the file was changed while it was read ({error}); try again", path) from None
 
 
-def _open(path: Path, content: bytes | Path | None) -> BinaryIO:
+def _open(path: Path, content: bytes | Path | None) -> io.BufferedReader:
     """The file's plain bytes, buffered; its name alone says whether it is gzip."""
     if isinstance(content, bytes):
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content))))
-    place = path if content is None else content
+        return io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content)))
+    source = path if content is None else content
     if path.suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(place, "rb")), 1 << 18))
-    return place.open("rb")
+        return io.BufferedReader(cast(io.RawIOBase, gzip.open(source, "rb")), 1 << 18)
+    return source.open("rb")
+
+
+def _decoded(binary: io.BufferedReader, encoding: str) -> TextIO:
+    """The text of a file, whose lines end at newlines only, so that a text may hold other line ends."""
+    return io.TextIOWrapper(binary, encoding=encoding, newline="\n")
+
+
+def first_lines(path: Path) -> tuple[list[str], bool]:
+    """The lines in the first 64 KB of a file that may be of any kind, and whether the last is only a part of its line.
+
+    Args:
+        path: the file; of one that cannot be read the only line is empty.
+    """
+    try:
+        # Not `_open`, whose large buffer would meet damage that lies behind these bytes.
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            content = stream.read(SAMPLE_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return [""], False
+    return content.decode("utf-8-sig", "replace").split("\n"), len(content) == SAMPLE_BYTES
 
 
 def plain_lines(stream: Iterable[str]) -> Iterator[str]:
@@ -228,16 +257,25 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     return (", ".join(repr(name[:40]) for name in names[:most]) + more) or "none"
 
 
-def find_file(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first of the names that exists in the folder or its ``raw`` subfolder, plain or as ``.gz``.
+def find_files(folder: Path, names: Iterable[str], places: Iterable[str] = ("",)) -> list[Path]:
+    """The files of these names, plain or as ``.gz``, the preferred one first.
 
     Args:
         folder: where to look.
         names: file names, the preferred one first.
+        places: subfolders, the preferred one first; "" for the folder itself.
     """
-    for place in (folder, folder / "raw"):
-        for name in names:
-            for path in (place / name, place / f"{name}.gz"):
-                if path.is_file():
-                    return path
-    return None
+    names = list(names)
+    paths = (folder / place / f"{name}{gz}" for place in places for name in names for gz in ("", ".gz"))
+    return [path for path in paths if path.is_file()]
+
+
+def find_file(folder: Path, names: Iterable[str], places: Iterable[str] = ("", "raw")) -> Path | None:
+    """The first of `find_files`, or None.
+
+    Args:
+        folder: where to look.
+        names: file names.
+        places: subfolders.
+    """
+    return next(iter(find_files(folder, names, places)), None)

@@ -28,7 +28,7 @@ from ...errors import DataError, MissingExtraError, SettingsError
 from ...types import Corpus, Labels
 from .corpus import ReadSettings, Splits, check_unique
 from .labels import LabelNames
-from .table import records, suffix
+from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
@@ -79,9 +79,7 @@ class Vocabulary:
         n_labels = len(self.labels)
         dropped: list[int] = []
 
-        def cut(corpus: Corpus | None) -> Corpus | None:
-            if corpus is None:
-                return None
+        def cut(corpus: Corpus) -> Corpus:
             matrix, pairs = corpus.targets, corpus.filter_pairs
             if pairs is not None and len(pairs) and int(pairs[:, 1].max()) >= n_labels:
                 label = int(pairs[:, 1].max())
@@ -93,16 +91,7 @@ class Vocabulary:
             targets = sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=shape)
             return dataclasses.replace(corpus, targets=targets)
 
-        train = cut(splits.train)
-        assert train is not None
-        result = dataclasses.replace(
-            splits,
-            labels=self.labels,
-            train=train,
-            test=cut(splits.test),
-            valid=cut(splits.valid),
-            options={**splits.options, **self.options},
-        )
+        corpora = {split: cut(corpus) for split, corpus in splits.corpora.items()}
         if dropped:
             logger.warning(
                 "%s: %d times a document names a concept without a label in %s, such as %s; these are dropped",
@@ -111,31 +100,16 @@ class Vocabulary:
                 self.path,
                 self.withdrawn[dropped[0] - n_labels],
             )
-        return result
+        return Splits(self.labels, corpora, {**splits.options, **self.options})
 
 
 class ConceptNames(LabelNames):
     """URIs, in angle brackets or not, and preferred labels to label numbers."""
 
     def find(self, name: str) -> int | None:
-        """The number of a concept; -1 for a label that several have, None for an unknown name.
-
-        Args:
-            name: its URI or its preferred label.
-        """
         return super().find(bare(name))
 
     def number(self, name: str, path: Path, line: int) -> int:
-        """The number of a concept.
-
-        Args:
-            name: its URI or its preferred label.
-            path: the file that names it, for messages.
-            line: the line, for messages.
-
-        Raises:
-            DataError: it is unknown, or more than one concept has this label.
-        """
         if self.find(name) == -1:
             label = bare(name)
             same = [uri for uri, text in zip(self.labels.ids, self.labels.texts, strict=True) if text == label][:2]
@@ -245,8 +219,7 @@ def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
     uris: list[str] = []
     lines = array("q")
     columns: dict[str, list[str]] = {}
-    rows = _tsv_rows(stream, path) if suffix(path) == ".tsv" else records(stream, path)
-    for line, record in rows:
+    for line, record in _tsv_rows(stream, path) if suffix(path) == ".tsv" else records(stream, path):
         if "uri" not in record:
             raise DataError(f"there is no column 'uri', only {listed(record)}", path, line)
         if not columns:
@@ -318,7 +291,7 @@ def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabu
 
 
 class _Concepts:
-    """What is kept of the triples of a SKOS file."""
+    """What is kept of the triples of a SKOS file; labels by URI and language."""
 
     def __init__(self) -> None:
         self.known: set[str] = set()

@@ -1,0 +1,103 @@
+"""Rows of table files: CSV, TSV, JSONL and Parquet, each row as (line, column to value).
+
+The first line of CSV and TSV names the columns. CSV follows RFC 4180, with the one of "," ";" and tab that is most
+frequent in the header; TSV has one row a line, and only a field that is quoted as a whole is unquoted.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from ...errors import DataError
+from .columns import named_rows
+from .parquet import ParquetRows
+from .text import TextFiles, json_lines, plain_lines
+
+T = TypeVar("T")
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+
+def suffix(path: Path) -> str:
+    """The kind of file, ``.gz`` aside, in lower case.
+
+    Args:
+        path: the file.
+    """
+    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+
+
+def read_records(
+    files: TextFiles,
+    path: Path,
+    parse: Callable[[Iterator[tuple[int, dict[str, Any]]]], T],
+    wanted: Container[str] | None = None,
+) -> T:
+    """What ``parse`` makes of the rows of a table.
+
+    Args:
+        files: opens text files.
+        path: the file; its suffix says what it is.
+        parse: takes (line number from 1, or row of a Parquet file from 0; column to value); called anew for a second
+            encoding.
+        wanted: columns that are needed; a Parquet file leaves out the others.
+    """
+    if suffix(path) != ".parquet":
+        return files.read(path, lambda stream: parse(records(stream, path)))
+    return parse(ParquetRows(path).records(wanted))
+
+
+def records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a text table as (line number from 1, column to value); empty lines are no rows.
+
+    Args:
+        stream: the open text.
+        path: the file; its suffix says what it is.
+    """
+    kind = suffix(path)
+    if kind in (".jsonl", ".json"):
+        return json_lines(stream, path)
+    return named_rows(_tsv_rows(stream) if kind == ".tsv" else _csv_rows(stream, path), path)
+
+
+def _tsv_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(plain_lines(stream), start=1):
+        if line:
+            quoted = '"' in line
+            yield number, [_unquote(part) if quoted else part for part in line.split("\t")]
+
+
+def _unquote(part: str) -> str:
+    match = _QUOTED.fullmatch(part)
+    return match[1].replace('""', '"') if match else part
+
+
+def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
+    first = next(stream, "")
+    delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
+    reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        limit = csv.field_size_limit(2**31 - 1)  # process-wide, so set back before anyone else runs
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            message = f"this is not well-formed CSV ({error}); quotes inside a quoted field must be doubled"
+            if "new-line character" in str(error):
+                message = (
+                    "a carriage return stands within a line; end lines with newlines, and quote fields that hold one"
+                )
+            raise DataError(message, path, line) from None
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if row:
+            yield line, row
