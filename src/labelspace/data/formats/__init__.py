@@ -24,11 +24,7 @@ FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "fe
 
 
 def detect(path: Path) -> str:
-    """The name of the format that a folder or file has.
-
-    Args:
-        path: what to look at.
-    """
+    """The name of the format that a folder or file has."""
     for name, module in FORMATS.items():
         if module.sniff(path):
             return name

@@ -165,13 +165,7 @@ def _read_file(files: TextFiles, path: Path, names: ConceptNames, unread: dict[s
 
 
 def short_texts(stream: TextIO, path: Path, unread: dict[str, None]) -> Iterator[Document]:
-    """The documents of a TSV file.
-
-    Args:
-        stream: the open text.
-        path: the file, for messages.
-        unread: gathers the names of metadata; there are none here.
-    """
+    """The documents of a TSV file. There is no metadata, whose names ``unread`` gathers from other kinds."""
     for line, row in enumerate(plain_lines(stream), start=1):
         text, tab, uris = row.partition("\t")
         if not tab and not text.strip():

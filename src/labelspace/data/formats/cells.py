@@ -1,9 +1,17 @@
 """Labels and relevances within one cell of a table: what stands between them, and which relevance is whose.
 
-The separator of labels, unless one is stated, is found out from all cells: cells that mostly are ``[...]`` are lists;
-with a labels file, the separator under which most parts are known labels; else ";" or "|", whichever is in more cells;
-else "," (only in a column of several labels, so not in ``label``); else a space, when the parts are all whole numbers
-or URIs; else a cell is one label. Relevances are separated like the labels of their row.
+Here alone are cells of labels split.
+
+The separator of labels, unless one is stated, is found out from all cells, by the first of these rules that fits:
+
+- most cells are ``[...]``: lists;
+- there is a labels file: the separator under which most parts are known labels;
+- ";" or "|" is in a cell: the one that is in more cells;
+- "," is in a cell of a column of several labels, so not of ``label``: ",";
+- all parts between blanks are whole numbers or URIs: a space;
+- else a cell is one label.
+
+Relevances are separated like the labels of their row.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 _DECIMAL = re.compile(DECIMAL, re.ASCII)
 _SIGNED = re.compile(f"[+-]?{DECIMAL}", re.ASCII)
-_ZERO = 2.0**-150  # and what is below are 0 in float32
+_FLOAT32_ZERO = 2.0**-150  # float32 rounds this and what is below to 0
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
 _PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL | re.ASCII)
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
@@ -66,21 +74,13 @@ def _known_share(cells: Sequence[str], separator: str, knows: Callable[[str], bo
 
 
 def number(text: str) -> float | None:
-    """A decimal number in ASCII digits, or None; so are spellings of infinity, of no number, and what is too large.
-
-    Args:
-        text: as written, without blanks around it.
-    """
+    """A decimal number in ASCII digits, or None; None as well for infinity, no number, and what is too large."""
     value = float(text) if _SIGNED.fullmatch(text) else inf
     return value if isfinite(value) else None
 
 
 def split_labels(cell: str, separator: str) -> list[str]:
-    """The labels of one cell, stripped, without empty ones.
-
-    Args:
-        cell: the cell.
-        separator: what stands between labels; "" for one label a cell, "[]" for a list.
+    """The labels of one cell, stripped, without empty ones; the separator is as `choose_separator` gives it.
 
     Raises:
         ValueError: when the cell is not a list of names or whole numbers although it should be.
@@ -92,12 +92,8 @@ def _split(cell: str, separator: str) -> list[str]:
     """The parts of a cell, stripped; empty ones keep their place, save those behind the last separator."""
     if separator == LISTS:
         return [part.strip() for part in _list_of_names(cell.strip())] if cell.strip() else []
-    if separator == "":
-        parts = [cell]
-    elif separator.isspace():
-        parts = cell.split() if separator == " " else cell.split(separator)
-    else:
-        parts = cell.split(separator)
+    # Any blanks are one separator, so that a cell with two of them in a row has no empty label.
+    parts = cell.split(None if separator == " " else separator) if separator else [cell]
     parts = [part.strip() for part in parts]
     while parts and not parts[-1]:
         parts.pop()
@@ -107,12 +103,12 @@ def _split(cell: str, separator: str) -> list[str]:
 def _list_of_names(cell: str) -> list[str]:
     """A list as JSON or as Python writes it."""
     try:
-        found = json.loads(cell)
+        names = json.loads(cell)
     except (ValueError, RecursionError):
-        found = _python_list(cell)
-    if not isinstance(found, list) or any(isinstance(part, bool) or not isinstance(part, str | int) for part in found):
+        names = _python_list(cell)
+    if not isinstance(names, list) or not {str, int}.issuperset(map(type, names)):
         raise ValueError(f"expected a list of labels, got {cell[:60]!r}")
-    return [str(part) for part in found]
+    return list(map(str, names))
 
 
 def _python_list(cell: str) -> list[str | int] | None:
@@ -128,42 +124,34 @@ def _python_list(cell: str) -> list[str | int] | None:
 
 
 def split_weighted(cell: str, relevances: object, separator: str) -> tuple[list[str], list[float]]:
-    """The labels of one cell with their relevances.
-
-    Args:
-        cell: the labels.
-        relevances: a cell of numbers with the same separator, or a list of numbers.
-        separator: as in `split_labels`.
+    """The labels of one cell with their relevances, a cell of numbers with the same separator or a list of numbers.
 
     Raises:
         ValueError: not a relevance for each label, or one that is not a number above 0 and at most 1.
     """
-    if not isinstance(relevances, str):
-        return pair(_split(cell, separator), relevances)
-    if separator == LISTS:
-        try:
-            numbers = json.loads(relevances)
-        except (ValueError, RecursionError):
-            numbers = None
-        if not isinstance(numbers, list):
-            raise ValueError(f"expected a list of relevances, got {relevances[:60]!r}")
-        return pair(_split(cell, separator), numbers)
-    parts = _split(relevances, separator)
-    return pair(
-        _split(cell, separator),
-        [(float(part) if _DECIMAL.fullmatch(part) else part) if part else None for part in parts],
-    )
+    numbers = _split_relevances(relevances, separator) if isinstance(relevances, str) else relevances
+    return pair(_split(cell, separator), numbers)
+
+
+def _split_relevances(cell: str, separator: str) -> list[object]:
+    """The numbers of a cell; None for an empty part, and what is no number as it is written, for the message."""
+    if separator != LISTS:
+        parts = _split(cell, separator)
+        return [float(part) if _DECIMAL.fullmatch(part) else part or None for part in parts]
+    try:
+        numbers = json.loads(cell)
+    except (ValueError, RecursionError):
+        numbers = None
+    if not isinstance(numbers, list):
+        raise ValueError(f"expected a list of relevances, got {cell[:60]!r}")
+    return numbers
 
 
 def pair(names: Sequence[str], relevances: object) -> tuple[list[str], list[float]]:
-    """Labels and their relevances, without the places where both are empty.
-
-    Args:
-        names: labels, "" for none.
-        relevances: a list of as many numbers above 0 and at most 1, or None where there is no label.
+    """Labels, "" for none, and their relevances, None where no label is; places where both are empty are left out.
 
     Raises:
-        ValueError: it is not.
+        ValueError: not as many numbers above 0 and at most 1 as labels.
     """
     if not isinstance(relevances, list):
         raise ValueError(f"relevances must be a list of numbers, not {str(relevances)[:60]!r}")
@@ -175,7 +163,7 @@ def pair(names: Sequence[str], relevances: object) -> tuple[list[str], list[floa
             continue
         if not name:
             raise ValueError(f"relevance {str(value)[:60]} has no label")
-        if type(value) not in (int, float) or not _ZERO < value <= 1:
+        if type(value) not in (int, float) or not _FLOAT32_ZERO < value <= 1:
             shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60]
             raise ValueError(f"relevance {shown} of label {name[:80]!r} is not a number above 0 and at most 1")
         kept.append(name)

@@ -30,12 +30,7 @@ Places = tuple[int, int, int]
 
 
 def named_rows(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows as (line, column to value); the first row is the header, and may not come again.
-
-    Args:
-        rows: (line, cells) of each row.
-        path: the file, for messages.
-    """
+    """Rows as (line, column to value); the first one is the header, and may not come again."""
     header: list[str] | None = None
     first: list[str] = []
     for line, row in rows:
@@ -54,14 +49,7 @@ def named_rows(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tu
 
 
 def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
-    """The id of a record from the first id column that has one, or None.
-
-    Args:
-        record: column to value.
-        columns: names of id columns, the preferred one first.
-        path: the file, for messages.
-        line: the line, for messages.
-    """
+    """The id of a record from the first of the id columns that has one, or None. Path and line are for messages."""
     for column in columns:
         value = record.get(column)
         if value is None or value == "":
@@ -73,12 +61,7 @@ def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line
 
 
 def choose_fields(asked: str, name: str) -> str:
-    """The fields to read; sets with "titles" in their name use the title alone.
-
-    Args:
-        asked: "title", "title+content" or "auto".
-        name: the data set's name.
-    """
+    """The fields asked for, or by "auto" the title alone for a data set with "titles" in its name, and else both."""
     if asked == "auto":
         return "title" if "titles" in name.lower() else "title+content"
     if asked not in FIELDS:
@@ -87,7 +70,7 @@ def choose_fields(asked: str, name: str) -> str:
 
 
 def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int, columns: Sequence[str] = ()) -> str:
-    """The text of one record: that of a text column, or else title and content with a blank between.
+    """The text of a record, from the first text column that it has, or else title and content with a blank between.
 
     Args:
         record: column to value.

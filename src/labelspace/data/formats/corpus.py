@@ -107,7 +107,7 @@ class Records:
             identifier: its id, or None.
             text: its text.
             line: where it stands.
-            made_of: what has the title and the content that make the text, if they do.
+            made_of: what has the title and content that the text is made of, or None.
         """
         self.unnamed += identifier is None
         self.ids.append(identifier or str(self._before + len(self.ids)))
@@ -120,11 +120,7 @@ class Records:
             self._columns.update(made_of.keys() & self._parts.keys())
 
     def extend(self, other: Records) -> None:
-        """Put the records of another file behind these.
-
-        Args:
-            other: whose lines are forgotten.
-        """
+        """Put the records of another file behind these; their lines are not kept."""
         self.ids += other.ids
         self.texts += other.texts
         self.unnamed += other.unnamed
@@ -145,23 +141,12 @@ class Records:
         return {name: texts for name, texts in whole.items() if name in self._columns} or None
 
     def corpus(self, targets: sp.csr_array) -> Corpus:
-        """Documents with their truth.
-
-        Args:
-            targets: (N, L).
-        """
+        """Documents with their truth (N, L)."""
         return Corpus(self.ids, self.texts, targets, source=self.path, parts=self.parts, unnamed=self.unnamed)
 
 
 def check_unique(ids: Sequence[str], what: str, path: Path, lines: Sequence[int]) -> None:
-    """Refuse ids that occur twice, naming both lines.
-
-    Args:
-        ids: the ids in file order.
-        what: what they are ids of, for the message.
-        path: the file, for the message.
-        lines: the line of each id.
-    """
+    """Refuse ids that occur twice, naming both lines; ``what`` they are ids of is for the message."""
     if len(set(ids)) == len(ids):
         return
     first: dict[str, int] = {}
@@ -211,20 +196,12 @@ def build_targets(
 
 
 def wrong_relevances(values: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
-    """Places of values that are not above 0, in float32 too, and at most 1.
-
-    Args:
-        values: (n,) relevances.
-    """
+    """Places of values that are not above 0, in float32 too, and at most 1."""
     return np.flatnonzero(~((values <= 1) & (np.minimum(values, 1).astype(np.float32) > 0)))
 
 
 def merge_duplicates(matrix: sp.csr_array) -> sp.csr_array:
-    """Sorted rows without repeated columns; of repeated ones the largest value stays.
-
-    Args:
-        matrix: CSR; may be changed in place.
-    """
+    """Sorted rows without repeated columns, of which the largest value stays; the matrix may be changed in place."""
     matrix.sort_indices()
     if matrix.has_canonical_format:
         return matrix

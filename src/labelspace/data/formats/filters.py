@@ -63,13 +63,7 @@ def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64
 
 
 def with_pairs(corpus: Corpus, split: str, folder: Path) -> Corpus:
-    """Documents with the filter pairs of their split, if the folder has a file of them.
-
-    Args:
-        corpus: the documents of the split.
-        split: its name.
-        folder: the data set's folder; ``raw`` below it is looked through as well.
-    """
+    """Documents with the filter pairs of their split, if the folder, or ``raw`` in it, has a file of them."""
     path = find_file(folder, NAMES.get(split, ()))
     if path is None or not len(corpus):
         return corpus

@@ -38,10 +38,9 @@ class LabelNames:
         self._row_numbers = bare and not any(name.isdecimal() for name in labels.ids)
 
     def find(self, name: str) -> int | None:
-        """The number of a label; -1 for a text that several labels have, None for an unknown name.
+        """The number of the label with this id, text, or row number of a bare list.
 
-        Args:
-            name: an id, a text, or a row number of a bare list.
+        It is -1 for a text that several labels have, and None for an unknown name.
         """
         number = self._by_id.get(name)
         if number is None:
@@ -53,20 +52,11 @@ class LabelNames:
         return number
 
     def knows(self, name: str) -> bool:
-        """Whether some label has this id or text.
-
-        Args:
-            name: as in `find`.
-        """
+        """Whether some label has this id or text."""
         return self.find(name) is not None
 
     def number(self, name: str, path: Path, line: int) -> int:
-        """The number of a label.
-
-        Args:
-            name: as in `find`.
-            path: the file that names it, for messages.
-            line: the line there.
+        """The number of a label that is named, as for `find`, in this line of a file.
 
         Raises:
             DataError: an unknown name, with the nearest known ones, or one that several labels have.
@@ -111,12 +101,7 @@ class LabelNames:
 
 
 def parse_list(stream: TextIO, path: Path) -> LabelNames:
-    """A bare list: one name a line, which is id and text.
-
-    Args:
-        stream: the open text.
-        path: the file, for messages.
-    """
+    """A bare list: one name a line, which is id and text."""
     labels = Records("label", path)
     for number, line in enumerate(plain_lines(stream), start=1):
         name = line.strip()

@@ -65,11 +65,7 @@ class ParquetRows:
         return DataError(f"this is not a whole Parquet file ({reason}); fetch or write it again", self._path)
 
     def holds_text(self, column: str) -> bool:
-        """Whether a column holds strings.
-
-        Args:
-            column: the column.
-        """
+        """Whether a column holds strings."""
         import pyarrow.types as types
 
         if column not in self.columns:
@@ -79,11 +75,7 @@ class ParquetRows:
         return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
     def class_names(self, column: str) -> list[str] | None:
-        """The names behind a column of label numbers (``ClassLabel``), in their order, or None.
-
-        Args:
-            column: the column.
-        """
+        """The names behind a column of label numbers (``ClassLabel``), in their order, or None."""
         feature = self._features.get(column)
         while True:
             if isinstance(feature, list) and len(feature) == 1:
@@ -103,10 +95,9 @@ class ParquetRows:
         return names
 
     def records(self, wanted: Container[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows as (row number from 0, column to value); numbers of ``ClassLabel`` become names, -1 an empty one.
+        """Rows as (row number from 0, column to value), of the wanted columns or all.
 
-        Args:
-            wanted: the columns to read; None for all.
+        Numbers of ``ClassLabel`` become names, -1 an empty one.
         """
         columns = [column for column in self.columns if wanted is None or column in wanted] or self.columns
         named = {column: names for column in columns if (names := self.class_names(column)) is not None}

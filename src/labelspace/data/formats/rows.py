@@ -26,11 +26,7 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def suffix(path: Path) -> str:
-    """The kind of file, ``.gz`` aside, in lower case.
-
-    Args:
-        path: the file.
-    """
+    """The kind of file, ``.gz`` aside, in lower case."""
     return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
 
 
@@ -55,12 +51,7 @@ def read_records(
 
 
 def records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a text table as (line number from 1, column to value); empty lines are no rows.
-
-    Args:
-        stream: the open text.
-        path: the file; its suffix says what it is.
-    """
+    """The rows of a text table, whose suffix says of what kind it is; empty lines are no rows."""
     kind = suffix(path)
     if kind in (".jsonl", ".json"):
         return json_lines(stream, path)

@@ -25,14 +25,7 @@ _PAIRS = re.compile(r"\s*(?:\d+:[\d.eE+-]+(?:\s+|$))*", re.ASCII)
 
 @dataclass(frozen=True)
 class SparseRows:
-    """The entries of a matrix, row after row, as written.
-
-    Args:
-        counts: entries of each row.
-        columns: column of each entry.
-        values: value of each entry.
-        shape: rows and columns.
-    """
+    """The entries of a matrix as written: how many each row has, and their columns and values, row after row."""
 
     counts: array[int]
     columns: array[int]
@@ -41,12 +34,7 @@ class SparseRows:
 
 
 def header_numbers(line: str, count: int) -> list[int] | None:
-    """The whole numbers of a first line, or None where it does not hold just so many.
-
-    Args:
-        line: the line.
-        count: how many there should be.
-    """
+    """The whole numbers of a first line, or None where it does not hold just so many."""
     parts = line.split()
     if len(parts) != count or not all(part.isascii() and part.isdecimal() and len(part) < 16 for part in parts):
         return None
@@ -54,12 +42,7 @@ def header_numbers(line: str, count: int) -> list[int] | None:
 
 
 def read_shape(lines: Iterator[str], path: Path) -> tuple[int, int]:
-    """Rows and columns, from the first line.
-
-    Args:
-        lines: of the file; the first is taken.
-        path: the file, for messages.
-    """
+    """Rows and columns, from the first line, which is taken."""
     header = next(lines, "")
     shape = header_numbers(header, 2)
     if shape is None:
@@ -93,13 +76,7 @@ def pad(counts: array[int], n_rows: int, path: Path) -> None:
 
 
 def read_sparse_text(path: Path, files: TextFiles, check_shape: Callable[[int, int], None] | None = None) -> SparseRows:
-    """Read a matrix; an empty line is a row without entries.
-
-    Args:
-        path: the file.
-        files: opens it.
-        check_shape: takes rows and columns before the rows are read.
-    """
+    """Read a matrix; an empty line is a row without entries. ``check_shape`` is called before the rows are read."""
 
     def parse(stream: TextIO) -> SparseRows:
         lines = plain_lines(stream)

@@ -28,6 +28,7 @@ SAMPLE_BYTES = 1 << 16
 
 _LOOSE = ("utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape")
 """Encodings that can spell half of a surrogate pair."""
+_JSON_KINDS = {str: "a string", list: "an array", bool: "true or false", type(None): "null"}
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -45,12 +46,9 @@ class _RepeatedKey:
 
 
 class TextFiles:
-    """Reads the text files of one data set and remembers which encodings they had.
+    """Decodes the text files of one data set and remembers which encodings they had.
 
     Without a stated encoding a file is UTF-8 (with or without BOM), and latin-1 where that fails.
-
-    Args:
-        encoding: the encoding of all files, or None to find it out.
     """
 
     def __init__(self, encoding: str | None = None):
@@ -103,23 +101,13 @@ class TextFiles:
         raise AssertionError("one encoding is always tried last")
 
     def lines(self, path: Path) -> list[str]:
-        """All lines of a file, without their line ends.
-
-        Args:
-            path: the file.
-        """
+        """All lines of a file, without their line ends."""
         return self.read(path, lambda stream: list(plain_lines(stream)))
 
     def again(
         self, path: Path, rows: Callable[[TextIO], Iterator[T]], content: bytes | Path | None = None
     ) -> Iterator[T]:
-        """What ``rows`` gives for the text of a file that `read` has read to its end, as it comes.
-
-        Args:
-            path: as for `read`.
-            rows: takes the open text.
-            content: as for `read`.
-        """
+        """What ``rows`` gives for the text of a file that `read` has read to its end, as it comes."""
         try:
             with _open(path, content) as binary, _decoded(binary, self._encodings[path]) as stream:
                 yield from rows(stream)
@@ -143,10 +131,9 @@ def _decoded(binary: io.BufferedReader, encoding: str) -> TextIO:
 
 
 def first_lines(path: Path) -> tuple[list[str], bool]:
-    """The lines in the first 64 KB of a file that may be of any kind, and whether the last is only a part of its line.
+    """Lines in the first 64 KB of a file of any kind, and whether the last is only a part of its line.
 
-    Args:
-        path: the file; of one that cannot be read the only line is empty.
+    A file that cannot be read has one empty line.
     """
     try:
         # Not `_open`, whose large buffer would meet damage that lies behind these bytes.
@@ -158,22 +145,13 @@ def first_lines(path: Path) -> tuple[list[str], bool]:
 
 
 def plain_lines(stream: Iterable[str]) -> Iterator[str]:
-    """Lines without their line end; only a newline, with or without a carriage return before it, ends a line.
-
-    Args:
-        stream: lines as read.
-    """
+    """Lines without their line end; only a newline, with or without a carriage return before it, ends a line."""
     for line in stream:
         yield line.removesuffix("\n").removesuffix("\r")
 
 
 def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One object a line, as (line number from 1, object); empty lines are left out.
-
-    Args:
-        stream: lines as read.
-        path: the file, for messages.
-    """
+    """One object a line, as (line number from 1, object); empty lines are left out. The path is for messages."""
     repeated, halves = _RepeatedKey(), Halves()
     decode = json.JSONDecoder(object_pairs_hook=repeated).decode
     for number, line in enumerate(stream, start=1):
@@ -189,7 +167,8 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
                 f"expected one JSON object a line, but this line is not JSON ({reason})", path, number
             ) from None
         if not isinstance(record, dict):
-            raise DataError(f"expected one JSON object a line, but this is {_kind(record)}", path, number)
+            kind = _JSON_KINDS.get(type(record), "a number")
+            raise DataError(f"expected one JSON object a line, but this is {kind}", path, number)
         if repeated.name is not None:
             raise DataError(f"the object has the key {repeated.name[:80]!r} twice; keep one", path, number)
         yield number, record
@@ -197,17 +176,13 @@ def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[st
 
 
 class Halves:
-    """Joins surrogate pairs; halves of them, which JSON can spell but no text file can hold, become U+FFFD, counted."""
+    """Joins surrogate pairs; half a pair, which JSON can spell but no text file can hold, becomes U+FFFD."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def mend(self, text: str) -> str:
-        """The text without halves.
-
-        Args:
-            text: any string.
-        """
+        """The text without halves of pairs."""
         if text.isascii():
             return str(text)
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -215,29 +190,13 @@ class Halves:
         return whole
 
     def say(self, path: Path) -> None:
-        """Warn of what was replaced.
-
-        Args:
-            path: the file that had it.
-        """
+        """Warn of what was replaced in a file."""
         if self.count:
             logger.warning("%s: %d halves of surrogate pairs were read as U+FFFD, a character each", path, self.count)
 
 
-def _kind(value: object) -> str:
-    names: dict[type, str] = {str: "a string", list: "an array", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def text_value(value: object, column: str, path: Path, line: int) -> str:
-    """A text of a JSON record; null is an empty text.
-
-    Args:
-        value: what the record holds.
-        column: its key, for messages.
-        path: the file, for messages.
-        line: the line, for messages.
-    """
+    """A text of a JSON record; null is an empty text. Column, path and line are for messages."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -246,36 +205,19 @@ def text_value(value: object, column: str, path: Path, line: int) -> str:
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """Names for a message, quoted, and at most so many.
-
-    Args:
-        names: column names, say.
-        most: how many are spelt out.
-    """
+    """Names for a message, quoted, and at most so many of them."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(repr(name[:40]) for name in names[:most]) + more) or "none"
 
 
 def find_files(folder: Path, names: Iterable[str], places: Iterable[str] = ("",)) -> list[Path]:
-    """The files of these names, plain or as ``.gz``, the preferred one first.
-
-    Args:
-        folder: where to look.
-        names: file names, the preferred one first.
-        places: subfolders, the preferred one first; "" for the folder itself.
-    """
+    """Files of these names in a folder or its subfolders ("" for itself), plain or ``.gz``, the preferred one first."""
     names = list(names)
     paths = (folder / place / f"{name}{gz}" for place in places for name in names for gz in ("", ".gz"))
     return [path for path in paths if path.is_file()]
 
 
 def find_file(folder: Path, names: Iterable[str], places: Iterable[str] = ("", "raw")) -> Path | None:
-    """The first of `find_files`, or None.
-
-    Args:
-        folder: where to look.
-        names: file names.
-        places: subfolders.
-    """
+    """The first of `find_files`, or None."""
     return next(iter(find_files(folder, names, places)), None)

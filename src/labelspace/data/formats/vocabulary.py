@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import logging
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import scipy.sparse as sp
 
 from ...errors import DataError, MissingExtraError, SettingsError
 from ...types import Corpus, Labels
-from .corpus import ReadSettings, Splits, check_unique
+from .corpus import ReadSettings, Records, Splits
 from .labels import LabelNames
 from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, text_value
@@ -35,6 +34,7 @@ logger = logging.getLogger("labelspace.data")
 
 STEMS = ("vocab", "vocabulary", "subjects")
 RDF = {".ttl": "turtle", ".rdf": "xml", ".xml": "xml", ".nt": "nt", ".skos": ""}
+RDF_NAMES = {"turtle": "Turtle", "xml": "RDF/XML", "nt": "N-Triples", "": "RDF"}
 SUFFIXES = (".tsv", ".csv", *RDF)
 FIELDS = ("preferred", "alternative", "broader")
 
@@ -70,12 +70,7 @@ class Vocabulary:
         return ConceptNames(Labels(ids, [*self.names, *self.withdrawn]), range(1, len(ids) + 1), self.path)
 
     def without_withdrawn(self, splits: Splits, name: str) -> Splits:
-        """What was read with `concepts`, with the withdrawn ones taken out of the truth, and said.
-
-        Args:
-            splits: truth of as many columns as there are concepts.
-            name: the data set's name, for messages.
-        """
+        """What was read with `concepts`, with the withdrawn ones taken out of the truth, which is said."""
         n_labels = len(self.labels)
         dropped: list[int] = []
 
@@ -118,24 +113,17 @@ class ConceptNames(LabelNames):
 
 
 def bare(uri: str) -> str:
-    """A URI without its angle brackets and blanks around it.
-
-    Args:
-        uri: as written.
-    """
+    """A URI without blanks and angle brackets around it."""
     uri = uri.strip()
     return uri[1:-1].strip() if uri.startswith("<") and uri.endswith(">") else uri
 
 
 def find_vocabulary(folder: Path) -> Path | None:
-    """The vocabulary in a folder: by its name, or the only RDF file; None where there is none.
-
-    Args:
-        folder: where to look.
-    """
-    there = sorted(path for path in folder.iterdir() if suffix(path) in SUFFIXES and path.is_file())
-    found = [path for path in there if path.name.partition(".")[0].lower() in STEMS]
-    found = found or [path for path in there if suffix(path) in (".ttl", ".rdf", ".skos", ".nt")]
+    """The vocabulary in a folder: by its name, or the only RDF file; None where there is none."""
+    files = sorted(path for path in folder.iterdir() if suffix(path) in SUFFIXES and path.is_file())
+    found = [path for path in files if path.name.partition(".")[0].lower() in STEMS]
+    # Not by .xml, which may be anything
+    found = found or [path for path in files if suffix(path) in (".ttl", ".rdf", ".skos", ".nt")]
     if len(found) > 1:
         raise DataError(
             f"{found[0].name} and {found[1].name} may both be the vocabulary; name one with --label-vocabulary", folder
@@ -144,12 +132,7 @@ def find_vocabulary(folder: Path) -> Path | None:
 
 
 def read_vocabulary(path: Path, settings: ReadSettings, files: TextFiles) -> Vocabulary:
-    """Read a vocabulary.
-
-    Args:
-        path: the file; its suffix says of what kind it is.
-        settings: language and label fields.
-        files: reads the text files of the data set.
+    """Read a vocabulary in the language and with the label fields of the settings.
 
     Raises:
         DataError: a file that cannot be read, or one without the language.
@@ -216,8 +199,7 @@ def _checked(
 
 
 def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
-    uris: list[str] = []
-    lines = array("q")
+    concepts = Records("concept", path)
     columns: dict[str, list[str]] = {}
     for line, record in _tsv_rows(stream, path) if suffix(path) == ".tsv" else records(stream, path):
         if "uri" not in record:
@@ -229,18 +211,15 @@ def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
         uri = bare(text_value(record["uri"], "uri", path, line))
         if not uri:
             raise DataError("the concept has no URI", path, line)
-        uris.append(uri)
-        lines.append(line)
+        concepts.add(uri, uri, line)
         for name, values in columns.items():
             values.append(text_value(record[name], name, path, line).strip())
-    if not uris:
-        raise DataError("the file has no concepts", path)
-    check_unique(uris, "concept", path, lines)
+    concepts.check()
     by_language = {name.removeprefix("label_").lower(): values for name, values in columns.items() if name != "label"}
     found = {language: sum(map(bool, values)) for language, values in by_language.items()}
     language = _choose_language(asked, found, path)
     names = by_language.get(language, columns.get("label", []))
-    return _checked(path, uris, names, names, language, FIELDS[:1])
+    return _checked(path, concepts.ids, names, names, language, FIELDS[:1])
 
 
 def _tsv_rows(stream: TextIO, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -267,19 +246,18 @@ def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabu
     found = Counter(language for uri in uris for language in concepts.preferred.get(uri, {}) if language)
     language = _choose_language(asked, found, path)
 
-    def labels(by_language: Mapping[str, Sequence[str]] | None) -> list[str]:
+    def labels(of: Mapping[str, Mapping[str, Sequence[str]]], uri: str) -> list[str]:
         """Those of the language, else those of no stated one."""
-        given = by_language or {}
-        return sorted(set(given.get(language) or given.get("") or ()))
+        by_language = of.get(uri, {})
+        return sorted(set(by_language.get(language) or by_language.get("") or ()))
 
-    preferred = {
-        uri: "" if uri in concepts.deprecated else next(iter(labels(concepts.preferred.get(uri))), "") for uri in uris
-    }
+    first_labels = {uri: next(iter(labels(concepts.preferred, uri)), "") for uri in uris}
+    preferred = {uri: "" if uri in concepts.deprecated else label for uri, label in first_labels.items()}
 
     def text(uri: str) -> str:
         name = result = preferred[uri]
         if "alternative" in fields:
-            others = [label for label in labels(concepts.alternative.get(uri)) if label != name]
+            others = [label for label in labels(concepts.alternative, uri) if label != name]
             result = "; ".join([name, *others])
         if "broader" in fields:
             broader = sorted({preferred[other] for other in concepts.broader.get(uri, ()) if preferred.get(other)})
@@ -291,7 +269,7 @@ def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabu
 
 
 class _Concepts:
-    """What is kept of the triples of a SKOS file; labels by URI and language."""
+    """What is kept of the triples of a SKOS file; labels are by URI and language."""
 
     def __init__(self) -> None:
         self.known: set[str] = set()
@@ -351,12 +329,9 @@ def _parse(path: Path) -> _Concepts:
         reason = getattr(error, "_why", None) or str(error).partition("\n")[0]
         if not reason or isinstance(error, AttributeError | TypeError | LookupError | AssertionError):
             reason = f"rdflib stops with {type(error).__name__}"
-        raise DataError(f"this is not whole {_kind_name(path)} ({' '.join(str(reason).split())})", path, line) from None
+        name = RDF_NAMES[RDF[suffix(path)]]
+        raise DataError(f"this is not whole {name} ({' '.join(str(reason).split())})", path, line) from None
     finally:
         noise.setLevel(level)
     halves.say(path)
     return concepts
-
-
-def _kind_name(path: Path) -> str:
-    return {"turtle": "Turtle", "xml": "RDF/XML", "nt": "N-Triples", "": "RDF"}[RDF[suffix(path)]]

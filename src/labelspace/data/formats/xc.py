@@ -76,13 +76,7 @@ def _read_corpus(
 
 
 def read_targets(path: Path, files: TextFiles, check_shape: Callable[[int, int], None]) -> sp.csr_array:
-    """The truth as SciPy saved it, or as text, where an empty line is a row without labels.
-
-    Args:
-        path: the file.
-        files: opens text.
-        check_shape: takes rows and columns; of text before the rows are read.
-    """
+    """The truth as SciPy saved it, or as text; ``check_shape`` is called with rows and columns."""
     if path.suffix != ".npz":
         rows = read_sparse_text(path, files, check_shape)
         return build_targets(rows.counts, rows.columns, rows.values, rows.shape[1], path, first_line=2)
