@@ -18,11 +18,7 @@ from pathlib import Path
 
 
 def unit(path: str | Path) -> str:
-    """What the records of a file are counted in: rows of a Parquet file, lines of any other.
-
-    Args:
-        path: the file.
-    """
+    """What the records of a file are counted in: rows of a Parquet file, lines of any other."""
     return "row" if str(path).lower().endswith(".parquet") else "line"
 
 

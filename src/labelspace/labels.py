@@ -19,19 +19,16 @@ from .types import Labels
 
 IntArray = npt.NDArray[np.int64]
 
-MOST_COMPARED = 200_000
-"""Names that an unknown one is compared with, to tell the nearest: it takes a second."""
+COMPARED_MAX_NAMES = 200_000
+"""Names that an unknown one is compared with to name the nearest: it takes a second."""
 
 
 def numbers_in(ids: Sequence[str], known: Sequence[str]) -> IntArray:
-    """The numbers of labels in another numbering.
+    """(n,) numbers of labels in another numbering, -1 for an id that is not there.
 
     Args:
         ids: n label ids.
         known: ids in the order of the other numbering, each once.
-
-    Returns:
-        (n,) numbers, -1 for an id that is not there.
     """
     if list(ids) == list(known):
         return np.arange(len(ids))
@@ -40,14 +37,13 @@ def numbers_in(ids: Sequence[str], known: Sequence[str]) -> IntArray:
 
 
 def numbers_among(ids: Sequence[str], number: dict[str, int]) -> IntArray:
-    """Numbers of a model's labels among those of the data, so that its predictions can meet the truth.
+    """(L + 1,) numbers of a model's labels among those of the data, so that its predictions can meet the truth.
+
+    The last is -1, so that the number -1 of padding stays -1.
 
     Args:
         ids: L ids of the model's labels.
         number: numbers by id; ids that are not there get the next ones, and are added.
-
-    Returns:
-        (L + 1,) the number of each label, and -1 at the end, so that -1 stays -1.
     """
     return np.array([*(number.setdefault(name, len(number)) for name in ids), -1], dtype=np.int64)
 
@@ -63,33 +59,27 @@ def widened(truth: sp.csr_array, n_labels: int) -> sp.csr_array:
 
 
 def renumbered_pairs(pairs: sp.sparray, number: IntArray, n_labels: int) -> sp.csr_array:
-    """(document, label) pairs in another numbering; those of labels without a number are left out.
+    """(n, n_labels) pairs in another numbering, as 0 and 1; those of labels without a number are left out.
 
     Args:
-        pairs: (n, L), what is not 0 being a pair.
+        pairs: (n, L), what is not 0 being a pair of document and label.
         number: (L,) numbers, -1 for none.
         n_labels: labels of the other numbering.
-
-    Returns:
-        (n, n_labels) of 0 and 1.
     """
-    found = sp.coo_array(pairs)
-    labels = number[found.col]
+    entries = sp.coo_array(pairs)
+    labels = number[entries.col]
     kept = labels >= 0
     ones = np.ones(int(kept.sum()), dtype=bool)
-    return binary_truth(sp.coo_array((ones, (found.row[kept], labels[kept])), shape=(pairs.shape[0], n_labels)))
+    return binary_truth(sp.coo_array((ones, (entries.row[kept], labels[kept])), shape=(pairs.shape[0], n_labels)))
 
 
 def renumbered_targets(targets: sp.csr_array, number: IntArray, n_labels: int) -> sp.csr_array:
-    """The truth with its relevances in another numbering; labels without a number are left out, and values of 0.
+    """(n, n_labels) truth in another numbering, each row in its order; without values of 0 and labels without a number.
 
     Args:
         targets: (n, L).
         number: (L,) numbers, -1 for none.
         n_labels: labels of the other numbering.
-
-    Returns:
-        (n, n_labels), each row in the order that it had.
     """
     columns = number[targets.indices]
     kept = (columns >= 0) & (targets.data > 0)
@@ -122,11 +112,11 @@ class LabelNames:
         Raises:
             DataError: no labels, or an unknown one; the nearest known ones are named.
         """
-        given = _listed(labels)
-        if not given:
+        wanted = _listed(labels)
+        if not wanted:
             raise DataError("no label to choose from was given; pass labels=None to choose from all")
         numbers: set[int] = set()
-        for label in given:
+        for label in wanted:
             if isinstance(label, int | np.integer) and not isinstance(label, bool):
                 if not 0 <= label < self.count:
                     raise DataError(f"there is no label number {label}; the model has {self.count} labels")
@@ -134,7 +124,7 @@ class LabelNames:
             elif isinstance(label, str) and label in self._numbers:
                 numbers.update(self._numbers[label])
             else:
-                near = difflib.get_close_matches(str(label), list(self._numbers)[:MOST_COMPARED], n=3)
+                near = difflib.get_close_matches(str(label), list(self._numbers)[:COMPARED_MAX_NAMES], n=3)
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
                 raise DataError(f"the model has no label {label!r}{hint}")
         return np.array(sorted(numbers), dtype=np.int64)

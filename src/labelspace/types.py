@@ -84,11 +84,7 @@ class Corpus:
         return len(self.texts)
 
     def rows(self, rows: npt.NDArray[np.int64]) -> Corpus:
-        """The documents of the given rows, in that order; filter pairs follow their documents.
-
-        Args:
-            rows: (n,) distinct row numbers.
-        """
+        """The documents of the given rows, each at most once, in that order; filter pairs follow their documents."""
         pairs = self.filter_pairs
         if pairs is not None:
             place = np.full(len(self), -1, dtype=np.int64)
@@ -147,11 +143,7 @@ class Dataset:
                 )
 
     def renumbered(self, order: npt.NDArray[np.int64]) -> Dataset:
-        """The same data with its labels in another order.
-
-        Args:
-            order: (L,) the present number of each label to come.
-        """
+        """The same data with its labels in another order: (L,) the present number of each label to come."""
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
 

@@ -24,11 +24,7 @@ def _beside(path: Path, purpose: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Flush one file, or a folder's own entries where the platform can do that, to disk.
-
-    Args:
-        path: the file or folder.
-    """
+    """Flush a file, or a folder's own entries where the platform can do that, to disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     # Windows flushes only what is open for writing; elsewhere reading is enough, also for read-only files.
@@ -40,10 +36,9 @@ def sync(path: Path) -> None:
 
 
 def finish(path: Path) -> None:
-    """Let those read a new file who may read its folder, and flush it to disk; some writers keep files to their owner.
+    """Flush a new file in a folder of ours to disk, and let those read it who may read the folder.
 
-    Args:
-        path: the file, in a folder of ours.
+    Some writers keep files to their owner.
     """
     os.chmod(path, path.stat().st_mode | path.parent.stat().st_mode & 0o044)
     sync(path)
@@ -79,9 +74,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 def _of_writing(error: Exception, path: Path) -> tuple[int | None, str]:
     """Number and text of what the system says of a write; an empty text where the failure is of another kind."""
-    told = _RUST.search(str(error))  # by libraries written in Rust, whose errors are no OSError
-    if told and int(told[1]) in (*_FULL, *_CLOSED, errno.EIO):
-        return int(told[1]), os.strerror(int(told[1]))
+    rust = _RUST.search(str(error))  # of libraries written in Rust, whose errors are no OSError
+    if rust and int(rust[1]) in (*_FULL, *_CLOSED, errno.EIO):
+        return int(rust[1]), os.strerror(int(rust[1]))
     elsewhere = (ConnectionError, TimeoutError, InterruptedError, ChildProcessError, BlockingIOError)
     if not isinstance(error, OSError) or type(error).__module__ != "builtins" or isinstance(error, elsewhere):
         return None, ""

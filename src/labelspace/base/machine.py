@@ -20,11 +20,7 @@ _begun = time.monotonic()
 
 
 def start_clock(at: float | None = None) -> None:
-    """Say when the present command began.
-
-    Args:
-        at: by `time.monotonic`; None for now.
-    """
+    """Say when the present command began, by `time.monotonic`; None for now."""
     global _begun
     _begun = time.monotonic() if at is None else at
 
@@ -46,20 +42,20 @@ def ask_for_huge_pages() -> None:
 
 def available_memory() -> int | None:
     """Bytes that a process may still take, container limits counted; None where the system does not say."""
-    found: list[int] = []
+    limits: list[int] = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         if limit != "max":
-            found.append(int(limit) - used)
-    if not found and hasattr(os, "sysconf"):
+            limits.append(int(limit) - used)
+    if not limits and hasattr(os, "sysconf"):
         with contextlib.suppress(OSError, ValueError):
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found) if found else None
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
 
 
 def processor() -> str:
@@ -105,10 +101,7 @@ def require_memory(needed: int, purpose: str, remedy: str, device: torch.device 
 
 
 def device_of(name: str) -> torch.device:
-    """A device by name.
-
-    Args:
-        name: ``auto``, or a name that torch knows.
+    """The device of a name that torch knows, or the best one for ``auto``.
 
     Raises:
         SettingsError: no name of a device.
@@ -135,9 +128,8 @@ def device_of(name: str) -> torch.device:
 
 def cache_folder() -> Path:
     """Where token arrays and token vectors are kept: ``LABELSPACE_CACHE``, or the user's cache folder."""
-    given = os.environ.get("LABELSPACE_CACHE")
-    if given:
-        return Path(given).expanduser()
+    if stated := os.environ.get("LABELSPACE_CACHE"):
+        return Path(stated).expanduser()
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "labelspace"
     except RuntimeError:  # a user without a home

@@ -18,8 +18,8 @@ from .machine import cache_folder, processor
 if TYPE_CHECKING:
     import torch
 
-PAYS = 1.15
-"""So many times faster products in a smaller type must be to be taken, so that noise does not decide."""
+MIN_SPEEDUP = 1.15
+"""Products in a smaller type must be so many times faster to be taken, so that noise does not decide."""
 
 
 GPU_PRODUCTS_PER_SECOND = 4.2e12
@@ -29,28 +29,20 @@ PRODUCT_ROWS, PRODUCT_WIDTH = 1024, 384
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are faster than in float32 here.
-
-    Args:
-        device: on a CPU it is measured once and kept in the cache folder; a GPU needs native bf16.
-    """
+    """Whether matrix products in bf16 are faster than in float32 here: measured on a CPU; a GPU needs native bf16."""
     import torch
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and _product_seconds()["float32"] > PAYS * _product_seconds()["bf16"]
+    return device.type == "cpu" and _product_seconds()["float32"] > MIN_SPEEDUP * _product_seconds()["bf16"]
 
 
 def int8_pays(device: torch.device) -> bool:
-    """Whether matrix products in int8 are right, and faster than in float32 and bf16 here.
-
-    Args:
-        device: only on a CPU it is measured.
-    """
+    """Whether matrix products in int8 are right, and faster than in float32 and bf16 here; never but on a CPU."""
     if device.type != "cpu" or not int8_is_exact():
         return False
     seconds = _product_seconds()
-    return min(seconds["float32"], seconds["bf16"]) > PAYS * seconds["int8"]
+    return min(seconds["float32"], seconds["bf16"]) > MIN_SPEEDUP * seconds["int8"]
 
 
 def products_per_second(device: torch.device) -> float:
@@ -93,27 +85,23 @@ def _product_seconds() -> dict[str, float]:
         a, b = (torch.randn(PRODUCT_ROWS, PRODUCT_WIDTH, generator=g) for _ in range(2))
         a16, b16 = a.bfloat16(), b.bfloat16()
         a8, b8 = ((x * 30).clamp(-127, 127).to(torch.int8) for x in (a, b))
-        sides = {"float32": lambda: a @ b.T, "bf16": lambda: a16 @ b16.T, "int8": lambda: torch._int_mm(a8, b8.T)}
-        found = dict.fromkeys(sides, math.inf)
+        products = {"float32": lambda: a @ b.T, "bf16": lambda: a16 @ b16.T, "int8": lambda: torch._int_mm(a8, b8.T)}
+        seconds = dict.fromkeys(products, math.inf)
         for _ in range(4):
-            for name, product in sides.items():
+            for name, product in products.items():
                 begun = time.perf_counter()
                 with contextlib.suppress(RuntimeError):  # this build of torch has none
                     product()
-                    found[name] = min(found[name], time.perf_counter() - begun)
-        return found
+                    seconds[name] = min(seconds[name], time.perf_counter() - begun)
+        return seconds
 
     return measured_once("products", measure)
 
 
 def measured_once(name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What was measured of this machine before, kept in the cache folder, or a measurement that is written there.
+    """Figures by name that were measured of this machine before, or else are measured and kept in the cache folder.
 
-    It is made anew for another processor, another build of torch, and other limits on the instructions it may use.
-
-    Args:
-        name: of what is measured.
-        measure: measures it: figures by name.
+    They are measured anew for another processor, another build of torch, and other limits on its instructions.
     """
     import torch
 
@@ -123,8 +111,8 @@ def measured_once(name: str, measure: Callable[[], dict[str, float]]) -> dict[st
     known: dict[str, dict[str, float]] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         known = dict(json.loads(path.read_text(encoding="utf-8")))
-        return {part: float(value) for part, value in known[entry].items()}
-    found = measure()
-    with contextlib.suppress(LabelspaceError, OSError), atomic_file(path) as part:
-        part.write_text(json.dumps({**known, entry: found}, indent=1), encoding="utf-8")
-    return found
+        return {figure: float(value) for figure, value in known[entry].items()}
+    figures = measure()
+    with contextlib.suppress(LabelspaceError, OSError), atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({**known, entry: figures}, indent=1), encoding="utf-8")
+    return figures

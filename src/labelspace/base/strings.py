@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 1 << 16
+BLOCK_STRINGS = 1 << 16
 """Strings decoded, or copied, at a time."""
 
 
@@ -27,11 +27,7 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Strings:
-        """Lay strings end to end.
-
-        Args:
-            strings: any; half of a surrogate pair is kept as it is.
-        """
+        """Lay strings end to end; half of a surrogate pair is kept as it is."""
         if isinstance(strings, Strings):
             return strings
         encoded = [s.encode("utf-8", "surrogatepass") for s in strings]
@@ -41,11 +37,7 @@ class Strings(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Sequence[Strings]) -> Strings:
-        """Several lists as one.
-
-        Args:
-            parts: in order; none is changed.
-        """
+        """Several lists as one, in order; none is changed."""
         if len(parts) == 1:
             return parts[0]
         ends = np.cumsum([0, *(int(p.offsets[-1] - p.offsets[0]) for p in parts)])
@@ -54,25 +46,19 @@ class Strings(Sequence[str]):
         return cls(np.concatenate([np.zeros(0, np.uint8), *data]), np.concatenate([np.zeros(1, np.int64), *offsets]))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Strings:
-        """The strings of some rows, copied.
-
-        Args:
-            rows: (m,) row numbers, repeats allowed.
-        """
-        lengths = np.diff(self.offsets)[rows] if len(rows) * 4 > len(self) else self._lengths(rows)
+        """The strings of some rows, repeats allowed, copied."""
+        # Of few rows only their own offsets are read, since all of them may be a large file.
+        many = len(rows) * 4 > len(self)
+        lengths = np.diff(self.offsets)[rows] if many else self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         data = np.empty(int(offsets[-1]), dtype=np.uint8)
-        for start in range(0, len(rows), BLOCK):
-            block = slice(start, start + BLOCK)
+        for start in range(0, len(rows), BLOCK_STRINGS):
+            block = slice(start, start + BLOCK_STRINGS)
             shift = np.repeat(self.offsets[rows[block]] - offsets[:-1][block], lengths[block])
-            first, last = int(offsets[start]), int(offsets[min(start + BLOCK, len(rows))])
+            first, last = int(offsets[start]), int(offsets[min(start + BLOCK_STRINGS, len(rows))])
             data[first:last] = self.data[np.arange(first, last) + shift]
         return Strings(data, offsets)
-
-    def _lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        lengths: npt.NDArray[np.int64] = self.offsets[rows + 1] - self.offsets[rows]
-        return lengths
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -91,8 +77,8 @@ class Strings(Sequence[str]):
         return raw.tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), BLOCK):
-            offsets = self.offsets[start : start + BLOCK + 1].tolist()
+        for start in range(0, len(self), BLOCK_STRINGS):
+            offsets = self.offsets[start : start + BLOCK_STRINGS + 1].tolist()
             raw = self.data[offsets[0] : offsets[-1]].tobytes()
             first = offsets[0]
             for a, b in zip(offsets[:-1], offsets[1:], strict=True):

@@ -20,17 +20,17 @@ import numpy as np
 from .. import __version__
 from ..base.files import atomic_folder
 from ..errors import DataError, MissingExtraError, SettingsError
-from ..types import Corpus, Dataset
+from ..types import Corpus, Dataset, Labels
 from .formats.columns import FIELDS, ID_COLUMNS, RELEVANCES, record_text
 from .formats.filters import NAMES
 from .formats.rows import read_records
-from .formats.text import TextFiles, json_lines, listed
+from .formats.text import TextFiles, listed
 from .loading import RECORD, load
 
 logger = logging.getLogger("labelspace.data")
 
 LF_STEMS = {"train": "trn", "valid": "val", "test": "tst", "labels": "lbl"}
-BATCH = 10_000
+BATCH_ROWS = 10_000
 """Rows of a Parquet file that are written at a time."""
 
 Columns = dict[str, Iterable[Any]]
@@ -94,14 +94,12 @@ def _say_what_is_left_out(data: Dataset) -> None:
     if path is None or kind not in ("lf", "table"):
         return
     known = {"title", "content"}
-    files = TextFiles()
     if kind == "lf":
         known |= {"uid", "target_ind", "target_rel"}
-        first = files.read(path, lambda stream: next(json_lines(stream, path), None))
     else:
         columns = (str(data.options["text_column"]), str(data.options["label_column"]))
         known |= {*columns, "label", RELEVANCES, *ID_COLUMNS}
-        first = read_records(files, path, lambda rows: next(rows, None))
+    first = read_records(TextFiles(), path, lambda rows: next(rows, None))
     others = [column for column in (first[1] if first else {}) if column not in known]
     if others:
         logger.warning("%s: %d columns are not carried over: %s", data.name, len(others), listed(others))
@@ -111,9 +109,9 @@ def _check(data: Dataset) -> None:
     """Refuse what no reader would read back."""
     if not len(data.labels):
         raise DataError(f"{data.name} has no labels; there is nothing to write")
-    wrong = next((name for name in data.labels.ids if not name or name != name.strip()), None)
-    if wrong is not None:
-        raise DataError(f"{data.name}: the label id {wrong!r} is empty or has blanks around it; change it")
+    for name in data.labels.ids:
+        if not name or name != name.strip():
+            raise DataError(f"{data.name}: the label id {name!r} is empty or has blanks around it; change it")
     _check_distinct(data.labels.ids, f"{data.name}: the label id")
     for split, corpus in _splits(data).items():
         if not len(corpus):
@@ -146,8 +144,7 @@ def _splits(data: Dataset) -> dict[str, Corpus]:
 def _write(data: Dataset, folder: Path, to: str) -> None:
     suffix, write = WRITERS[to]
     splits = _splits(data)
-    fields = _fields([(corpus.texts, corpus.parts) for corpus in splits.values()])
-    label_fields = _fields([(data.labels.texts, data.labels.parts)])
+    fields, label_fields = _fields(splits.values()), _fields([data.labels])
     if (fields is None and data.train.parts) or (label_fields is None and data.labels.parts):
         logger.warning("%s: the texts are not those of their titles and contents; only texts are written", data.name)
     weighted = to == "lf" or any((corpus.targets.data != 1).any() for corpus in splits.values())
@@ -166,9 +163,8 @@ def _write(data: Dataset, folder: Path, to: str) -> None:
             columns["target_rel" if to == "lf" else RELEVANCES] = relevances
         write(folder / f"{stems[split]}{suffix}", columns)
         if corpus.filter_pairs is not None and split in NAMES:
-            lines = (f"{row} {label}\n" for row, label in corpus.filter_pairs.tolist())
             with (folder / NAMES[split][0]).open("w", encoding="utf-8") as stream:
-                stream.writelines(lines)
+                stream.writelines(f"{row} {label}\n" for row, label in corpus.filter_pairs.tolist())
     columns = {"uid" if to == "lf" else "id": data.labels.ids}
     columns |= _text_columns(data.labels.texts, data.labels.parts if label_fields else None, to)
     if to == "csv" and any(row == tuple(columns) for row in zip(*columns.values(), strict=True)):
@@ -182,21 +178,19 @@ def _write(data: Dataset, folder: Path, to: str) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _fields(made: Iterable[tuple[Sequence[str], Mapping[str, Sequence[str]] | None]]) -> str | None:
-    """The fields that all these texts are made of, or None where there is none."""
-    with_parts = [(texts, parts) for texts, parts in made if parts]
-    return next(
-        (fields for fields in FIELDS[::-1] if with_parts and all(_made_of(fields, *x) for x in with_parts)), None
-    )
+def _fields(columns: Iterable[Corpus | Labels]) -> str | None:
+    """The fields that all texts with parts are made of, or None where there are none."""
+    with_parts = [(column.texts, column.parts) for column in columns if column.parts]
+    for fields in FIELDS[::-1]:
+        if with_parts and all(_are_made_of(fields, texts, parts) for texts, parts in with_parts):
+            return fields
+    return None
 
 
-def _made_of(fields: str, texts: Sequence[str], parts: Mapping[str, Sequence[str]]) -> bool:
-    names = list(parts)
-    path = Path()
-    return all(
-        record_text(dict(zip(names, record, strict=True)), fields, path, 0) == text
-        for text, *record in zip(texts, *parts.values(), strict=True)
-    )
+def _are_made_of(fields: str, texts: Sequence[str], parts: Mapping[str, Sequence[str]]) -> bool:
+    records = (dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True))
+    made = (record_text(record, fields, Path(), 0) for record in records)
+    return all(text == own for text, own in zip(texts, made, strict=True))
 
 
 def _text_columns(texts: Sequence[str], parts: Mapping[str, Sequence[str]] | None, to: str) -> Columns:
@@ -244,7 +238,7 @@ def _parquet_rows(path: Path, columns: Columns) -> None:
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     rows = zip(*columns.values(), strict=True)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        while batch := list(islice(rows, BATCH)):
+        while batch := list(islice(rows, BATCH_ROWS)):
             arrays = [
                 pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
             ]

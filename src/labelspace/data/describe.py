@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,12 @@ from ..base.machine import available_memory, gigabytes, minilm_folder
 from ..evaluation.metrics import frequency_groups, label_counts
 from ..types import Corpus, Dataset
 
-SAMPLE = 20_000
+SAMPLE_TEXTS = 20_000
 """Texts whose length is measured."""
 
 
 def describe(data: Dataset) -> dict[str, Any]:
-    """Counts, density, lengths, label frequencies and estimated memory of a data set, as JSON-ready values.
-
-    Args:
-        data: the data set.
-    """
+    """Counts, density, lengths, label frequencies and estimated memory of a data set, as JSON-ready values."""
     counts = label_counts(data.train.targets)
     groups = frequency_groups(data.train.targets)
     report: dict[str, Any] = {"name": data.name, "options": data.options, "labels": len(data.labels)}
@@ -49,20 +46,16 @@ def describe(data: Dataset) -> dict[str, Any]:
         "tail": int((groups == 2).sum()),
         "unseen_in_train": int((counts == 0).sum()),
     }
-    unit, lengths = _token_counter()
-    report["token_unit"] = unit
-    report["tokens"] = {"documents": lengths(data.train.texts), "labels": lengths(data.labels.texts)}
+    report["token_unit"], count = _token_counter()
+    texts = {"documents": data.train.texts, "labels": data.labels.texts}
+    report["tokens"] = {name: _lengths(some, count) for name, some in texts.items()}
     report["training_memory_bytes"] = _training_memory(data)
     report["available_memory_bytes"] = available_memory()
     return report
 
 
 def render(report: dict[str, Any]) -> str:
-    """The description as text for a terminal.
-
-    Args:
-        report: what `describe` returned.
-    """
+    """What `describe` returned, as text for a terminal."""
     options = ", ".join(f"{k} {v}" for k, v in report["options"].items() if v is not None)
     lines = [f"{report['name']} ({options})", ""]
     for split in ("train", "valid", "test"):
@@ -97,39 +90,36 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _token_counter() -> tuple[str, Any]:
+def _token_counter() -> tuple[str, Callable[[list[str]], list[int]]]:
+    """What lengths are counted in, and what counts them."""
     folder = minilm_folder()
     if folder is None:
-
-        def count(texts: list[str]) -> list[int]:
-            return [len(text.split()) for text in texts]
-
         unit = "words (install labelspace[minilm] to count word pieces)"
-    else:
-        from tokenizers import Tokenizer
+        return unit, lambda texts: [len(text.split()) for text in texts]
+    from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        unit = "word pieces of minilm"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
 
-        def count(texts: list[str]) -> list[int]:
-            clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-            return [len(e.ids) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+    def count(texts: list[str]) -> list[int]:
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        return [len(e.ids) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
 
-    def lengths(texts: Any) -> dict[str, float]:
-        rows = np.arange(len(texts))
-        if len(rows) > SAMPLE:
-            rows = np.random.default_rng(0).choice(len(texts), SAMPLE, replace=False)
-        found = np.array(count([texts[i] for i in rows]) or [0])
-        return {
-            "mean": round(float(found.mean()), 2),
-            "median": float(np.median(found)),
-            "p99": float(np.percentile(found, 99)),
-            "longest": int(found.max()),
-        }
+    return "word pieces of minilm", count
 
-    return unit, lengths
+
+def _lengths(texts: Sequence[str], count: Callable[[list[str]], list[int]]) -> dict[str, float]:
+    rows = np.arange(len(texts))
+    if len(rows) > SAMPLE_TEXTS:
+        rows = np.random.default_rng(0).choice(len(texts), SAMPLE_TEXTS, replace=False)
+    lengths = np.array(count([texts[i] for i in rows.tolist()]) or [0], dtype=np.int64)
+    return {
+        "mean": round(float(lengths.mean()), 2),
+        "median": float(np.median(lengths)),
+        "p99": float(np.percentile(lengths, 99)),
+        "longest": int(lengths.max()),
+    }
 
 
 def _training_memory(data: Dataset) -> dict[str, int]:

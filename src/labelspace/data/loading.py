@@ -15,7 +15,7 @@ from . import formats
 from .formats import features
 from .formats.corpus import ReadSettings
 from .formats.text import Halves
-from .split import _check_hold_out, hold_out
+from .split import check_hold_out, hold_out
 
 
 def load(
@@ -91,20 +91,19 @@ def load(
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem
     name = Halves().mend(name)  # of a folder whose name is not UTF-8
-    _check_hold_out(valid_fraction, valid_max)
+    check_hold_out(valid_fraction, valid_max)
     splits, format = formats.read(path, name, settings, format or record.get("format"))
     if "texts" in record:
         splits.options["texts"] = record["texts"]
+    train, valid = splits.train, splits.valid
     rows = np.zeros(0, dtype=np.int64)
-    valid = splits.valid
     if valid is None:
-        train = splits.train
-        alike = train.ids if lacks_texts(splits.options, "train") else train.texts
+        alike = train.ids if _lacks_texts(splits.options, "train") else train.texts  # without texts all are alike
         rows = hold_out(alike, valid_fraction, valid_max, seed)
-        valid = splits.train.rows(rows)
+        valid = train.rows(rows)
     options: dict[str, str | int | float | None] = {"format": format, **splits.options, "seed": seed}
     options.update(valid_fraction=valid_fraction, valid_max=valid_max)
-    return Dataset(name, splits.labels, splits.train, valid, splits.test, rows, options)
+    return Dataset(name, splits.labels, train, valid, splits.test, rows, options)
 
 
 RECORD = "labelspace.json"
@@ -123,14 +122,9 @@ def _read_record(path: Path) -> dict[str, str]:
     return record
 
 
-def lacks_texts(options: Mapping[str, object], split: str) -> bool:
-    """Whether the documents of a split came without texts, as features only.
-
-    Args:
-        options: how the data set was read; ``texts`` is "none", or the only split that has them.
-        split: "train", "valid" or "test".
-    """
-    texts = options.get("texts")
+def _lacks_texts(options: Mapping[str, object], split: str) -> bool:
+    """Whether the documents of a split came without texts, as features only."""
+    texts = options.get("texts")  # "none", or the only split that has them
     return texts is not None and texts != ("train" if split == "valid" else split)
 
 
@@ -144,7 +138,7 @@ def require_texts(data: Dataset, split: str = "train") -> None:
     Raises:
         DataError: there are only features.
     """
-    if lacks_texts(data.options, split):
+    if _lacks_texts(data.options, split):
         name = features.TEXTS["test" if split == "test" else "train"][0]
         raise DataError(
             f"{data.name}: the {split} documents are features without texts, and models read texts; "
@@ -153,11 +147,7 @@ def require_texts(data: Dataset, split: str = "train") -> None:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A SHA-256 over the labels' and training documents' ids and texts and the training truth.
-
-    Args:
-        dataset: what was read.
-    """
+    """A SHA-256 over the labels' and training documents' ids and texts and the training truth."""
     digest = hashlib.sha256()
     for strings in (dataset.labels.ids, dataset.labels.texts, dataset.train.ids, dataset.train.texts):
         digest.update(len(strings).to_bytes(8, "little"))

@@ -22,7 +22,7 @@ class _NotReal(Exception):
 def read_npz(path: Path, wide: bool = False) -> sp.csr_array:
     """A sparse matrix that SciPy saved, as CSR with sorted rows; damaged and foreign files are refused.
 
-    Entries that are there twice stay so: what that means is for the caller to say.
+    Entries that occur twice stay so: what that means is for the caller to say.
 
     Args:
         path: the ``.npz`` file; pickled content is never loaded. The four arrays of a CSR matrix without the name of
@@ -47,18 +47,18 @@ def read_npz(path: Path, wide: bool = False) -> sp.csr_array:
 def _to_csr(arrays: dict[str, Array], wide: bool) -> sp.csr_array:
     kind = arrays["format"].item() if "format" in arrays else "csr"
     kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
-    shape, given = _whole(arrays["shape"]), arrays["data"]
+    shape, stored = _whole(arrays["shape"]), arrays["data"]
     if shape.shape != (2,):
         raise ValueError("the shape is not two numbers")
-    if given.dtype.kind == "c":
-        raise _NotReal(f"the values are complex ({given.dtype}); real numbers are needed")
-    if given.dtype.kind not in "buif" or given.ndim != {"bsr": 3, "dia": 2}.get(kind, 1):
-        raise ValueError(f"{given.ndim}-dimensional values of type {given.dtype}")
-    rounds = np.result_type(given.dtype, np.float32) != np.float32
-    data = given.astype(np.float64 if wide and rounds else np.float32, copy=False)
-    if wide and _rounds_in_float64(given):
-        data = given
-    if (np.isinf(data) & np.isfinite(given)).any():
+    if stored.dtype.kind == "c":
+        raise _NotReal(f"the values are complex ({stored.dtype}); real numbers are needed")
+    if stored.dtype.kind not in "buif" or stored.ndim != {"bsr": 3, "dia": 2}.get(kind, 1):
+        raise ValueError(f"{stored.ndim}-dimensional values of type {stored.dtype}")
+    rounds = np.result_type(stored.dtype, np.float32) != np.float32
+    data = stored.astype(np.float64 if wide and rounds else np.float32, copy=False)
+    if wide and _rounds_in_float64(stored):
+        data = stored
+    if (np.isinf(data) & np.isfinite(stored)).any():
         raise ValueError("a value is too large")
     n_rows, n_columns = shape.tolist()
     if kind == "csr":

@@ -14,21 +14,15 @@ from ..errors import MissingExtraError
 from ..types import Corpus, Dataset, Labels
 
 TEST_SHARE, VALID_SHARE = 0.1, 0.05
-
-
 NAME, FORMAT = "icd-10-cm", "quickstart"
 
 
 def made_by_quickstart(folder: Path) -> bool:
-    """Whether a folder holds the model of an earlier quickstart, which another one makes again.
-
-    Args:
-        folder: any.
-    """
+    """Whether a folder holds the model of an earlier quickstart, which another one makes again."""
     try:
-        made = json.loads((folder.expanduser() / "manifest.json").read_text(encoding="utf-8"))
-        data = made["info"]["data"]
-        return bool((data["name"], data["options"]["format"]) == (NAME, FORMAT) and len(made["history"]) == 0)
+        manifest = json.loads((folder.expanduser() / "manifest.json").read_text(encoding="utf-8"))
+        data = manifest["info"]["data"]
+        return bool((data["name"], data["options"]["format"]) == (NAME, FORMAT) and len(manifest["history"]) == 0)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -67,8 +61,8 @@ def icd10cm(seed: int = 0) -> Dataset:
             documents.setdefault(text.casefold(), (text, set()))[1].update(targets)
 
     texts = [text for text, _ in documents.values()]
-    indptr = np.cumsum([0] + [len(found) for _, found in documents.values()])
-    indices = np.concatenate([np.sort(np.fromiter(found, dtype=np.int64)) for _, found in documents.values()])
+    indptr = np.cumsum([0] + [len(numbers) for _, numbers in documents.values()])
+    indices = np.concatenate([np.sort(np.fromiter(numbers, dtype=np.int64)) for _, numbers in documents.values()])
     truth = sp.csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=(len(texts), len(codes)))
     whole = Corpus([f"phrase-{i}" for i in range(len(texts))], texts, truth)
 

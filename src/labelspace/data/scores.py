@@ -134,21 +134,21 @@ def _repeated(matrix: sp.csr_array) -> tuple[int, int, int] | None:
 
 def _check_distinct(matrix: sp.csr_array, path: Path | None) -> None:
     """Columns must be sorted already; of text the first row is in line 2."""
-    if (found := _repeated(matrix)) is not None:
-        _, row, number = found
+    if (repeated := _repeated(matrix)) is not None:
+        _, row, number = repeated
         line = row + 2 if path is not None and suffix(path) != ".npz" else None
         raise DataError(f"row {row} (from 0) predicts the same label twice, number {number}", path, line)
 
 
 def _read_text(path: Path) -> sp.csr_array:
-    found = read_sparse_text(path, TextFiles())
-    indptr = np.concatenate([[0], np.cumsum(np.asarray(found.counts))])
-    columns = np.asarray(found.columns)
-    beyond = np.flatnonzero(columns >= found.shape[1])
+    rows = read_sparse_text(path, TextFiles())
+    indptr = np.concatenate([[0], np.cumsum(np.asarray(rows.counts))])
+    columns = np.asarray(rows.columns)
+    beyond = np.flatnonzero(columns >= rows.shape[1])
     if len(beyond):
         line = int(np.searchsorted(indptr, beyond[0], side="right")) + 1
-        raise DataError(f"label number {columns[beyond[0]]} is not one of 0 to {found.shape[1] - 1}", path, line)
-    matrix = sp.csr_array((np.asarray(found.values), columns, indptr), shape=found.shape)
+        raise DataError(f"label number {columns[beyond[0]]} is not one of 0 to {rows.shape[1] - 1}", path, line)
+    matrix = sp.csr_array((np.asarray(rows.values), columns, indptr), shape=rows.shape)
     matrix.sort_indices()
     return matrix
 
@@ -195,8 +195,8 @@ def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.cs
     indptr = np.concatenate([[0], np.cumsum(np.bincount(np.asarray(rows), minlength=len(ids)))])
     shape = (len(ids), len(label_ids))
     matrix = sp.csr_array((np.asarray(scores)[order], np.asarray(labels)[order], indptr), shape=shape)
-    if (found := _repeated(matrix)) is not None:
-        place, row, number = found
+    if (repeated := _repeated(matrix)) is not None:
+        place, row, number = repeated
         first, again = sorted(np.asarray(lines)[order][place - 1 : place + 1].tolist())
         message = f"document {ids[row]!r} has the same label twice: {label_ids[number]!r} is in line {first} already"
         raise DataError(message, path, again)

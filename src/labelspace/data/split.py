@@ -12,12 +12,11 @@ import numpy.typing as npt
 from ..errors import SettingsError
 
 _GAPS = re.compile(r"[\W_]+")
-
-
 _FIRST_WORDS = 16
 
 
-def _check_hold_out(fraction: float, maximum: int) -> None:
+def check_hold_out(fraction: float, maximum: int) -> None:
+    """Refuse a share or a number of documents to hold out that is out of bounds."""
     if not 0 <= fraction < 1:
         raise SettingsError(f"valid_fraction must be from 0 to below 1, got {fraction}")
     if maximum < 0:
@@ -37,7 +36,7 @@ def hold_out(texts: Sequence[str], fraction: float, maximum: int, seed: int) -> 
         maximum: the most rows to hold out.
         seed: decides the draw.
     """
-    _check_hold_out(fraction, maximum)
+    check_hold_out(fraction, maximum)
     if fraction == 0 or maximum == 0 or len(texts) < 2:
         return np.zeros(0, dtype=np.int64)
     target = max(1, min(int(fraction * len(texts)), maximum))
@@ -66,20 +65,12 @@ def hold_out(texts: Sequence[str], fraction: float, maximum: int, seed: int) -> 
 
 
 def plain_words(text: str) -> str:
-    """A text without case, punctuation and extra white space; of texts where this is equal, all are held out or none.
-
-    Args:
-        text: any.
-    """
+    """A text without case, punctuation and extra white space; texts where this is equal are held out together."""
     return " ".join(_GAPS.split(text)).strip().casefold()
 
 
 def first_words(text: str) -> str:
-    """The beginning of `plain_words`, which is found faster.
-
-    Args:
-        text: any.
-    """
+    """The beginning of `plain_words`, which is found faster."""
     words = _GAPS.split(text, maxsplit=_FIRST_WORDS + 1)
     start = not words[0]
     return " ".join(words[start : start + _FIRST_WORDS]).strip().casefold()

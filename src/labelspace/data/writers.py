@@ -17,8 +17,8 @@ from ..types import Predictions, Reason, told_first
 
 SHOWN_REASONS = 3
 """Reasons that are shown for a label in a table, at least."""
-SHOWN_WIDTH = 70
-"""Characters of a key's text that are shown there."""
+SHOWN_CHARACTERS = 70
+"""Of a key's text that are shown there."""
 
 
 def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) -> None:
@@ -45,7 +45,7 @@ def write_table(predictions: Predictions, ids: Sequence[str], stream: TextIO) ->
 def _write_reasons(reasons: Sequence[Reason], stream: TextIO) -> None:
     shown, rest = told_first(reasons, SHOWN_REASONS)
     for reason in shown:
-        text = textwrap.shorten(reason.text, SHOWN_WIDTH, placeholder="...")
+        text = textwrap.shorten(reason.text, SHOWN_CHARACTERS, placeholder="...")
         where = f"{reason.kind} {_one_line(reason.id)}, similarity {reason.similarity:.3f}"
         if reason.kind == "words":
             where = f"words, times {math.exp(reason.similarity):.3f}"
@@ -181,9 +181,9 @@ def _write(stream: TextIO, line: str) -> None:
 
 def _entries(predictions: Predictions, row: int) -> Iterator[tuple[Any, ...]]:
     """Id, text and score of each label of a row, and its probability if there is one."""
-    there = predictions.indices[row] >= 0
+    kept = predictions.indices[row] >= 0
     arrays = [predictions.scores] + ([] if predictions.probabilities is None else [predictions.probabilities])
-    numbers = zip(*(array[row][there].tolist() for array in arrays), strict=True)
+    numbers = zip(*(array[row][kept].tolist() for array in arrays), strict=True)
     for (label_id, text, _), values in zip(predictions.named(row), numbers, strict=True):
         yield label_id, text, *map(_rounded, values)
 

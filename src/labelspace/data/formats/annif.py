@@ -250,7 +250,7 @@ def _read_folder(files: TextFiles, folder: Path, names: ConceptNames, unread: di
 def _json_object(content: str, path: Path) -> dict[str, Any]:
     try:
         json.loads(content)
-        found = list(json_lines([content.replace("\n", " ").replace("\r", " ")], path))
+        [(_, record)] = json_lines([content.replace("\n", " ").replace("\r", " ")], path)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the file is not JSON ({str(error).partition(chr(10))[0]})", path) from None
-    return found[0][1]
+    return record

@@ -159,15 +159,15 @@ def _rows_of(files: TextFiles, path: Path) -> int:
 
 
 def _check_features(features: str, n_features: int, path: Path, line: int) -> int:
-    """How many they are."""
-    found = _INDEX.findall(features)
+    """How many features of a row there are, whose numbers must be below the number of all."""
+    indices = _INDEX.findall(features)
     try:
-        highest = max(map(int, found), default=-1)
+        highest = max(map(int, indices), default=-1)
     except ValueError:  # thousands of digits
         raise DataError(f"a number is too large in {features[:60]!r}", path, line) from None
     if highest >= n_features:
         raise DataError(f"feature number {highest} is not one of 0 to {n_features - 1}", path, line)
-    return len(found)
+    return len(indices)
 
 
 def _read_old(files: TextFiles, path: Path) -> sp.csr_array:

@@ -85,17 +85,11 @@ class _Numbered(dict[str, int]):
 
 
 class _Documents(Records):
-    """The documents of one file; their labels are numbers of the names met, or cells that still are to be split.
-
-    Args:
-        path: the file.
-        settings: how to read it.
-        before: documents of the same split in other files.
-        as_text: whether labels are written as text, not as JSON or Parquet hold values.
-    """
+    """The documents of one file; their labels are numbers of the names met, or cells that still are to be split."""
 
     def __init__(self, path: Path, settings: ReadSettings, before: int, as_text: bool):
         super().__init__("document", path, settings.keep_parts, before)
+        # Text is split; what JSON and Parquet hold as values is taken as it is.
         self._separator, self._as_text = settings.separator, as_text
         self.label_columns: set[str] = set()
         self.counts, self.numbers = array("i"), array("i")
