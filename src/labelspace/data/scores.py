@@ -15,7 +15,7 @@ from ..base.files import atomic_file
 from ..errors import DataError
 from ..types import Labels, Predictions
 from .formats.columns import triples
-from .formats.labels import LabelNames
+from .formats.labels import LabelLookup
 from .formats.rows import suffix
 from .formats.sparse import header_numbers, read_sparse_text
 from .formats.text import TextFiles, plain_lines
@@ -164,7 +164,7 @@ LAYOUTS = {
 
 def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.csr_array:
     numbers = {identifier: row for row, identifier in enumerate(ids)}
-    names = LabelNames(Labels(label_ids, label_ids), range(len(label_ids)), Path("the data"))
+    names = LabelLookup(Labels(label_ids, label_ids), range(len(label_ids)), Path("the data"))
     wanted = "document, label and score, or TREC's six columns"
 
     def parse(stream: TextIO) -> tuple[array[int], array[int], array[float], array[int], set[str]]:

@@ -26,7 +26,7 @@ from .columns import given_id
 from .corpus import ReadSettings, Records, Splits, build_targets, check_unique
 from .rows import records, suffix
 from .text import TextFiles, find_files, first_lines, json_lines, listed, plain_lines, text_value
-from .vocabulary import ConceptNames, find_vocabulary, read_vocabulary
+from .vocabulary import ConceptLookup, find_vocabulary, read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
 
@@ -133,7 +133,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
 class _Documents(Records):
     """Documents as they are read, with their subjects."""
 
-    def __init__(self, path: Path, names: ConceptNames):
+    def __init__(self, path: Path, names: ConceptLookup):
         super().__init__("document", path)
         self._names = names
         self._counts, self._numbers = array("q"), array("q")
@@ -150,7 +150,7 @@ class _Documents(Records):
         return self.corpus(build_targets(self._counts, self._numbers, None, len(self._names.labels), self.path))
 
 
-def _read_file(files: TextFiles, path: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
+def _read_file(files: TextFiles, path: Path, names: ConceptLookup, unread: dict[str, None]) -> Corpus:
     def parse(stream: TextIO) -> Corpus:
         documents = _Documents(path, names)
         rows = {".tsv": short_texts, ".csv": _csv, ".jsonl": _jsonl}[suffix(path)]
@@ -231,7 +231,7 @@ def _documents(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     return documents
 
 
-def _read_folder(files: TextFiles, folder: Path, names: ConceptNames, unread: dict[str, None]) -> Corpus:
+def _read_folder(files: TextFiles, folder: Path, names: ConceptLookup, unread: dict[str, None]) -> Corpus:
     documents = _Documents(folder, names)
     for row, (stem, (path, subject_file)) in enumerate(_documents(folder).items()):
         content = files.read(path, lambda stream: stream.read())

@@ -23,7 +23,7 @@ from ...errors import DataError, SettingsError
 from ...types import Corpus, Labels
 from .columns import FIELDS, given_id, record_text, triples
 from .corpus import ReadSettings, Records, Splits, build_targets, check_unique
-from .labels import LabelNames
+from .labels import LabelLookup
 from .text import TextFiles, find_files, json_lines, listed, text_value
 
 logger = logging.getLogger("labelspace.data")
@@ -50,8 +50,8 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     """Read a folder of corpus, queries and judgements."""
     files = TextFiles(settings.encoding)
     corpus, queries = _file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl")
-    found = {split: _file(folder / "qrels", *(f"{stem}.tsv" for stem in stems)) for split, stems in SPLITS.items()}
-    paths = {split: path for split, path in found.items() if path is not None}
+    qrels = {split: _file(folder / "qrels", *(f"{stem}.tsv" for stem in stems)) for split, stems in SPLITS.items()}
+    paths = {split: path for split, path in qrels.items() if path is not None}
     if corpus is None or queries is None or not paths:
         raise DataError(f"BEIR data needs {LOOKED_FOR}", folder)
     fields = "title+content" if settings.label_fields == "auto" else settings.label_fields
@@ -63,7 +63,7 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     documents = files.read(queries, lambda stream: _read_queries(stream, queries, unread))
     if unread:
         logger.warning("%s: metadata is not read: %s", name, listed(unread))
-    names = LabelNames(Labels(labels.ids, labels.ids), labels.lines, corpus)
+    names = LabelLookup(Labels(labels.ids, labels.ids), labels.lines, corpus)
     row_of = {identifier: row for row, identifier in enumerate(documents.ids)}
     parse = partial(_read_qrels, row_of=row_of, queries=queries, names=names)
     judged = {split: files.read(path, partial(parse, path=path)) for split, path in paths.items()}
@@ -133,7 +133,7 @@ def _read_queries(stream: TextIO, path: Path, unread: dict[str, None]) -> Record
 
 
 def _read_qrels(
-    stream: TextIO, path: Path, row_of: Mapping[str, int], queries: Path, names: LabelNames
+    stream: TextIO, path: Path, row_of: Mapping[str, int], queries: Path, names: LabelLookup
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Row of the query, number of the label and score of each line."""
     rows, labels, scores = array("q"), array("q"), array("d")

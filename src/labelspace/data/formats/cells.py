@@ -1,6 +1,6 @@
 """Labels and relevances within one cell of a table: what stands between them, and which relevance is whose.
 
-Here alone are cells of labels split.
+Here alone cells of label names are split.
 
 The separator of labels, unless one is stated, is found out from all cells, by the first of these rules that fits:
 

@@ -1,6 +1,7 @@
 """Which column holds what: headers, the id and the text of a row, and lines of a document, a label and a number.
 
-Here alone are names of columns matched with a file's header, and here alone is it told that a line is a header.
+Here alone names of columns are matched with a file's header. Only a vocabulary in TSV, whose columns have fixed places,
+passes over its header itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ID_COLUMNS = ("id", "uid", "document_id", "_id")
 RELEVANCES = "relevances"
 FIELDS = ("title", "title+content")
 
-# Of lines of a document, a label and a number
+# Names in the header of judgements and runs, the preferred one first
 DOCUMENT = ("query-id", "qid", "query", "topic", "document-id", "document", "id")
 LABEL = ("corpus-id", "doc-id", "docid", "label-id", "label")
 NUMBER = ("score", "relevance", "rel")

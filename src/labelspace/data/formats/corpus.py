@@ -113,8 +113,10 @@ class Records:
         self.ids.append(identifier or str(self._before + len(self.ids)))
         self.texts.append(text)
         self.lines.append(line)
-        self.composed = self.composed or made_of is not None
-        if self._keep_parts and made_of is not None:
+        if made_of is None:
+            return
+        self.composed = True
+        if self._keep_parts:
             for name, texts in self._parts.items():
                 texts.append(text_value(made_of.get(name), name, self.path, line))
             self._columns.update(made_of.keys() & self._parts.keys())

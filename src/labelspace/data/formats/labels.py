@@ -18,7 +18,7 @@ ID_COLUMNS = ("id", "uid", "uri")
 TEXT_COLUMNS = ("text", "label", "name")
 
 
-class LabelNames:
+class LabelLookup:
     """Label ids and texts to label numbers.
 
     Args:
@@ -100,7 +100,7 @@ class LabelNames:
         return ", ".join(shown) or "none"
 
 
-def parse_list(stream: TextIO, path: Path) -> LabelNames:
+def parse_list(stream: TextIO, path: Path) -> LabelLookup:
     """A bare list: one name a line, which is id and text."""
     labels = Records("label", path)
     for number, line in enumerate(plain_lines(stream), start=1):
@@ -110,12 +110,12 @@ def parse_list(stream: TextIO, path: Path) -> LabelNames:
         if name:
             labels.add(name, name, number)
     labels.check()
-    return LabelNames(Labels(labels.ids, labels.ids), labels.lines, path, bare=True)
+    return LabelLookup(Labels(labels.ids, labels.ids), labels.lines, path, bare=True)
 
 
 def parse_table(
     rows: Iterable[tuple[int, dict[str, Any]]], path: Path, fields: str, keep_parts: bool
-) -> tuple[LabelNames, bool]:
+) -> tuple[LabelLookup, bool]:
     """A table with ids and texts of labels, and whether the texts were made of title and content.
 
     Args:
@@ -149,4 +149,4 @@ def parse_table(
             text = identifier if text_column is None else text_value(record[text_column], text_column, path, line)
             labels.add(identifier, text, line)
     labels.check()
-    return LabelNames(Labels(labels.ids, labels.texts, labels.parts), labels.lines, path), labels.composed
+    return LabelLookup(Labels(labels.ids, labels.texts, labels.parts), labels.lines, path), labels.composed

@@ -27,7 +27,7 @@ from ...types import Corpus, Labels
 from .cells import LISTS, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
-from .labels import LabelNames, parse_list, parse_table
+from .labels import LabelLookup, parse_list, parse_table
 from .parquet import ParquetRows
 from .rows import SUFFIXES, read_records, suffix
 from .text import Halves, TextFiles, find_files, listed, text_value
@@ -100,8 +100,9 @@ class _Documents(Records):
         self._halves = Halves()
 
     def add_labels(self, value: Any, relevances: object, column: str, line: int) -> None:
-        """Labels of the document added last, as their column holds them."""
+        """Labels of the document added last: here alone it is decided whether their cell is split."""
         if self._as_text and self._separator is None:
+            # The separator is found out from all cells of all files, so these wait for `split_cells`.
             self.cells.append(value or "")
             self._relevance_cells.append(relevances)
         elif self._separator is not None and (self._as_text or isinstance(value, str)):
@@ -256,7 +257,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     return Splits(names.labels, corpora, options, vocabulary)
 
 
-def _find_separator(files: Sequence[_Documents], names: LabelNames | None, path: Path) -> str | None:
+def _find_separator(files: Sequence[_Documents], names: LabelLookup | None, path: Path) -> str | None:
     """The separator of labels, found out from all cells of all splits and said; None where there are no cells."""
     cells = [stripped for file in files for cell in file.cells if (stripped := cell.strip())]
     if not cells:
@@ -270,13 +271,13 @@ def _find_separator(files: Sequence[_Documents], names: LabelNames | None, path:
     return separator
 
 
-def _read_labels(files: TextFiles, path: Path, fields: str, keep_parts: bool) -> tuple[LabelNames, bool]:
+def _read_labels(files: TextFiles, path: Path, fields: str, keep_parts: bool) -> tuple[LabelLookup, bool]:
     if suffix(path) == ".txt":
         return files.read(path, lambda stream: parse_list(stream, path)), False
     return read_records(files, path, lambda rows: parse_table(rows, path, fields, keep_parts))
 
 
-def _class_names(files: Sequence[_Documents]) -> LabelNames | None:
+def _class_names(files: Sequence[_Documents]) -> LabelLookup | None:
     """The label space in the schema of Parquet files, which must agree."""
     known: list[str] | None = None
     source = Path()
@@ -288,10 +289,10 @@ def _class_names(files: Sequence[_Documents]) -> LabelNames | None:
             known, source = names, file.path
         elif names is not None and names != known:
             raise DataError(f"the label names in the schema differ from those of {source}", file.path)
-    return None if known is None else LabelNames(Labels(known, known), range(len(known)), source, bare=True)
+    return None if known is None else LabelLookup(Labels(known, known), range(len(known)), source, bare=True)
 
 
-def _collect_labels(splits: dict[str, list[_Documents]], path: Path) -> LabelNames:
+def _collect_labels(splits: dict[str, list[_Documents]], path: Path) -> LabelLookup:
     """The label space of data without a labels file: the names of train in order, then what only others have."""
     names: list[str] = []
     seen: set[str] = set()
@@ -309,10 +310,10 @@ def _collect_labels(splits: dict[str, list[_Documents]], path: Path) -> LabelNam
         seen.update(new)
     if not names:
         raise NoLabelsError("no document has a label, and there is no labels file", path)
-    return LabelNames(Labels(names, names), range(len(names)), path)
+    return LabelLookup(Labels(names, names), range(len(names)), path)
 
 
-def _corpus(files: list[_Documents], names: LabelNames) -> Corpus:
+def _corpus(files: list[_Documents], names: LabelLookup) -> Corpus:
     """The documents of a split; what was read of its files is used up."""
     first = files[0]
     numbers = np.concatenate([_label_numbers(file, names) for file in files])
@@ -340,7 +341,7 @@ def _check_unique_over(files: Sequence[_Documents], ids: Sequence[str]) -> None:
             raise DataError(f"the document id {identifier[:80]!r} was used in {where} already", path, line)
 
 
-def _label_numbers(file: _Documents, names: LabelNames) -> npt.NDArray[np.int64]:
+def _label_numbers(file: _Documents, names: LabelLookup) -> npt.NDArray[np.int64]:
     """The label number of each label of each document."""
     found = (names.find(name) for name in file.names)
     number_of = np.fromiter((-1 if number is None else number for number in found), np.int64, len(file.names))

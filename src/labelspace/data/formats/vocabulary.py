@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from ...errors import DataError, MissingExtraError, SettingsError
 from ...types import Corpus, Labels
 from .corpus import ReadSettings, Records, Splits
-from .labels import LabelNames
+from .labels import LabelLookup
 from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, text_value
 
@@ -64,10 +64,10 @@ class Vocabulary:
         """How the vocabulary was read, for the record."""
         return {"label_vocabulary": str(self.path), "language": self.language or None, "label_fields": self.fields}
 
-    def concepts(self) -> ConceptNames:
+    def concepts(self) -> ConceptLookup:
         """Names to label numbers; the withdrawn concepts have the numbers after those of the labels."""
         ids = [*self.labels.ids, *self.withdrawn]
-        return ConceptNames(Labels(ids, [*self.names, *self.withdrawn]), range(1, len(ids) + 1), self.path)
+        return ConceptLookup(Labels(ids, [*self.names, *self.withdrawn]), range(1, len(ids) + 1), self.path)
 
     def without_withdrawn(self, splits: Splits, name: str) -> Splits:
         """What was read with `concepts`, with the withdrawn ones taken out of the truth, which is said."""
@@ -98,7 +98,7 @@ class Vocabulary:
         return Splits(self.labels, corpora, {**splits.options, **self.options})
 
 
-class ConceptNames(LabelNames):
+class ConceptLookup(LabelLookup):
     """URIs, in angle brackets or not, and preferred labels to label numbers."""
 
     def find(self, name: str) -> int | None:
@@ -160,16 +160,16 @@ def _fields(asked: str) -> tuple[str, ...]:
     return tuple(field for field in FIELDS if field in parts)
 
 
-def _choose_language(asked: str | None, found: Mapping[str, int], path: Path) -> str:
-    """The asked language, else English where there is any, else the most frequent one."""
-    order = sorted(found, key=lambda language: (-found[language], language))
-    shown = ", ".join(f"{language} ({found[language]:,} concepts)" for language in order[:12])
+def _choose_language(asked: str | None, counts: Mapping[str, int], path: Path) -> str:
+    """The asked language, else English where there is any, else that of most concepts; "" where none is stated."""
+    order = sorted(counts, key=lambda language: (-counts[language], language))
+    shown = ", ".join(f"{language} ({counts[language]:,} concepts)" for language in order[:12])
     if asked is not None:
-        if found and asked.lower() not in found:
+        if counts and asked.lower() not in counts:
             raise DataError(f"there is no label in the language {asked!r}, only in {shown}", path)
-        return asked.lower() if found else ""
-    chosen = "en" if "en" in found else order[0] if found else ""
-    if len(found) > 1:
+        return asked.lower() if counts else ""
+    chosen = "en" if "en" in counts else order[0] if counts else ""
+    if len(counts) > 1:
         logger.info("%s: there are labels in %s; taking %s (--language takes another)", path, shown, chosen)
     return chosen
 
@@ -216,8 +216,8 @@ def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
             values.append(text_value(record[name], name, path, line).strip())
     concepts.check()
     by_language = {name.removeprefix("label_").lower(): values for name, values in columns.items() if name != "label"}
-    found = {language: sum(map(bool, values)) for language, values in by_language.items()}
-    language = _choose_language(asked, found, path)
+    counts = {language: sum(map(bool, values)) for language, values in by_language.items()}
+    language = _choose_language(asked, counts, path)
     names = by_language.get(language, columns.get("label", []))
     return _checked(path, concepts.ids, names, names, language, FIELDS[:1])
 
@@ -243,8 +243,8 @@ def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabu
     if not concepts.known:
         raise DataError("there is no skos:Concept in it", path)
     uris = sorted(concepts.known)
-    found = Counter(language for uri in uris for language in concepts.preferred.get(uri, {}) if language)
-    language = _choose_language(asked, found, path)
+    counts = Counter(language for uri in uris for language in concepts.preferred.get(uri, {}) if language)
+    language = _choose_language(asked, counts, path)
 
     def labels(of: Mapping[str, Mapping[str, Sequence[str]]], uri: str) -> list[str]:
         """Those of the language, else those of no stated one."""
