@@ -1,7 +1,7 @@
 """Which column holds what: headers, the id and the text of a row, and lines of a document, a label and a number.
 
-Here alone names of columns are matched with a file's header. Only a vocabulary in TSV, whose columns have fixed places,
-passes over its header itself.
+Here alone names of columns are matched with a file's header. Two readers look at one themselves: `annif` to recognise
+its CSV, and `vocabulary` to pass over it in TSV, where columns have fixed places.
 """
 
 from __future__ import annotations
