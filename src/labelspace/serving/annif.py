@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from .answers import labels_of
+from .answers import labels_of, value_of
 from .http import RefusedError, as_json, form_fields, number
 from .schemas import Project, Projects, SuggestAnswer, SuggestBatch, SuggestBatchItem
-from .service import ERRORS, Service
-from .worker import Answer
+from .service import Service, errors
 
 ProjectId = Annotated[str, Path(description="What the model is called, see `/projects`.", examples=["books"])]
 LIMIT = 10
@@ -18,43 +17,32 @@ LIMIT = 10
 
 
 def annif_routes(service: Service) -> APIRouter:
-    """Routes in the shape of Annif's, where a model is one project.
-
-    Args:
-        service: that answers.
-    """
-    router = APIRouter(tags=["Annif"], responses={code: ERRORS[code] for code in (404, 422, 503)})
-    most = service.settings.max_k
+    """Routes in the shape of Annif's, where a model is one project."""
+    router = APIRouter(tags=["Annif"], responses=errors(404, 422, 503))
+    name, most = service.settings.name, service.settings.max_k
     usual = min(LIMIT, most)
 
     def project() -> dict[str, Any]:
-        told = service.described()
+        changed = service.described()["changed"]
         return {
-            "project_id": service.settings.name,
-            "name": service.settings.name,
-            "language": service.language,
-            "backend": {"backend_id": "labelspace"},
-            "is_trained": True,
-            "modification_time": told["changed"],
-        }
+            "project_id": name, "name": name, "language": service.language, "backend": {"backend_id": "labelspace"},
+            "is_trained": True, "modification_time": changed,
+        }  # fmt: skip
 
-    def known(project_id: str) -> None:
-        if project_id != service.settings.name:
-            raise RefusedError(
-                404, f"there is no project {project_id[:50]!r}; the only one is {service.settings.name!r}"
-            )
+    def require_known(project_id: str) -> None:
+        if project_id != name:
+            raise RefusedError(404, f"there is no project {project_id[:50]!r}; the only one is {name!r}")
 
-    def subjects(answer: Answer, limit: int, threshold: float) -> list[list[dict[str, Any]]]:
-        found = []
-        for labels in labels_of(answer):
-            row = []
-            for label in labels[:limit]:
-                value = label["score"] if label["probability"] is None else label["probability"]
-                score = min(1.0, max(0.0, value))
-                if score >= threshold:
-                    row.append({"uri": label["id"], "label": label["text"], "notation": None, "score": score})
-            found.append(row)
-        return found
+    async def suggestions(texts: list[str], fields: dict[str, str]) -> list[list[dict[str, Any]]]:
+        """For each text its labels, as `SuggestAnswer` has them, by the limit and threshold among the fields."""
+        limit = number(fields, "limit", int, 0, most)
+        threshold = number(fields, "threshold", float, 0, 1) or 0.0
+        limit = usual if limit is None else limit
+        if not texts:
+            return []
+        answer = await service.ask(texts, max(1, limit))
+        rows = [[_subject(label) for label in labels[:limit]] for labels in labels_of(answer)]
+        return [[subject for subject in row if subject["score"] >= threshold] for row in rows]
 
     @router.get("/projects", response_model=Projects)
     async def projects() -> Any:
@@ -64,7 +52,7 @@ def annif_routes(service: Service) -> APIRouter:
     @router.get("/projects/{project_id}", response_model=Project)
     async def show_project(project_id: ProjectId) -> Any:
         """The model as a project."""
-        known(project_id)
+        require_known(project_id)
         return as_json(project())
 
     form: dict[str, Any] = {
@@ -73,77 +61,56 @@ def annif_routes(service: Service) -> APIRouter:
         "properties": {
             "text": {"type": "string", "description": "The text."},
             "limit": {
-                "type": "integer",
-                "default": usual,
-                "minimum": 0,
-                "maximum": most,
-                "description": "Labels, at most.",
+                "type": "integer", "default": usual, "minimum": 0, "maximum": most, "description": "Labels, at most.",
             },
             "threshold": {
-                "type": "number",
-                "default": 0.0,
-                "minimum": 0,
-                "maximum": 1,
+                "type": "number", "default": 0.0, "minimum": 0, "maximum": 1,
                 "description": "Only labels whose score is at least this.",
             },
         },
         "example": {"text": "old railway lines", "limit": 2},
-    }
+    }  # fmt: skip
+    parameters = [
+        {
+            "in": "query", "name": field, "required": False, "example": example,
+            "description": form["properties"][field]["description"], "schema": form["properties"][field],
+        }
+        for field, example in (("limit", min(2, most)), ("threshold", 0.0))
+    ]  # fmt: skip
 
     @router.post(
         "/projects/{project_id}/suggest",
         response_model=SuggestAnswer,
-        responses={code: ERRORS[code] for code in (400, 413, 415, 429)},
+        responses=errors(400, 413, 415, 429),
         openapi_extra={
             "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": form}}}
         },
     )
     async def suggest(project_id: ProjectId, request: Request) -> Response:
         """Labels of one text. Other fields of the form, as Annif sends them, are not looked at."""
-        known(project_id)
+        require_known(project_id)
         fields = await form_fields(request)
         if "text" not in fields:
             raise RefusedError(422, "text is missing")
-        limit = number(fields, "limit", int, 0, most)
-        threshold = number(fields, "threshold", float, 0, 1) or 0.0
-        limit = usual if limit is None else limit
-        answer = await service.ask([fields["text"]], max(1, limit))
-        return as_json({"results": subjects(answer, limit, threshold)[0]})
+        (results,) = await suggestions([fields["text"]], fields)
+        return as_json({"results": results})
 
     @router.post(
         "/projects/{project_id}/suggest-batch",
         response_model=list[SuggestBatchItem],
-        responses={code: ERRORS[code] for code in (400, 413, 415, 429)},
-        openapi_extra={
-            "parameters": [
-                {
-                    "in": "query",
-                    "name": name,
-                    "required": False,
-                    "example": example,
-                    "description": form["properties"][name]["description"],
-                    "schema": form["properties"][name],
-                }
-                for name, example in (("limit", min(2, most)), ("threshold", 0.0))
-            ]
-        },
+        responses=errors(400, 413, 415, 429),
+        openapi_extra={"parameters": parameters},
     )
     async def suggest_batch(project_id: ProjectId, body: SuggestBatch, request: Request) -> Response:
         """Labels of several texts."""
-        known(project_id)
-        fields = dict(request.query_params)
-        limit = number(fields, "limit", int, 0, most)
-        threshold = number(fields, "threshold", float, 0, 1) or 0.0
-        limit = usual if limit is None else limit
-        if not body.documents:
-            return as_json([])
-        answer = await service.ask([document.text for document in body.documents], max(1, limit))
-        found = subjects(answer, limit, threshold)
-        return as_json(
-            [
-                {"document_id": document.document_id, "results": results}
-                for document, results in zip(body.documents, found, strict=True)
-            ]
-        )
+        require_known(project_id)
+        rows = await suggestions([document.text for document in body.documents], dict(request.query_params))
+        ids = [document.document_id for document in body.documents]
+        return as_json([{"document_id": i, "results": results} for i, results in zip(ids, rows, strict=True)])
 
     return router
+
+
+def _subject(label: dict[str, Any]) -> dict[str, Any]:
+    score = min(1.0, max(0.0, value_of(label)))
+    return {"uri": label["id"], "label": label["text"], "notation": None, "score": score}

@@ -7,8 +7,8 @@ from typing import Any
 from ..types import Reason, told_first
 from .worker import Answer
 
-REASON_TEXT = 500
-"""Characters of a reason's text that are told."""
+REASON_CHARACTERS = 500
+"""Of a reason's text that are told."""
 
 
 def labels_of(answer: Answer, threshold: float | None = None, reasons: int = 10) -> list[list[dict[str, Any]]]:
@@ -25,7 +25,7 @@ def labels_of(answer: Answer, threshold: float | None = None, reasons: int = 10)
     rows = slice(answer.rows.start, answer.rows.stop)
     indices, scores = predictions.indices[rows, :k].tolist(), predictions.scores[rows, :k].tolist()
     probabilities = None if predictions.probabilities is None else predictions.probabilities[rows, :k].tolist()
-    found = []
+    rows_of_labels = []
     for row, numbers in enumerate(indices):
         labels: list[dict[str, Any]] = []
         for place, number in enumerate(numbers):
@@ -34,34 +34,30 @@ def labels_of(answer: Answer, threshold: float | None = None, reasons: int = 10)
             probability = None if probabilities is None else probabilities[row][place]
             if threshold is not None and (probability is None or probability < threshold):
                 break
-            label = {"id": ids[number], "text": texts[number], "score": short(scores[row][place])}
-            label["probability"] = None if probability is None else short(probability)
+            label: dict[str, Any] = {"id": ids[number], "text": texts[number], "score": _rounded(scores[row][place])}
+            label["probability"] = None if probability is None else _rounded(probability)
             label["why"] = label["more"] = None
             if predictions.reasons is not None:
                 told, left = told_first(predictions.reasons[rows.start + row][place], reasons)
                 label["why"] = [_reason(reason) for reason in told]
                 if left:
-                    label["more"] = {"keys": len(left), "share": short(sum(reason.share for reason in left))}
+                    label["more"] = {"keys": len(left), "share": _rounded(sum(reason.share for reason in left))}
             labels.append(label)
-        found.append(labels)
-    return found
+        rows_of_labels.append(labels)
+    return rows_of_labels
 
 
-def short(value: float) -> float:
-    """Six significant digits.
+def value_of(label: dict[str, Any]) -> float:
+    """What a label is shown with: its probability, or without calibration its score."""
+    return label["score"] if label["probability"] is None else label["probability"]
 
-    Args:
-        value: any number.
-    """
+
+def _rounded(value: float) -> float:
+    """Six significant digits."""
     return float(f"{value:.6g}")
 
 
 def _reason(reason: Reason) -> dict[str, Any]:
-    text = reason.text if len(reason.text) <= REASON_TEXT else reason.text[:REASON_TEXT] + "…"
-    return {
-        "kind": reason.kind,
-        "id": reason.id,
-        "text": text,
-        "similarity": short(reason.similarity),
-        "share": short(reason.share),
-    }
+    text = reason.text if len(reason.text) <= REASON_CHARACTERS else reason.text[:REASON_CHARACTERS] + "…"
+    numbers = {"similarity": _rounded(reason.similarity), "share": _rounded(reason.share)}
+    return {"kind": reason.kind, "id": reason.id, "text": text, **numbers}

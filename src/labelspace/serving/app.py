@@ -28,7 +28,7 @@ from .schemas import (
     RenameLabels,
     State,
 )
-from .service import ERRORS, Service, Settings
+from .service import Service, Settings, errors
 from .worker import Change
 
 ABOUT = """Predicts labels for texts, tells why, and, where that is allowed, changes what it knows without training.
@@ -48,9 +48,9 @@ def make_app(
     """The service as an ASGI application; it opens the model when it starts, and finishes what it took when it ends.
 
     Args:
-        opening: opens the model.
+        opening: opens the model, in another thread.
         settings: how it is served.
-        failed: called in another thread when the model cannot be opened.
+        failed: called in that thread when the model cannot be opened.
     """
     service = Service(opening, settings, failed)
 
@@ -83,10 +83,6 @@ def make_app(
     return app
 
 
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: ERRORS[code] for code in codes}
-
-
 def _shown(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"application/json": {"example": example}}}}
 
@@ -97,13 +93,13 @@ def _state(app: FastAPI, service: Service) -> None:
         """Whether the process lives."""
         return as_json({"status": "alive"})
 
-    @app.get("/readyz", response_model=State, tags=["state"], responses={**_shown({"status": "ready"}), **_errors(503)})
+    @app.get("/readyz", response_model=State, tags=["state"], responses={**_shown({"status": "ready"}), **errors(503)})
     async def readyz() -> Response:
         """Whether the model is open."""
         service.described()
         return as_json({"status": "ready"})
 
-    @app.get("/v1/model", response_model=ModelAnswer, tags=["state"], responses=_errors(503))
+    @app.get("/v1/model", response_model=ModelAnswer, tags=["state"], responses=errors(503))
     async def model() -> Response:
         """What is served, and what a request may ask for."""
         return as_json(service.described())
@@ -114,18 +110,19 @@ def _predictions(app: FastAPI, service: Service) -> None:
         "/v1/predict",
         response_model=PredictAnswer,
         tags=["predictions"],
-        responses=_errors(400, 413, 415, 422, 429, 503),
+        responses=errors(400, 413, 415, 422, 429, 503),
     )
     async def predict(body: PredictRequest) -> Response:
         """Labels of texts, best first."""
-        told = service.described()
-        own = told["voting"]["weight"] if told["voting"]["scoring"] == "votes" else None
+        described = service.described()
+        voting = described["voting"]
+        own = voting["weight"] if voting["scoring"] == "votes" else None
         weight = None if body.weight == own else body.weight
         if body.threshold is not None and weight is not None:
             raise RefusedError(
                 422, "a threshold needs probabilities, which there are for the model's own weight alone; leave one out"
             )
-        if body.threshold is not None and not told["calibrated"]:
+        if body.threshold is not None and not described["calibrated"]:
             raise RefusedError(
                 422,
                 "this model is not calibrated, so its scores are no probabilities and no threshold holds for them; "
@@ -138,11 +135,10 @@ def _predictions(app: FastAPI, service: Service) -> None:
             note = f"there are no probabilities, since the calibration holds for the model's own weight {own:g} alone"
         elif answer.predictions.probabilities is None:
             note = "the model is not calibrated: scores compare the labels of one text and are no probabilities"
-        found = labels_of(answer, body.threshold, body.reasons)
-        served = service.served(answer.state)
-        return as_json({"predictions": [{"labels": labels} for labels in found], "model": served, "note": note})
+        predictions = [{"labels": labels} for labels in labels_of(answer, body.threshold, body.reasons)]
+        return as_json({"predictions": predictions, "model": service.served(answer.state), "note": note})
 
-    @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=_errors(422, 503))
+    @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=errors(422, 503))
     async def find_labels(
         q: Annotated[
             str, Query(max_length=1000, description="What the text of the label holds.", examples=["rail"])
@@ -161,12 +157,12 @@ def _predictions(app: FastAPI, service: Service) -> None:
 def _changes(app: FastAPI, service: Service) -> None:
     token = service.settings.token
 
-    async def editor(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+    async def editor(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         if token is None:
             raise RefusedError(403, "documents and labels cannot be changed here: start the service with --allow-edit")
-        shown = "" if given is None else given.credentials
+        shown = "" if credentials is None else credentials.credentials
         if not secrets.compare_digest(shown.encode("utf-8", "surrogateescape"), token.encode()):
-            what = "is missing" if given is None else "is not the right one"
+            what = "is missing" if credentials is None else "is not the right one"
             raise RefusedError(
                 401, f"the token {what}; send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
@@ -174,20 +170,25 @@ def _changes(app: FastAPI, service: Service) -> None:
     shape: dict[str, Any] = {
         "response_model": Changed,
         "dependencies": [Depends(editor)],
-        "responses": _errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        "responses": errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
     }
 
     async def changed(change: Change, status: int = 200) -> Response:
-        ids, told = await service.change(change)
-        counts = {"labels": told["labels"], "documents": told["documents"]}
-        return as_json({"ids": ids, **counts, "model": service.served(told)}, status)
+        ids, now = await service.change(change)
+        counts = {"labels": now["labels"], "documents": now["documents"]}
+        return as_json({"ids": ids, **counts, "model": service.served(now)}, status)
 
-    def named(body: Ids | None, queried: list[str]) -> list[str]:
+    async def removed(remove: Callable[[Model, list[str]], None], body: Ids | None, queried: list[str]) -> Response:
         ids = queried if body is None else [*body.ids, *queried]
         if not ids:
             raise RefusedError(422, 'name what to remove, by {"ids": [...]} or by ?id=...')
         service.within("ids", len(ids))
-        return ids
+
+        def change(model: Model) -> list[str]:
+            remove(model, ids)
+            return ids
+
+        return await changed(change)
 
     @app.post("/v1/documents", status_code=201, tags=["documents"], **shape)
     async def add_documents(body: AddDocuments) -> Response:
@@ -201,13 +202,7 @@ def _changes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/documents", tags=["documents"], **shape)
     async def remove_documents(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Let documents vote no more."""
-        ids = named(body, id)
-
-        def change(model: Model) -> list[str]:
-            model.remove_documents(ids)
-            return ids
-
-        return await changed(change)
+        return await removed(Model.remove_documents, body, id)
 
     @app.post("/v1/labels", status_code=201, tags=["labels"], **shape)
     async def add_labels(body: AddLabels) -> Response:
@@ -234,18 +229,12 @@ def _changes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/labels", tags=["labels"], **shape)
     async def remove_labels(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Take labels away; documents that have no other label vote no more."""
-        ids = named(body, id)
-
-        def change(model: Model) -> list[str]:
-            model.remove_labels(ids)
-            return ids
-
-        return await changed(change)
+        return await removed(Model.remove_labels, body, id)
 
 
-def _ids(given: list[str | None]) -> list[str] | None:
-    """Ids, where they are given."""
-    ids = [name for name in given if name is not None]
-    if ids and len(ids) < len(given):
+def _ids(named: list[str | None]) -> list[str] | None:
+    """The ids, or None where there are none at all."""
+    ids = [name for name in named if name is not None]
+    if ids and len(ids) < len(named):
         raise RefusedError(422, "give an id to all or to none")
     return ids or None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,21 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import LabelspaceError, ResourceError
 from .worker import BusyError, NotReadyError, UnsavedError
 
-logger = logging.getLogger(__name__)
-
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 BODY_SECONDS = 20.0
 """How long the service waits for more of a body."""
 DRAIN_SECONDS = 5.0
-"""How long a body that is too large is read and forgotten, so that the client hears the answer."""
+"""How long a body that is too large is read and thrown away: a client that still sends would not hear the answer."""
 
 
 class HeadAsGet:
-    """Answers HEAD as GET, without the body.
-
-    Args:
-        app: what answers.
-    """
+    """Answers HEAD as GET, without the body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -49,27 +43,28 @@ class HeadAsGet:
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered.
-
-    Args:
-        status: of HTTP.
-        message: one sentence.
-        headers: of the answer.
-    """
+    """A request that cannot be answered: the HTTP status, one sentence, and headers of the answer."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         self.status, self.message, self.headers = status, message, headers or {}
         super().__init__(message)
 
 
-def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """An answer in JSON.
+def refusal(error: Exception) -> RefusedError:
+    """What a client is told of an error of the worker or of the model."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, BusyError):
+        return RefusedError(429, str(error), {"Retry-After": str(error.seconds)})
+    if isinstance(error, NotReadyError):
+        return RefusedError(503, f"{error}; try again later", {"Retry-After": "1"})
+    if isinstance(error, ResourceError):
+        return RefusedError(503, str(error), {"Retry-After": "10"})
+    return RefusedError(409 if isinstance(error, UnsavedError) else 422, str(error))
 
-    Args:
-        content: dicts, lists, strings and finite numbers.
-        status: of HTTP.
-        headers: of the answer.
-    """
+
+def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer in JSON of dicts, lists, strings and finite numbers."""
     try:
         body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -78,23 +73,12 @@ def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = No
 
 
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error.
-
-    Args:
-        status: of HTTP.
-        message: one sentence.
-        headers: of the answer.
-    """
+    """An answer that tells an error in one sentence."""
     return as_json({"error": {"status": status, "message": message}}, status, headers)
 
 
 class BodyLimit:
-    """Reads the body of a request before anything else does, and refuses those that are too large with 413.
-
-    Args:
-        app: what answers.
-        limit: bytes.
-    """
+    """Reads the body of a request before anything else does, and refuses those that have over ``limit`` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int):
         self.app, self.limit = app, limit
@@ -103,10 +87,29 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        try:
+            body = await self._read(headers, receive)
+            if body is not None and "json" in headers.get("content-type", ""):
+                _require_distinct_keys(body)
+        except RefusedError as error:
+            await problem(error.status, error.message, error.headers)(scope, receive, send)
+            return
+        if body is None:
+            return
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None where the client has gone."""
         parts: list[bytes] = []
         size, more, until = 0, True, time.monotonic() + DRAIN_SECONDS
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        length = int(announced) if announced.isdigit() and len(announced) < 20 else 0
+        announced = headers.get("content-length", "")
+        length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
         while more:
             too_large = max(size, length) > self.limit
             try:
@@ -117,64 +120,43 @@ class BodyLimit:
                 if too_large:
                     break
                 said = f"no more of the body came for {BODY_SECONDS:g} seconds"
-                await problem(408, said, {"Connection": "close"})(scope, receive, send)
-                return
+                raise RefusedError(408, said, {"Connection": "close"}) from None
             if message["type"] == "http.disconnect":
-                return
+                return None
             part = message.get("body", b"")
             size += len(part)
             if size <= self.limit:
                 parts.append(part)
             more = message.get("more_body", False)
-        if size > self.limit or length > self.limit:
-            said = f"a request may have {self.limit} bytes at most, this one has {max(size, length)}; send fewer texts"
-            await problem(413, said, {"Connection": "close"})(scope, receive, send)
-            return
-        kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-        twice = _key_twice(b"".join(parts)) if b"json" in kind else None
-        if twice is not None:
-            said = f"the body has the key {twice[:50]!r} twice in one object; give each once"
-            await problem(400, said)(scope, receive, send)
-            return
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
+        size = max(size, length)
+        if size > self.limit:
+            said = f"a request may have {self.limit} bytes at most, this one has {size}; send fewer texts"
+            raise RefusedError(413, said, {"Connection": "close"})
+        return b"".join(parts)
 
 
-class _TwiceError(Exception):
-    """A key that an object has twice."""
+def _require_distinct_keys(body: bytes) -> None:
+    """Refuse JSON with an object that has a key twice, of which a parser would silently take the last."""
 
-
-def _key_twice(body: bytes) -> str | None:
-    """A key that an object of a JSON text has twice, of which a parser would silently take the last; None for none."""
-
-    def checked(pairs: list[tuple[str, Any]]) -> None:
+    def check(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise RefusedError(400, f"the body has the key {twice[:50]!r} twice in one object; give each once")
 
     try:
-        json.loads(body, object_pairs_hook=checked)
-    except _TwiceError as error:
-        return str(error)
+        json.loads(body, object_pairs_hook=check)
     except (ValueError, RecursionError):  # no JSON, which is told elsewhere
         pass
-    return None
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 async def form_fields(request: Request) -> dict[str, str]:
-    """The fields of a posted form; of those given twice the last.
-
-    Args:
-        request: with a body of ``application/x-www-form-urlencoded``.
-
-    Raises:
-        RefusedError: another kind of body, or one that cannot be read.
-    """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    """The fields of a posted form, of those given twice the last; RefusedError where the body cannot be read so."""
+    kind = _content_type(request)
     if kind != "application/x-www-form-urlencoded":
         raise RefusedError(
             415, f"a form is read as application/x-www-form-urlencoded, got {kind or 'no Content-Type'!r}"
@@ -187,45 +169,40 @@ async def form_fields(request: Request) -> dict[str, str]:
 
 
 def number(fields: dict[str, str], name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
-    """A number among the fields of a form or query; None where it is not given.
-
-    Args:
-        fields: by name.
-        name: of the field.
-        kind: int or float.
-        low: the least it may be.
-        high: the most.
+    """The number, from low to high, in a field of a form or query; None where it is not given.
 
     Raises:
         RefusedError: not a number, or out of bounds.
     """
-    given = fields.get(name, "").strip()
-    if not given:
+    text = fields.get(name, "").strip()
+    if not text:
         return None
     try:
-        value = kind(given) if len(given) < 100 else kind("")
+        value = kind(text) if len(text) < 100 else kind("")
     except ValueError:
         value = kind(low) - 1
     if not low <= value <= high:  # NaN too
         what = "a whole number" if kind is int else "a number"
-        raise RefusedError(422, f"{name} must be {what} from {low} to {high}, got {given[:50]!r}")
+        raise RefusedError(422, f"{name} must be {what} from {low} to {high}, got {text[:50]!r}")
     return value
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Make every error of an app JSON with one sentence.
-
-    Args:
-        app: whose errors.
-    """
+    """Make every error of an app JSON with one sentence."""
 
     @app.exception_handler(RefusedError)
-    async def refused(request: Request, error: RefusedError) -> Response:
-        return problem(error.status, error.message, error.headers)
+    @app.exception_handler(BusyError)
+    @app.exception_handler(NotReadyError)
+    @app.exception_handler(UnsavedError)
+    @app.exception_handler(LabelspaceError)
+    async def refused(request: Request, error: Exception) -> Response:
+        told = refusal(error)
+        return problem(told.status, told.message, told.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _invalid(request, error)
+        told = _complaint(request, error)
+        return problem(told.status, told.message)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -237,60 +214,39 @@ def answer_errors(app: FastAPI) -> None:
         }.get(error.status_code, f"{error.detail}")
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names those of the first route of the path alone
-            headers["Allow"] = ", ".join(
-                method
-                for method in METHODS
-                if any(
-                    route.matches({**request.scope, "method": "GET" if method == "HEAD" else method})[0] is Match.FULL
-                    for route in request.app.routes
-                )
-            )
+            headers["Allow"] = ", ".join(method for method in METHODS if _takes(request, method))
         return problem(error.status_code, said, headers)
-
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
-        return problem(429, str(error), {"Retry-After": str(error.seconds)})
-
-    @app.exception_handler(NotReadyError)
-    async def unready(request: Request, error: NotReadyError) -> Response:
-        return problem(503, f"{error}; try again later", {"Retry-After": "1"})
-
-    @app.exception_handler(UnsavedError)
-    async def unsaved(request: Request, error: UnsavedError) -> Response:
-        return problem(409, str(error))
-
-    @app.exception_handler(ResourceError)
-    async def short_of_memory(request: Request, error: ResourceError) -> Response:
-        return problem(503, str(error), {"Retry-After": "10"})
-
-    @app.exception_handler(LabelspaceError)
-    async def wrong(request: Request, error: LabelspaceError) -> Response:
-        return problem(422, str(error))
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         return problem(500, "something went wrong that should not have; the log of the service has the details")
 
 
-def _invalid(request: Request, error: RequestValidationError) -> Response:
+def _takes(request: Request, method: str) -> bool:
+    """Whether a route takes this method at the path of a request."""
+    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
+def _complaint(request: Request, error: RequestValidationError) -> RefusedError:
     """The first complaint in one sentence."""
     first = error.errors()[0]
-    place = [part for part in first["loc"][1:] if part != "__root__"]
     if first["type"] == "json_invalid":
-        return problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        return RefusedError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    place = [part for part in first["loc"][1:] if part != "__root__"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    kind = _content_type(request)
     if not place and not (kind == "application/json" or kind.endswith("+json")):
-        return problem(415, f"the body must be JSON with Content-Type: application/json, got {kind or 'none'!r}")
+        return RefusedError(415, f"the body must be JSON with Content-Type: application/json, got {kind or 'none'!r}")
+    if first["type"] == "extra_forbidden":
+        return RefusedError(422, f"there is no field {where!r} here; see /openapi.json for the fields")
+    if first["type"] == "missing":
+        return RefusedError(422, f"{where or 'the body'} is missing")
     message = str(first["msg"]).removeprefix("Value error, ")
     said = f"{where or first['loc'][0]}: {message[:1].lower()}{message[1:]}"
-    if first["type"] == "extra_forbidden":
-        said = f"there is no field {where!r} here; see /openapi.json for the fields"
-    elif first["type"] == "missing":
-        said = f"{where or 'the body'} is missing"
-    elif isinstance(first.get("input"), str | int | float | bool):
+    if isinstance(first.get("input"), str | int | float | bool):
         said += f", got {str(first['input'])[:50]!r}"
-    return problem(422, said)
+    return RefusedError(422, said)
 
 
 def json_protocol() -> type[asyncio.Protocol]:

@@ -9,20 +9,12 @@ from ..types import Labels
 
 
 def folded(text: str) -> str:
-    """A text in one line, without differences of case and spacing.
-
-    Args:
-        text: any.
-    """
+    """A text in one line, without differences of case and spacing."""
     return " ".join(text.casefold().split())
 
 
 class LabelSearch:
-    """The texts of all labels in one string, which is searched as a whole.
-
-    Args:
-        labels: L labels.
-    """
+    """The texts of all labels in one string: a search of it costs no loop over labels."""
 
     def __init__(self, labels: Labels):
         self.labels = labels
@@ -38,19 +30,17 @@ class LabelSearch:
             query: what is looked for; nothing finds the first labels.
             limit: at most so many.
         """
-        wanted = folded(query)
-        if not wanted:
+        pattern = folded(query)
+        if not pattern:
             return list(range(min(limit, len(self.labels))))
         if self._rows is None:
             self._rows = {name: row for row, name in enumerate(self.labels.ids)}
         own = self._rows.get(query.strip())
-        found = {} if own is None else {own: None}
-        for pattern in (f"\n{wanted}\n", f"\n{wanted}", f" {wanted}", wanted):
-            at = self._text.find(pattern)
-            while at >= 0 and len(found) < limit:
+        rows = {} if own is None else {own: None}  # a set that keeps the order
+        for part in (f"\n{pattern}\n", f"\n{pattern}", f" {pattern}", pattern):
+            at = self._text.find(part) if len(rows) < limit else -1
+            while at >= 0 and len(rows) < limit:
                 row = bisect_right(self._starts, at) - 1
-                found.setdefault(row)
-                at = self._text.find(pattern, self._starts[row + 1])  # the line feed before the next label
-            if len(found) >= limit:
-                break
-        return list(found)[:limit]
+                rows.setdefault(row)
+                at = self._text.find(part, self._starts[row + 1])  # the line feed before the next label
+        return list(rows)[:limit]

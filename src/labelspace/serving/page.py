@@ -14,9 +14,9 @@ import jinja2
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from ..errors import LabelspaceError, ResourceError
-from .answers import labels_of
-from .http import RefusedError, form_fields, number
+from ..errors import LabelspaceError
+from .answers import labels_of, value_of
+from .http import RefusedError, form_fields, number, refusal
 from .service import Service
 from .worker import BusyError, NotReadyError
 
@@ -40,11 +40,7 @@ def _policy(page: str) -> str:
 
 
 def page_routes(service: Service) -> APIRouter:
-    """The page, asked for and filled in.
-
-    Args:
-        service: that answers.
-    """
+    """The page, asked for and filled in."""
     router = APIRouter()
     source = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
@@ -55,21 +51,22 @@ def page_routes(service: Service) -> APIRouter:
         "Cache-Control": "no-store",
     }
 
-    def render(status: int = 200, told_more: dict[str, str] | None = None, **found: Any) -> Response:
+    most = min(MOST, service.settings.max_k)
+
+    def render(status: int = 200, more_headers: dict[str, str] | None = None, **values: Any) -> Response:
         try:
             told = service.described()
         except NotReadyError:
             return HTMLResponse(OPENING, 503, {**headers, "Retry-After": "2"})
         votes = told["voting"]["scoring"] == "votes"
         own = told["voting"]["weight"]
-        most = min(MOST, service.settings.max_k)
         shown: dict[str, Any] = {"text": "", "k": min(K, most), "threshold": 0.0, "weight": None}
-        shown |= {"labels": None, "note": None, "error": None, **found}
+        shown |= {"labels": None, "note": None, "error": None, **values}
         asked = shown["weight"]
         data = {"editable": told["editable"], "most": most, "weight": own, "asked": asked}
         shown["weight"] = own if asked is None else asked
         html = template.render(told=told, votes=votes, most=most, data=json.dumps(data), **shown)
-        return HTMLResponse(html.encode("utf-8", "replace"), status, {**headers, **(told_more or {})})
+        return HTMLResponse(html.encode("utf-8", "replace"), status, {**headers, **(more_headers or {})})
 
     @router.get("/")
     async def page() -> Response:
@@ -77,36 +74,28 @@ def page_routes(service: Service) -> APIRouter:
 
     @router.post("/")
     async def ask(request: Request) -> Response:
-        fields: dict[str, str] = {}
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}  # of the fields that could be read, which an error leaves in the form
         try:
             fields = await form_fields(request)
-            most = min(MOST, service.settings.max_k)
-            found["text"] = text = fields.get("text", "").replace("\r\n", "\n")
-            found["k"] = k = number(fields, "k", int, 1, most) or min(K, most)
-            found["threshold"] = threshold = number(fields, "threshold", float, 0, 1) or 0.0
+            values["text"] = text = fields.get("text", "").replace("\r\n", "\n")
+            values["k"] = k = number(fields, "k", int, 1, most) or min(K, most)
+            values["threshold"] = threshold = number(fields, "threshold", float, 0, 1) or 0.0
             weight = number(fields, "weight", float, 0, 1)
             voting = service.described()["voting"]
             if weight is not None and (voting["scoring"] != "votes" or abs(weight - voting["weight"]) < 0.0051):
                 weight = None  # where the slider stands for the model's own
-            found["weight"] = weight
+            values["weight"] = weight
             if not text.strip():
                 raise RefusedError(422, "give a text")
             answer = await service.ask([text], k, True, weight)
         except NotReadyError:
             return render()
-        except RefusedError as error:
-            return render(error.status, **found, error=error.message)
-        except BusyError as error:
-            return render(429, {"Retry-After": str(error.seconds)}, **found, error=str(error))
-        except ResourceError as error:
-            return render(503, {"Retry-After": "10"}, **found, error=str(error))
-        except LabelspaceError as error:
-            return render(422, **found, error=str(error))
-        labels = labels_of(answer)[0]
+        except (RefusedError, BusyError, LabelspaceError) as error:
+            told = refusal(error)
+            return render(told.status, told.headers, **values, error=told.message)
         if weight is not None:
-            found["note"] = "There are no probabilities for this weight, only for the model's own."
-        return render(**found, labels=_shown(labels, threshold))
+            values["note"] = "There are no probabilities for this weight, only for the model's own."
+        return render(**values, labels=_shown(labels_of(answer)[0], threshold))
 
     return router
 
@@ -114,17 +103,17 @@ def page_routes(service: Service) -> APIRouter:
 def _shown(labels: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
     """Labels with what is shown as their value, and the lengths of bars in percent."""
     best = max((label["score"] for label in labels), default=1.0)
-    kept = []
+    shown = []
     for label in labels:
-        value = label["score"] if label["probability"] is None else label["probability"]
+        value = value_of(label)
         if threshold and value < threshold:
             continue
         share = value if label["probability"] is not None else value / max(best, 1e-9)
         for reason in label["why"]:
             reason["times"] = math.exp(reason["similarity"]) if reason["kind"] == "words" else None
             reason["width"] = _percent(reason["share"] / max(label["score"], 1e-9))
-        kept.append({**label, "value": value, "width": _percent(share)})
-    return kept
+        shown.append({**label, "value": value, "width": _percent(share)})
+    return shown
 
 
 def _percent(share: float) -> str:

@@ -7,23 +7,28 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _whole(text: str) -> str:
+def _valid_unicode(text: str) -> str:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, and no file can hold it
         raise ValueError("text must be Unicode, and holds half of a surrogate pair") from None
     return text
 
 
-def _spoken(text: str) -> str:
-    if not _whole(text).strip():
+def _not_blank(text: str) -> str:
+    if not text.strip():
         raise ValueError("it must not be empty")
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Name = Annotated[str, AfterValidator(_spoken)]
+Text = Annotated[str, AfterValidator(_valid_unicode)]
+Name = Annotated[Text, AfterValidator(_not_blank)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _example(**example: Any) -> ConfigDict:
+    """The setting of a schema that shows an example in OpenAPI."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
 
 
 class _Request(BaseModel):
@@ -33,9 +38,7 @@ class _Request(BaseModel):
 class PredictRequest(_Request):
     """Texts to predict labels for."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["old railway lines"], "k": 2, "threshold": None, "why": True}]}
-    )
+    model_config = _example(texts=["old railway lines"], k=2, threshold=None, why=True)
     texts: list[Text] = Field(min_length=1, description="Texts; the service limits their number, see `/v1/model`.")
     k: int = Field(5, ge=1, description="Labels a text, at most; limited too.")
     threshold: Share | None = Field(
@@ -95,41 +98,17 @@ class Served(BaseModel):
     revision: int = Field(description="Grows with every change of the model.")
 
 
+REASON = {"kind": "document", "id": "7", "text": "High speed trains of Japan", "similarity": 0.436, "share": 0.069}
+PREDICTED = {
+    "id": "railways", "text": "railways", "score": 0.5529, "probability": None, "why": [REASON],
+    "more": {"keys": 3, "share": 0.4839},
+}  # fmt: skip
+
+
 class PredictAnswer(BaseModel):
     """One prediction a text, in the order of the texts."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "predictions": [
-                        {
-                            "labels": [
-                                {
-                                    "id": "railways",
-                                    "text": "railways",
-                                    "score": 0.5529,
-                                    "probability": None,
-                                    "why": [
-                                        {
-                                            "kind": "document",
-                                            "id": "7",
-                                            "text": "High speed trains of Japan",
-                                            "similarity": 0.436,
-                                            "share": 0.069,
-                                        }
-                                    ],
-                                    "more": {"keys": 3, "share": 0.4839},
-                                }
-                            ]
-                        }
-                    ],
-                    "model": {"name": "books", "revision": 3},
-                    "note": None,
-                }
-            ]
-        }
-    )
+    model_config = _example(predictions=[{"labels": [PREDICTED]}], model={"name": "books", "revision": 3}, note=None)
     predictions: list[Prediction]
     model: Served
     note: str | None = Field(description="What to know about these scores, if anything.")
@@ -138,7 +117,7 @@ class PredictAnswer(BaseModel):
 class Label(BaseModel):
     """A label."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "railways", "text": "railways"}]})
+    model_config = _example(id="railways", text="railways")
     id: str
     text: str
 
@@ -146,7 +125,7 @@ class Label(BaseModel):
 class LabelsAnswer(BaseModel):
     """Labels that were found."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": [{"id": "railways", "text": "railways"}]}]})
+    model_config = _example(labels=[{"id": "railways", "text": "railways"}])
     labels: list[Label]
 
 
@@ -161,12 +140,8 @@ class NewDocument(_Request):
 class AddDocuments(_Request):
     """Documents that shall vote for their labels from now on."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"documents": [{"text": "Narrow gauge lines of the Harz mountains", "labels": ["railways", "hiking"]}]}
-            ]
-        }
+    model_config = _example(
+        documents=[{"text": "Narrow gauge lines of the Harz mountains", "labels": ["railways", "hiking"]}]
     )
     documents: list[NewDocument] = Field(min_length=1)
     replace: bool = Field(False, description="Whether documents that are there take the new text and labels.")
@@ -182,7 +157,7 @@ class NewLabel(_Request):
 class AddLabels(_Request):
     """Labels that shall be predicted from now on."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": [{"text": "cycling"}]}]})
+    model_config = _example(labels=[{"text": "cycling"}])
     labels: list[NewLabel] = Field(min_length=1)
 
 
@@ -196,27 +171,21 @@ class RenamedLabel(_Request):
 class RenameLabels(_Request):
     """New texts of labels; ids stay."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"labels": [{"id": "cycling", "text": "bicycle tours"}]}]}
-    )
+    model_config = _example(labels=[{"id": "cycling", "text": "bicycle tours"}])
     labels: list[RenamedLabel] = Field(min_length=1)
 
 
 class Ids(_Request):
     """What shall be removed."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["added-11"]}]})
+    model_config = _example(ids=["added-11"])
     ids: list[Text] = Field(min_length=1)
 
 
 class Changed(BaseModel):
     """What a change did; it is on disk."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"ids": ["added-11"], "labels": 8, "documents": 11, "model": {"name": "books", "revision": 4}}]
-        }
-    )
+    model_config = _example(ids=["added-11"], labels=8, documents=11, model={"name": "books", "revision": 4})
     ids: list[str] = Field(description="Of the documents or labels that were added, renamed or removed.")
     labels: int = Field(description="Labels of the model now.")
     documents: int = Field(description="Documents of the model now.")
@@ -235,27 +204,11 @@ class Limits(BaseModel):
 class ModelAnswer(BaseModel):
     """The model that is served."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "books",
-                    "revision": 3,
-                    "labels": 8,
-                    "documents": 10,
-                    "dimensions": 384,
-                    "recipe": "dexml",
-                    "encoder": "static",
-                    "voting": {"scoring": "votes", "weight": 0.2},
-                    "calibrated": False,
-                    "changed": "2026-01-31T12:00:00+00:00",
-                    "editable": False,
-                    "limits": {"texts": 256, "k": 200, "body_bytes": 4194304, "queue": 1024},
-                    "labelspace": "0.1.0",
-                }
-            ]
-        }
-    )
+    model_config = _example(
+        name="books", revision=3, labels=8, documents=10, dimensions=384, recipe="dexml", encoder="static",
+        voting={"scoring": "votes", "weight": 0.2}, calibrated=False, changed="2026-01-31T12:00:00+00:00",
+        editable=False, limits={"texts": 256, "k": 200, "body_bytes": 4194304, "queue": 1024}, labelspace="0.1.0",
+    )  # fmt: skip
     name: str
     revision: int
     labels: int
@@ -299,30 +252,20 @@ class Subject(BaseModel):
     score: float = Field(description="The probability, or without calibration the score, from 0 to 1.")
 
 
+SUBJECT = {"uri": "railways", "label": "railways", "notation": None, "score": 0.5529}
+
+
 class SuggestAnswer(BaseModel):
     """The labels of a text, best first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"results": [{"uri": "railways", "label": "railways", "notation": None, "score": 0.5529}]}]
-        }
-    )
+    model_config = _example(results=[SUBJECT])
     results: list[Subject]
 
 
 class SuggestBatchItem(SuggestAnswer):
     """The labels of one of several texts."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "document_id": "b1",
-                    "results": [{"uri": "railways", "label": "railways", "notation": None, "score": 0.5529}],
-                }
-            ]
-        }
-    )
+    model_config = _example(document_id="b1", results=[SUBJECT])
     document_id: str | None
 
 
@@ -336,9 +279,7 @@ class SuggestDocument(BaseModel):
 class SuggestBatch(BaseModel):
     """Texts."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"documents": [{"text": "old railway lines", "document_id": "b1"}]}]}
-    )
+    model_config = _example(documents=[{"text": "old railway lines", "document_id": "b1"}])
     documents: list[SuggestDocument]
 
 
@@ -349,19 +290,15 @@ class Backend(BaseModel):
 
 
 PROJECT: dict[str, Any] = {
-    "project_id": "books",
-    "name": "books",
-    "language": "en",
-    "backend": {"backend_id": "labelspace"},
-    "is_trained": True,
-    "modification_time": "2026-01-31T12:00:00+00:00",
-}
+    "project_id": "books", "name": "books", "language": "en", "backend": {"backend_id": "labelspace"},
+    "is_trained": True, "modification_time": "2026-01-31T12:00:00+00:00",
+}  # fmt: skip
 
 
 class Project(BaseModel):
     """The model as an Annif project."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [PROJECT]})
+    model_config = _example(**PROJECT)
     project_id: str
     name: str
     language: str
@@ -373,5 +310,5 @@ class Project(BaseModel):
 class Projects(BaseModel):
     """All projects: one."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"projects": [PROJECT]}]})
+    model_config = _example(projects=[PROJECT])
     projects: list[Project]

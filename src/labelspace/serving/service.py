@@ -13,14 +13,13 @@ from ..model.model import Model
 from .http import RefusedError
 from .labels import LabelSearch
 from .schemas import ErrorAnswer
-from .worker import Answer, Change, NotReadyError, Question, Worker
+from .worker import Answer, Change, Question, Worker
 
 _SAID = {
     400: "The body cannot be read.",
     401: "The token is missing or wrong.",
     403: "The service was started without `--allow-edit`.",
     404: "There is no such project.",
-    408: "No more of the body came for a while.",
     409: "The change could not be saved and was taken back.",
     413: "The body, or the number of texts, is over the limit.",
     415: "The body is of another type.",
@@ -33,15 +32,19 @@ _HEADERS = {
     429: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
     503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {
-        "model": ErrorAnswer,
-        "description": said,
-        "content": {"application/json": {"example": {"error": {"status": code, "message": said}}}},
-        **({"headers": _HEADERS[code]} if code in _HEADERS else {}),
+
+
+def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of answers with these statuses."""
+    return {
+        code: {
+            "model": ErrorAnswer,
+            "description": _SAID[code],
+            "content": {"application/json": {"example": {"error": {"status": code, "message": _SAID[code]}}}},
+            **({"headers": _HEADERS[code]} if code in _HEADERS else {}),
+        }
+        for code in codes
     }
-    for code, said in _SAID.items()
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +71,9 @@ class Settings:
 
 
 class Service:
-    """The model behind the routes.
+    """The model behind the routes; see `Worker` for what ``opening`` and ``failed`` are."""
 
-    Args:
-        opening: opens the model.
-        settings: how it is served.
-        failed: called when it cannot be opened.
-    """
-
-    def __init__(
-        self, opening: Callable[[], Model], settings: Settings, failed: Callable[[BaseException], None] = lambda e: None
-    ):
+    def __init__(self, opening: Callable[[], Model], settings: Settings, failed: Callable[[BaseException], None]):
         self.settings = settings
         self.worker = Worker(opening, batch=settings.batch, queue=settings.queue, opened=self._describe, failed=failed)
         self.search: LabelSearch | None = None
@@ -119,24 +114,12 @@ class Service:
         }
 
     def described(self) -> dict[str, Any]:
-        """What is told of the model, as `schemas.ModelAnswer` has it.
-
-        Raises:
-            NotReadyError: it is not open.
-        """
-        if not self.worker.ready:
-            raise NotReadyError("the model cannot be used" if self.worker.error else "the model is being opened")
-        told: dict[str, Any] = self.worker.state
-        return told
+        """What is told of the model, as `schemas.ModelAnswer` has it; NotReadyError where it is not open."""
+        self.worker.require_ready()
+        return self.worker.state
 
     async def ask(self, texts: list[str], k: int, why: bool = False, weight: float | None = None) -> Answer:
-        """Predict, when it is their turn.
-
-        Args:
-            texts: n texts, n at least 1.
-            k: labels a text.
-            why: whether reasons are wanted.
-            weight: of the documents' votes; None for the model's own.
+        """Predict, when it is their turn; the arguments are those of `Question`.
 
         Raises:
             RefusedError: too many texts or labels.
@@ -150,36 +133,16 @@ class Service:
         return await asyncio.wrap_future(self.worker.ask(Question(texts, k, why, weight)))
 
     async def change(self, change: Change) -> tuple[list[str], dict[str, Any]]:
-        """Change the model and save it, when it is its turn.
-
-        Args:
-            change: gets the model and returns ids.
-
-        Returns:
-            The ids, and what is told of the model now.
-        """
-        found: tuple[list[str], dict[str, Any]] = await asyncio.wrap_future(self.worker.change(change))
-        return found
+        """Change the model and save it, when it is its turn; gives the ids, and what is told of the model now."""
+        return await asyncio.wrap_future(self.worker.change(change))
 
     @staticmethod
-    def served(told: dict[str, Any]) -> dict[str, Any]:
-        """Name and revision of a model.
-
-        Args:
-            told: of it.
-        """
-        return {"name": told["name"], "revision": told["revision"]}
+    def served(described: dict[str, Any]) -> dict[str, Any]:
+        """Name and revision of a model, of what is told of it."""
+        return {"name": described["name"], "revision": described["revision"]}
 
     def within(self, what: str, count: int) -> None:
-        """Refuse a request with too many things.
-
-        Args:
-            what: they are.
-            count: how many.
-
-        Raises:
-            RefusedError: more than the limit.
-        """
+        """Refuse a request that has more texts, documents, labels or ids than the limit."""
         if count > self.settings.max_texts:
             raise RefusedError(
                 413, f"a request may have {self.settings.max_texts} {what} at most, this one has {count}; send several"

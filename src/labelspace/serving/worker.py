@@ -1,8 +1,8 @@
-"""One thread that owns the model: requests wait in one line, those for predictions are gathered into batches.
+"""One thread that owns the model: requests wait in one queue, those for predictions are gathered into batches.
 
-Whoever waits is answered in the order of arrival. The thread takes all that waits, up to a batch, and never waits for
-more to come: an idle service answers at once, a busy one in batches. A change stands in the same line and is made
-alone, so a prediction sees all of it or nothing, and it is written to disk before it is answered.
+Requests are answered in the order of arrival. The thread takes all that waits, up to a batch, and never waits for more
+to come: an idle service answers at once, a busy one in batches. A change waits in the same queue and is made alone, so
+a prediction sees all of it or nothing. It is written to disk before it is answered.
 """
 
 from __future__ import annotations
@@ -31,15 +31,10 @@ class NotReadyError(Exception):
 
 
 class BusyError(Exception):
-    """Too many texts wait.
-
-    Args:
-        waiting: how many.
-        seconds: after how many there may be room.
-    """
+    """Too many texts wait; after so many seconds there may be room."""
 
     def __init__(self, waiting: int, seconds: int):
-        self.waiting, self.seconds = waiting, seconds
+        self.seconds = seconds
         super().__init__(f"{waiting} texts wait already; try again in {seconds} s")
 
 
@@ -112,17 +107,17 @@ class Worker:
         self,
         opening: Callable[[], Model],
         *,
-        batch: int = 128,
-        queue: int = 1024,
-        opened: Callable[[Model], Any] = lambda model: None,
+        batch: int,
+        queue: int,
+        opened: Callable[[Model], Any],
         failed: Callable[[BaseException], None] = lambda error: None,
     ):
         self.opening, self.batch, self.queue, self.opened, self.failed = opening, batch, queue, opened, failed
         self.model: Model | None = None
         self.state: Any = None
         self.error: BaseException | None = None
-        self._line: deque[_Waiting] = deque()
-        self._texts = 0  # in the line
+        self._queue: deque[_Waiting] = deque()
+        self._texts = 0  # in the queue; a change counts as one
         self._rate = 100.0  # texts a second, lately
         self._changed = threading.Condition()
         self._stopping = False
@@ -147,23 +142,25 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Texts and changes in the line."""
+        """Texts and changes in the queue."""
         return self._texts
 
-    def ask(self, question: Question) -> Future[Answer]:
-        """Stand in line with a question.
+    def require_ready(self) -> None:
+        """Raise NotReadyError where there is no model."""
+        if not self.ready:
+            raise NotReadyError("the model cannot be used" if self.error else "the model is being opened")
 
-        Args:
-            question: what is asked.
+    def ask(self, question: Question) -> Future[Answer]:
+        """Put a question into the queue.
 
         Raises:
             NotReadyError: there is no model.
             BusyError: too many texts wait.
         """
-        return self._stand(_Waiting(question))
+        return self._wait(_Waiting(question))
 
     def change(self, change: Change) -> Future[Any]:
-        """Stand in line with a change; the result is what it returns and the new state, given when the model was saved.
+        """Put a change into the queue; the result, what it returns and the new state, comes when the model is saved.
 
         Args:
             change: gets the model; when it raises, the model must be as it was.
@@ -172,15 +169,14 @@ class Worker:
             NotReadyError: there is no model.
             BusyError: too much waits.
         """
-        return self._stand(_Waiting(change))
+        return self._wait(_Waiting(change))
 
-    def _stand(self, one: _Waiting) -> Future[Any]:
+    def _wait(self, one: _Waiting) -> Future[Any]:
         with self._changed:
-            if not self.ready:
-                raise NotReadyError("the model cannot be used" if self.error else "the model is being opened")
+            self.require_ready()
             if self._texts and self._texts + one.size > self.queue:
                 raise BusyError(self._texts, max(1, min(60, math.ceil(self._texts / self._rate))))
-            self._line.append(one)
+            self._queue.append(one)
             self._texts += one.size
             self._changed.notify()
         return one.future
@@ -196,14 +192,14 @@ class Worker:
             return
         while taken := self._take():
             began = time.perf_counter()
-            first = taken[0].work
-            if isinstance(first, Question):
+            work = taken[0].work
+            if isinstance(work, Question):
                 for group in _alike(taken):
                     self._answer(group)
                 passed = max(time.perf_counter() - began, 1e-6)
                 self._rate += 0.1 * (sum(one.size for one in taken) / passed - self._rate)
             else:
-                self._make(taken[0], first)
+                self._make(taken[0], work)
 
     def _open(self) -> None:
         model = self.opening()
@@ -218,16 +214,16 @@ class Worker:
     def _take(self) -> list[_Waiting]:
         """The next change alone, or the questions before it, up to a batch; nothing when it is time to end."""
         with self._changed:
-            while not self._line and not self._stopping:
+            while not self._queue and not self._stopping:
                 self._changed.wait()
             taken: list[_Waiting] = []
             texts = 0
-            while self._line:
-                one = self._line[0]
+            while self._queue:
+                one = self._queue[0]
                 alone = not isinstance(one.work, Question)
                 if taken and (alone or texts + one.size > self.batch):
                     break
-                self._line.popleft()
+                self._queue.popleft()
                 self._texts -= one.size
                 if not one.future.set_running_or_notify_cancel():
                     continue  # whoever asked has gone
@@ -243,14 +239,9 @@ class Worker:
         texts = [text for question in questions for text in question.texts]
         weight, why = questions[0].weight, questions[0].why
         try:
-            model = self._usable()
-            model = model if weight is None else model.with_weight(weight)
-            predictions = model.predict(
-                texts,
-                max(question.k for question in questions),
-                probabilities=model.calibration is not None,
-                why=why,
-            )
+            model = self._usable() if weight is None else self._usable().with_weight(weight)
+            k = max(question.k for question in questions)
+            predictions = model.predict(texts, k, probabilities=model.calibration is not None, why=why)
         except Exception as error:
             if len(group) == 1:
                 group[0].future.set_exception(error)
