@@ -4,6 +4,9 @@ A chart is `WIDTH` units wide, which is about its width in pixels on a phone, so
 its colours from the page around it, or from `alone`: series n has the class ``sN``, counted from 0 and again from 0
 after `SERIES`. Series also differ in dashes and markers, for print and for eyes that tell few colours apart.
 
+Every chart takes a name, with which the ids in it start and which must be its own in the page; a title of a few words;
+and a text about what it shows, for those who do not see it. ``axes`` say what is measured across and upwards.
+
 >>> ticks(0, 43)
 [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
 >>> number(12345.0), number(0.25), number(-3.0)
@@ -49,43 +52,25 @@ _BARRED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uf
 
 
 def clean(text: str) -> str:
-    """A text that can stand in a page: white space as single blanks, nothing that HTML or UTF-8 cannot hold.
-
-    Args:
-        text: any text.
-    """
+    """A text that can stand in a page: white space as single blanks, nothing that HTML or UTF-8 cannot hold."""
     whole = " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
     whole = _BARRED.sub("\ufffd", whole)
     return "".join("\ufffd" if ord(c) > 0xFFFF and ord(c) & 0xFFFE == 0xFFFE else c for c in whole)
 
 
 def escape(text: str) -> str:
-    """A text as HTML, also between quotes.
-
-    Args:
-        text: any text.
-    """
+    """A text as HTML, also between quotes."""
     return _escape(clean(text), quote=True)
 
 
 def number(value: float) -> str:
-    """A number as an axis shows it.
-
-    Args:
-        value: finite.
-    """
+    """A finite number as an axis shows it."""
     rounded = round(value, 6)
     return f"{int(rounded):,}" if rounded == int(rounded) else f"{rounded:g}"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, evenly apart, the first at or below ``low`` and the last at or above ``high``.
-
-    Args:
-        low: least value.
-        high: greatest value.
-        about: steps between them, roughly.
-    """
+    """Round numbers, about so many steps, the first at or below ``low`` and the last at or above ``high``."""
     span = high - low
     if not span > 0:
         span = abs(high) or 1.0
@@ -97,30 +82,19 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def swatch(series: int) -> str:
-    """The line and marker of a series, for a legend.
-
-    Args:
-        series: its number.
-    """
-    line = f'<line class="{_line(series)}" x1="1" y1="6" x2="25" y2="6"/>'
-    return f'<svg class="swatch" width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">{line}' + (
-        _marker(series, 13, 6) + "</svg>"
-    )
+    """The line and marker of a series, for a legend."""
+    line = f'<line class="{_line(series)}" x1="1" y1="6" x2="25" y2="6"/>{_marker(series, 13, 6)}'
+    return f'<svg class="swatch" width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">{line}</svg>'
 
 
 def alone(chart: str, names: Sequence[str] = ()) -> str:
-    """A chart as an SVG file of its own, with its colours and a legend below.
-
-    Args:
-        chart: as the functions of this module give it.
-        names: of its series.
-    """
+    """A chart as an SVG file of its own, with its colours, and below it a legend of its series, if these have names."""
     height = float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', chart)[0])
     drawn = chart.replace("<svg ", f'<svg x="0" y="0" width="{WIDTH}" height="{_round(height)}" ', 1)
     for i, name in enumerate(names):
         y = height + 4 + 18 * i
-        told = f'<text x="34" y="10">{escape(name)}</text>'
-        drawn += f'<g class="chart" transform="translate({LEFT} {_round(y)})">{swatch(i)}{told}</g>'
+        label = f'<text x="34" y="10">{escape(name)}</text>'
+        drawn += f'<g class="chart" transform="translate({LEFT} {_round(y)})">{swatch(i)}{label}</g>'
     height += 8 + 18 * len(names) if names else 0
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_round(height)}" width="{2 * WIDTH}">'
@@ -130,20 +104,10 @@ def alone(chart: str, names: Sequence[str] = ()) -> str:
 
 
 def lines(name: str, title: str, about: str, axes: tuple[str, str], series: Sequence[Points]) -> str:
-    """Lines through points, each with a marker.
-
-    Args:
-        name: start of the ids in the chart, its own in the page.
-        title: what it shows, in a few words.
-        about: what it says, for those who do not see it.
-        axes: what the horizontal and the vertical axis measure.
-        series: for each its points (x, y) in order; an empty one is not drawn.
-    """
-    xs, ys = ([point[i] for points in series for point in points] for i in (0, 1))
-    across, up = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
-    plot = _Plot(across, up)
-    parts = [plot.grid(axes)]
-    return _chart(name, title, about, parts + _polylines(plot, series))
+    """Lines through the points (x, y) of each series, each with a marker; an empty series is not drawn."""
+    xs, ys = zip(*(point for points in series for point in points), strict=True)
+    plot = _Plot(ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5))
+    return _chart(name, title, about, [plot.grid(axes), *_polylines(plot, series)])
 
 
 def _polylines(plot: _Plot, series: Sequence[Points]) -> list[str]:
@@ -159,22 +123,13 @@ def _polylines(plot: _Plot, series: Sequence[Points]) -> list[str]:
 
 
 def reliability(name: str, title: str, about: str, axes: tuple[str, str], series: Sequence[Points]) -> str:
-    """Predicted probability against the observed share, beside the diagonal where the two are equal.
-
-    Args:
-        name: as for `lines`.
-        title: as for `lines`.
-        about: as for `lines`.
-        axes: as for `lines`.
-        series: for each its bins (predicted, observed), from 0 to 1.
-    """
+    """Bins (predicted probability, observed share) of each series, beside the diagonal where the two are equal."""
     top = max((value for points in series for point in points for value in point), default=1.0)
     scale = [tick for tick in ticks(0.0, min(1.0, max(top, 0.05)), 5) if tick <= 1.0 + 1e-9]
     plot = _Plot(scale, scale)
-    ends = (plot.x(scale[0]), plot.y(scale[0]), plot.x(scale[-1]), plot.y(scale[-1]))
-    x1, y1, x2, y2 = map(_round, ends)
-    parts = [plot.grid(axes), f'<line class="even" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>']
-    return _chart(name, title, about, parts + _polylines(plot, series))
+    (x1, y1), (x2, y2) = ((_round(plot.x(end)), _round(plot.y(end))) for end in (scale[0], scale[-1]))
+    diagonal = f'<line class="even" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+    return _chart(name, title, about, [plot.grid(axes), diagonal, *_polylines(plot, series)])
 
 
 def bars(
@@ -188,18 +143,11 @@ def bars(
 ) -> str:
     """Bars from 0 on, side by side in groups, with intervals where there are some.
 
-    Args:
-        name: as for `lines`.
-        title: as for `lines`.
-        about: as for `lines`.
-        axes: as for `lines`.
-        groups: the names of the groups.
-        series: for each the height of its bar in each group, not below 0.
-        intervals: for each series and group the ends of the interval, or None.
+    ``groups`` are their names. A series has a height, not below 0, and perhaps an interval for each.
     """
     ends = [end for row in intervals or [] for pair in row if pair is not None for end in pair]
     up = ticks(0.0, max([*(value for row in series for value in row), *ends, 0.0]) or 1.0)
-    plot = _Plot(None, up)
+    plot = _Plot([], up)
     wide = (WIDTH - LEFT - RIGHT) / len(groups)
     each = wide * 0.8 / len(series)
     parts = [plot.grid(axes)]
@@ -207,8 +155,8 @@ def bars(
         for j, value in enumerate(row):
             x, y = LEFT + wide * (j + 0.1) + each * i, plot.y(value)
             size = f'width="{_round(max(each * 0.9, 0.5))}" height="{_round(plot.y(0.0) - y)}"'
-            told = f"<title>{escape(groups[j])}: {number(round(value, 2))}</title>"
-            parts.append(f'<rect class="b s{i % SERIES}" x="{_round(x)}" y="{_round(y)}" {size}>{told}</rect>')
+            label = f"<title>{escape(groups[j])}: {number(round(value, 2))}</title>"
+            parts.append(f'<rect class="b s{i % SERIES}" x="{_round(x)}" y="{_round(y)}" {size}>{label}</rect>')
             pair = None if intervals is None else intervals[i][j]
             if pair is not None:
                 middle = x + each * 0.45
@@ -222,22 +170,14 @@ def bars(
 
 
 def differences(name: str, title: str, about: str, axis: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """Differences with their intervals, one below the other, beside a line at 0.
-
-    Args:
-        name: as for `lines`.
-        title: as for `lines`.
-        about: as for `lines`.
-        axis: what is measured.
-        rows: for each its name, value, and the ends of its interval.
-    """
+    """Differences (name, value, low and high end of its interval), one below the other, beside a line at 0."""
     left, row_height = 86, 22
     height = TOP + row_height * len(rows) + BOTTOM
     across = ticks(min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows)), 5)
-    plot = _Plot(across, None, left=left, height=height)
-    parts = [plot.grid((axis, ""))]
+    plot = _Plot(across, [], left=left, height=height)
     zero = _round(plot.x(0.0))
-    parts.append(f'<line class="zero" x1="{zero}" y1="{TOP}" x2="{zero}" y2="{height - BOTTOM}"/>')
+    zero_line = f'<line class="zero" x1="{zero}" y1="{TOP}" x2="{zero}" y2="{height - BOTTOM}"/>'
+    parts = [plot.grid((axis, "")), zero_line]
     for i, (label, value, low, high) in enumerate(rows):
         y = TOP + row_height * (i + 0.5)
         kind = "up" if low > 0 else "down" if high < 0 else "none"
@@ -248,38 +188,35 @@ def differences(name: str, title: str, about: str, axis: str, rows: Sequence[tup
 
 
 class _Plot:
-    """The area inside the axes: values to places, and the axes themselves."""
+    """The area inside the axes: values to places, and the axes themselves; no ticks, no scale."""
 
-    def __init__(self, across: list[float] | None, up: list[float] | None, left: float = LEFT, height: float = HEIGHT):
+    def __init__(self, across: list[float], up: list[float], left: float = LEFT, height: float = HEIGHT):
         self.across, self.up, self.left, self.bottom = across, up, left, height - BOTTOM
 
     def x(self, value: float) -> float:
-        assert self.across is not None
         low, high = self.across[0], self.across[-1]
         return self.left + (WIDTH - RIGHT - self.left) * (value - low) / (high - low)
 
     def y(self, value: float) -> float:
-        assert self.up is not None
         low, high = self.up[0], self.up[-1]
         return self.bottom - (self.bottom - TOP) * (value - low) / (high - low)
 
     def grid(self, axes: tuple[str, str]) -> str:
         parts = []
-        for tick in self.up or []:
+        for tick in self.up:
             y = _round(self.y(tick))
             parts.append(f'<line class="grid" x1="{self.left}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>')
             at = _round(self.y(tick) + 4)
             parts.append(f'<text x="{self.left - 6}" y="{at}" text-anchor="end">{_briefly(tick)}</text>')
-        for tick in self.across or []:
+        for tick in self.across:
             x = _round(self.x(tick))
-            if self.up is None:
-                parts.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{self.bottom}"/>')
-            else:
+            if self.up:
                 parts.append(f'<line class="axis" x1="{x}" y1="{self.bottom}" x2="{x}" y2="{self.bottom + 4}"/>')
-            last = tick == (self.across or [])[-1] and len(number(tick)) > 4  # which would be cut off in the middle
-            place = f'x="{WIDTH - 1}" y="{self.bottom + 16}" text-anchor="end"' if last else ""
-            place = place or f'x="{x}" y="{self.bottom + 16}" text-anchor="middle"'
-            parts.append(f"<text {place}>{number(tick)}</text>")
+            else:
+                parts.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{self.bottom}"/>')
+            last = tick == self.across[-1] and len(number(tick)) > 4  # which would be cut off in the middle
+            at, anchor = (str(WIDTH - 1), "end") if last else (x, "middle")
+            parts.append(f'<text x="{at}" y="{self.bottom + 16}" text-anchor="{anchor}">{number(tick)}</text>')
         bottom, middle = self.bottom, _round((self.left + WIDTH - RIGHT) / 2)
         parts.append(f'<line class="axis" x1="{self.left}" y1="{bottom}" x2="{WIDTH - RIGHT}" y2="{bottom}"/>')
         parts.append(f'<text x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(axes[0])}</text>')
@@ -291,10 +228,10 @@ class _Plot:
 
 
 def _chart(name: str, title: str, about: str, parts: list[str], height: float = HEIGHT) -> str:
-    told = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(about)}</desc>'
+    head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(about)}</desc>'
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {_round(height)}" role="img" '
-        f'aria-labelledby="{name}-title" aria-describedby="{name}-about">{told}{"".join(parts)}</svg>'
+        f'aria-labelledby="{name}-title" aria-describedby="{name}-about">{head}{"".join(parts)}</svg>'
     )
 
 

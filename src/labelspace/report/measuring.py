@@ -1,7 +1,7 @@
 """What one or several model folders are worth, as plain values: measured on a data set, or as the folders record it.
 
-`measure` gathers the values, `report_page.render` makes a page of them. Models are opened one after the other, and of
-the predictions of all but the first nothing stays but figures. Nothing depends on the time at which it is done.
+`measure` gathers the values, `report_page.render` makes a page of them. Models are opened one after the other. Of the
+predictions only those of the first are kept, for the comparisons. Nothing depends on the time at which it is done.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ EXAMPLES = 3
 """Best and worst documents shown of each run."""
 REASONS = 3
 """Keys shown for a predicted label of an example."""
-TEXT, NAME = 400, 120
-"""Characters shown of a document, and of a label or a key."""
+TEXT_CHARACTERS, NAME_CHARACTERS = 400, 120
+"""Shown of a document, and of a label or a key."""
 FREQUENCIES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Least documents of the bars in the chart of label frequency."""
 
@@ -93,15 +93,12 @@ def measure(
     twice = [place for place, count in Counter(folder.resolve() for folder in folders).items() if count > 1]
     if twice:
         raise SettingsError(f"the run {twice[0]} is given twice; a run needs no comparison with itself")
-    told = [
-        _recorded(name, folder, manifest)
-        for name, folder, manifest in zip(_names(folders), folders, manifests, strict=True)
-    ]
-    report: dict[str, Any] = {"labelspace": __version__, "data": None, "runs": told, "comparisons": [], "notes": []}
-    seen = [run["data"] for run in told]
+    records = list(map(_recorded, _names(folders), folders, manifests))
+    report: dict[str, Any] = {"labelspace": __version__, "data": None, "runs": records, "comparisons": [], "notes": []}
     if data is None:
-        if len(set(seen)) > 1:
-            known = ", ".join(sorted({str(name) for name in seen}))
+        names = {run["data"] for run in records}
+        if len(names) > 1:
+            known = ", ".join(sorted(map(str, names)))
             report["notes"].append(f"The runs were made on different data ({known}): do not compare their figures.")
         return report
     part, corpus = _documents(data, split)
@@ -112,17 +109,17 @@ def measure(
         rows = np.sort(np.random.default_rng(0).choice(whole, documents, replace=False))
         corpus = corpus.rows(rows)
     report["data"] = _described(data, part, corpus, whole)
-    report["notes"] += _notes(data, part, manifests, told)
-    meeting = _Meeting(data, part, corpus, draws)
+    report["notes"] += _notes(data, part, manifests, records)
+    evaluator = _Evaluator(data, part, corpus, draws)
     first: Predictions | None = None
-    for folder, run in zip(folders, told, strict=True):
+    for folder, run in zip(folders, records, strict=True):
         logger.info("measuring %s on %d %s documents", run["name"], len(corpus), part)
-        pred, run["measured"] = meeting.measured(Model.load(folder, device, precision=precision))
+        pred, run["measured"] = evaluator.measured(Model.load(folder, device, precision=precision))
         if first is None:
             first = pred
             continue
-        different = meeting.compared(first, pred)
-        report["comparisons"].append({"a": told[0]["name"], "b": run["name"], "metrics": different})
+        differences = comparing.compare(first, pred, **evaluator.arguments(), draws=draws)
+        report["comparisons"].append({"a": records[0]["name"], "b": run["name"], "metrics": differences})
     return report
 
 
@@ -151,14 +148,16 @@ def _names(folders: list[Path]) -> list[str]:
 def _recorded(name: str, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     info = manifest["info"]
     config, fit, data = flat(_dict(info.get("config"))), _dict(info.get("fit")), _dict(info.get("data"))
-    found = _dict(info.get("metrics"))
+    recorded = _dict(info.get("metrics"))
     log = _log(folder / "log.jsonl")
     curve = [point for point in fit.get("curve") or [] if isinstance(point, dict)]
     if not curve:
         curve = [{k: v for k, v in r.items() if k != "event"} for r in log if r.get("event") == "evaluation"]
     steps = [record for record in log if record.get("event") == "step"]
-    peaks = [record["peak_memory_gb"] for record in steps if record.get("peak_memory_gb") is not None]
-    rates = [record["texts_per_second"] for record in steps if record.get("texts_per_second") is not None]
+    peaks, rates = (
+        [record[key] for record in steps if record.get(key) is not None]
+        for key in ("peak_memory_gb", "texts_per_second")
+    )
     recipe = str(info.get("recipe", "none"))
     default = defaults(RECIPES[recipe]) if recipe in RECIPES else {}
     fitted = _dict(_dict(manifest.get("calibration")).get("fitted"))
@@ -175,8 +174,8 @@ def _recorded(name: str, folder: Path, manifest: dict[str, Any]) -> dict[str, An
         "dimensions": manifest["dimensions"],
         "settings": {key: value for key, value in config.items() if key not in default or value != default[key]},
         "config": config,
-        "validation": _dict(found.get("validation")),
-        "rankings": _dict(found.get("rankings")),
+        "validation": _dict(recorded.get("validation")),
+        "rankings": _dict(recorded.get("rankings")),
         "curve": curve,
         "best_step": fit.get("best_step"),
         "stopped": fit.get("stopped"),
@@ -194,19 +193,21 @@ def _recorded(name: str, folder: Path, manifest: dict[str, Any]) -> dict[str, An
 
 
 def _dict(value: Any) -> dict[str, Any]:
+    """A record, or nothing where it is of another kind: damaged folders are reported on too."""
     return value if isinstance(value, dict) else {}
 
 
 def _log(file: Path) -> list[dict[str, Any]]:
     """The records of a run's log; a line that cannot be read is left out."""
+    if not file.is_file():
+        return []
     records = []
-    if file.is_file():
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    logger.warning("%s: a line that is no record is left out", file)
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                logger.warning("%s: a line that is no record is left out", file)
     return [record for record in records if isinstance(record, dict)]
 
 
@@ -227,13 +228,13 @@ def _documents(data: Dataset, split: str) -> tuple[Literal["valid", "test"], Cor
 
 
 def _described(data: Dataset, part: str, corpus: Corpus, whole: int) -> dict[str, Any]:
-    told = describe(data)
+    facts = describe(data)
     for name in ("training_memory_bytes", "available_memory_bytes"):  # of this machine
-        del told[name]
-    told["name"] = clean(data.name)
+        del facts[name]
+    facts["name"] = clean(data.name)
     for name in ("train", "valid", "test"):
-        if told[name] is not None and told[name]["filter_file"] is not None:
-            told[name]["filter_file"] = clean(Path(told[name]["filter_file"]).name)
+        if facts[name] is not None and facts[name]["filter_file"] is not None:
+            facts[name]["filter_file"] = clean(Path(facts[name]["filter_file"]).name)
     sizes = np.diff(data.train.targets.indptr)
     counts = metrics.label_counts(data.train.targets)
     edges = np.array(FREQUENCIES)
@@ -244,25 +245,25 @@ def _described(data: Dataset, part: str, corpus: Corpus, whole: int) -> dict[str
         f"{low}" if high == low + 1 else f"{low}+" if low == FREQUENCIES[-1] else f"{low}–{high - 1}"
         for low, high in zip(FREQUENCIES, [*FREQUENCIES[1:], 0], strict=True)
     ]
-    most = np.bincount(np.minimum(sizes, 10), minlength=11).tolist()
+    labels_a_document = np.bincount(np.minimum(sizes, 10), minlength=11).tolist()
     return {
-        **told,
+        **facts,
         "split": part,
         "measured": len(corpus),
         "of": whole,
-        "labels_a_document": {("10+" if i == 10 else str(i)): count for i, count in enumerate(most)},
+        "labels_a_document": {("10+" if i == 10 else str(i)): count for i, count in enumerate(labels_a_document)},
         "documents_a_label": dict(zip(spans, frequency, strict=False)),
     }
 
 
-def _notes(data: Dataset, part: str, manifests: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[str]:
+def _notes(data: Dataset, part: str, manifests: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[str]:
     notes = []
     if part == "valid":
         notes.append(
             "These are validation documents, on which runs choose their best weights and settings: the figures are a "
             "little too high. Take test documents for figures to publish."
         )
-    for manifest, run in zip(manifests, told, strict=True):
+    for manifest, run in zip(manifests, records, strict=True):
         recorded = _dict(manifest["info"].get("data"))
         name, seed = recorded.get("name"), _dict(recorded.get("options")).get("seed")
         if name is not None and name != data.name:
@@ -280,8 +281,11 @@ def _notes(data: Dataset, part: str, manifests: list[dict[str, Any]], told: list
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-class _Meeting:
-    """Documents with their truth, and the models that are measured on them, all in one numbering of labels."""
+class _Evaluator:
+    """Documents with their true labels, on which models are measured, all in one numbering of labels.
+
+    The labels of the data come first. Those that only models have follow, in the order in which they are met.
+    """
 
     def __init__(self, data: Dataset, part: str, corpus: Corpus, draws: int):
         self.data, self.part, self.corpus, self.draws = data, part, corpus, draws
@@ -311,17 +315,17 @@ class _Meeting:
         """Id and text of a label, to be shown."""
         known, labels = len(self.data.labels), self.data.labels
         name, text = (labels.ids[number], labels.texts[number]) if number < known else self.extra[number - known]
-        return {"id": clean(name), "text": _short(text, NAME)}
+        return {"id": clean(name), "text": _short(text, NAME_CHARACTERS)}
 
     def places(self, labels: Labels) -> IntArray | None:
         """The numbers of a model's labels here, with -1 at the end; None where they are the same."""
-        theirs = self.data.labels.ids
-        if list(labels.ids) == list(theirs):
+        ids = self.data.labels.ids
+        if list(labels.ids) == list(ids):
             return None
         if self.number is None:
-            self.number = {name: i for i, name in enumerate(theirs)}
+            self.number = {name: i for i, name in enumerate(ids)}
         place = numbers_among(labels.ids, self.number)
-        if (place[:-1] >= len(theirs)).all():
+        if (place[:-1] >= len(ids)).all():
             raise DataError(
                 f"the model and {self.data.name} have no label id in common; is this the data that the model is for?"
             )
@@ -333,14 +337,10 @@ class _Meeting:
         """Predictions of a model, and its figures."""
         place = self.places(model.labels)
         corpus = self.corpus
-        left_out = None
-        if model.memory.n_documents and self.part == "valid":
-            left_out = model.held_out(self.data)
-        depth = min(DEPTH + self.longest, len(model.labels))
-        probable = model.calibration is not None
-        found = model.predict(corpus.texts, k=depth, probabilities=probable, left_out=left_out)
-        pred = self.here(found, place)
-        told = evaluation.report(pred, **self.arguments())
+        # validation documents of a memory of documents must not vote for themselves
+        left_out = model.held_out(self.data) if model.memory.n_documents and self.part == "valid" else None
+        pred = self.predicted(model, place, corpus.texts, DEPTH, left_out=left_out)
+        figures = evaluation.report(pred, **self.arguments())
         limits = comparing.intervals(pred, **self.arguments(), draws=self.draws)
         indices, hits = evaluation.ranked(pred, self.truth(corpus.targets), corpus.filter_pairs)
         known = len(self.data.labels) if place is None else int((place[:-1] < len(self.data.labels)).sum())
@@ -349,13 +349,13 @@ class _Meeting:
         return pred, {
             "metrics": {
                 name: limits.get(name, {"value": value, "low": None, "high": None})
-                for name, value in told.metrics.items()
+                for name, value in figures.metrics.items()
             },
-            "groups": told.groups,
-            "counts": told.counts,
-            "propensity": told.propensity,
-            "filter": "none" if told.filter == "none" else "pairs of the data set",
-            "calibration": told.calibration,
+            "groups": figures.groups,
+            "counts": figures.counts,
+            "propensity": figures.propensity,
+            "filter": "none" if figures.filter == "none" else "pairs of the data set",
+            "calibration": figures.calibration,
             "labels_only_in_model": len(model.labels) - known,
             "labels_only_in_data": len(self.data.labels) - known,
             "mistaken": self.mistaken(indices, hits),
@@ -363,13 +363,14 @@ class _Meeting:
             "worst": shown[len(best) :],
         }
 
-    def here(self, found: Predictions, place: IntArray | None) -> Predictions:
-        """Predictions in the numbering of the data."""
-        labels = found.indices if place is None else place[found.indices]
-        return Predictions(labels, found.scores, probabilities=found.probabilities)
-
-    def compared(self, first: Predictions, pred: Predictions) -> dict[str, dict[str, float]]:
-        return comparing.compare(first, pred, **self.arguments(), draws=self.draws)
+    def predicted(
+        self, model: Model, place: IntArray | None, texts: Sequence[str], k: int, **options: Any
+    ) -> Predictions:
+        """The best k labels of texts, and more where filter pairs may delete some, in the numbering here."""
+        depth = min(k + self.longest, len(model.labels))
+        pred = model.predict(texts, k=depth, probabilities=model.calibration is not None, **options)
+        labels = pred.indices if place is None else place[pred.indices]
+        return Predictions(labels, pred.scores, probabilities=pred.probabilities, reasons=pred.reasons)
 
     def mistaken(self, indices: IntArray, hits: BoolArray) -> list[dict[str, Any]]:
         """Labels that came first and are wrong, beside the true labels that the first five places miss."""
@@ -377,29 +378,27 @@ class _Meeting:
         wrong = np.flatnonzero((indices[:, 0] >= 0) & ~hits[:, 0])
         missed = truth[wrong].tocoo()
         rows, labels = wrong[missed.row], missed.col.astype(np.int64)
-        given = np.zeros(len(rows), dtype=bool)
-        for k in range(min(5, indices.shape[1])):
-            given |= indices[rows, k] == labels
-        pairs = labels[~given] * self.n_labels + indices[rows[~given], 0]
+        among_five = np.zeros(len(rows), dtype=bool)
+        for k in range(min(5, indices.shape[1])):  # one column at a time: all at once would take five times the memory
+            among_five |= indices[rows, k] == labels
+        pairs = labels[~among_five] * self.n_labels + indices[rows[~among_five], 0]
         keys, counts = np.unique(pairs, return_counts=True)
         of = metrics.label_counts(truth)
-        found: dict[tuple[int, int], dict[str, Any]] = {}
+        mistaken: dict[tuple[int, int], dict[str, Any]] = {}
         for place in np.lexsort((keys, of[keys // self.n_labels], -counts)).tolist():
             true, wrongly = divmod(int(keys[place]), self.n_labels)
-            if counts[place] < 2 or len(found) == PAIRS:
+            if counts[place] < 2 or len(mistaken) == PAIRS:
                 break
-            if (wrongly, true) in found:  # shown the other way round, which is at least as frequent
+            if (wrongly, true) in mistaken:  # shown the other way round, which is at least as frequent
                 continue
-            back = np.searchsorted(keys, wrongly * self.n_labels + true)
-            there = back < len(keys) and keys[back] == wrongly * self.n_labels + true
-            found[true, wrongly] = {
+            mistaken[true, wrongly] = {
                 "true": self.label(true),
                 "predicted": self.label(wrongly),
                 "documents": int(counts[place]),
                 "of": int(of[true]),
-                "other_way_round": int(counts[back]) if there else 0,
+                "other_way_round": int(counts[keys == wrongly * self.n_labels + true].sum()),
             }
-        return list(found.values())
+        return list(mistaken.values())
 
     def chosen(self, indices: IntArray, hits: BoolArray, pred: Predictions) -> tuple[list[int], list[int]]:
         """Rows of the best and of the worst documents by nDCG@5.
@@ -423,50 +422,48 @@ class _Meeting:
         if not rows:
             return []
         part = self.corpus.rows(np.array(rows, dtype=np.int64))
-        depth = min(5 + self.longest, len(model.labels))
-        probable = model.calibration is not None
-        found = model.predict(part.texts, k=depth, probabilities=probable, why=True, left_out=left_out)
-        pred = self.here(found, place)
+        pred = self.predicted(model, place, part.texts, 5, why=True, left_out=left_out)
         indices, hits = evaluation.ranked(pred, self.truth(part.targets), part.filter_pairs)
         truth = metrics.binary_truth(part.targets)
         values = metrics.ndcg(hits, metrics.sizes(truth), 5).numerators
-        assert found.reasons is not None
-        told = []
-        for i, row in enumerate(rows):
+        examples = []
+        for i in range(len(rows)):
             true = truth[[i]].indices.tolist()
             labels = [label for label in indices[i, :5].tolist() if label >= 0]
             at = {label: k for k, label in enumerate(pred.indices[i].tolist())}
-            told.append(
+            examples.append(
                 {
-                    "id": clean(self.corpus.ids[row]),
-                    "text": _short(part.texts[i], TEXT),
+                    "id": clean(part.ids[i]),
+                    "text": _short(part.texts[i], TEXT_CHARACTERS),
                     "nDCG@5": 100.0 * float(values[i]),
                     "true": [{**self.label(label), "found": label in labels} for label in true],
                     "predicted": [
-                        {
-                            **self.label(label),
-                            "right": label in true,
-                            "score": float(pred.scores[i, at[label]]),
-                            "probability": None
-                            if pred.probabilities is None
-                            else float(pred.probabilities[i, at[label]]),
-                            "keys": len(found.reasons[i][at[label]]),
-                            "why": [
-                                {
-                                    "kind": reason.kind,
-                                    "id": clean(reason.id),
-                                    "text": _short(reason.text, NAME),
-                                    "similarity": float(reason.similarity),
-                                    "share": float(reason.share),
-                                }
-                                for reason in told_first(found.reasons[i][at[label]], REASONS)[0]
-                            ],
-                        }
-                        for label in labels
+                        {**self.label(label), "right": label in true, **_shown(pred, i, at[label])} for label in labels
                     ],
                 }
             )
-        return told
+        return examples
+
+
+def _shown(pred: Predictions, row: int, k: int) -> dict[str, Any]:
+    """Score, probability and reasons of the label at place k of a row."""
+    assert pred.reasons is not None
+    reasons = pred.reasons[row][k]
+    return {
+        "score": float(pred.scores[row, k]),
+        "probability": None if pred.probabilities is None else float(pred.probabilities[row, k]),
+        "keys": len(reasons),
+        "why": [
+            {
+                "kind": reason.kind,
+                "id": clean(reason.id),
+                "text": _short(reason.text, NAME_CHARACTERS),
+                "similarity": float(reason.similarity),
+                "share": float(reason.share),
+            }
+            for reason in told_first(reasons, REASONS)[0]
+        ],
+    }
 
 
 def _short(text: str, length: int) -> str:

@@ -36,7 +36,7 @@ def render(report: dict[str, Any]) -> str:
     runs, data = report["runs"], report["data"]
     measured = data is not None
     sections = [
-        ("metrics", "Metrics", _metrics(runs, data) if measured else _validation(runs)),
+        ("metrics", "Metrics", _metrics(runs) if measured else _validation(runs)),
         ("differences", "Differences", _differences(report["comparisons"])),
         ("curves", "Learning curves", _curves(runs)),
         ("frequency", "Quality by label frequency", _frequency(runs) if measured else ""),
@@ -80,41 +80,50 @@ def render(report: dict[str, Any]) -> str:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _metrics(runs: list[Run], data: dict[str, Any]) -> str:
-    names = list(runs[0]["measured"]["metrics"])
-    names = [name for name in names if all(name in run["measured"]["metrics"] for run in runs)]
+def _metrics(runs: list[Run]) -> str:
+    metrics = [run["measured"]["metrics"] for run in runs]
+    names = [name for name in metrics[0] if all(name in own for own in metrics)]
     drawn = [name for name in MAIN if name in names]
-    found = [[run["measured"]["metrics"][name] for name in drawn] for run in runs]
-    chart = charts.bars(
-        "chart-metrics",
-        "Metrics with 95% intervals",
-        _told(runs, lambda run: ", ".join(f"{n} {run['measured']['metrics'][n]['value']:.1f}" for n in drawn)),
-        ("metric", "percent"),
-        drawn,
-        [[one["value"] for one in row] for row in found],
-        [[None if one["low"] is None else (one["low"], one["high"]) for one in row] for row in found],
-    )
+    bars = [[own[name] for name in drawn] for own in metrics]
+    values = [[one["value"] for one in row] for row in bars]
+    intervals = [[None if one["low"] is None else (one["low"], one["high"]) for one in row] for row in bars]
+    title, about, axes = "Metrics with 95% intervals", _about(runs, drawn, values), ("metric", "percent")
+    chart = charts.bars("chart-metrics", title, about, axes, drawn, values, intervals)
     rows = []
-    best = {name: max(run["measured"]["metrics"][name]["value"] for run in runs) for name in names}
     for name in names:
+        best = max(own[name]["value"] for own in metrics)
         cells = []
-        for run in runs:
-            one = run["measured"]["metrics"][name]
+        for one in (own[name] for own in metrics):
             value = f"{one['value']:.2f}"
-            if len(runs) > 1 and one["value"] == best[name]:
+            if len(runs) > 1 and one["value"] == best:
                 value = f"<strong>{value}</strong>"
             if one["low"] is not None:
                 value += f' <span class="soft">{one["low"]:.1f}–{one["high"]:.1f}</span>'
             cells.append(value)
         rows.append([escape(name), *cells])
-    counts = runs[0]["measured"]["counts"]
+    kinds = dict.fromkeys(name.split("@")[0] for name in names)
+    meaning = "; ".join(f"{kind}@k: {MEANING[kind]}" for kind in kinds if kind in MEANING)
+    return (
+        '<div class="charts">'
+        + _figure("Metrics of each run, with 95% intervals", chart, runs)
+        + _table(_header("metric", runs), rows, "Metrics, in percent, with 95% intervals")
+        + "</div>"
+        + f'<p class="soft">{escape("; ".join(_circumstances(runs)))}.</p>'
+        + f'<p class="soft">{escape(meaning)}. The intervals come from a bootstrap over documents: they cover the '
+        "choice of the documents, not the seed of training. Coverage has none.</p>"
+    )
+
+
+def _circumstances(runs: list[Run]) -> list[str]:
+    """What metrics were computed of, in phrases."""
+    first = runs[0]["measured"]
+    counts = first["counts"]
     facts = [f"{counts['documents']:,} documents with {counts['positives']:,} true labels"]
     if counts["without_label"]:
         facts.append(f"{counts['without_label']:,} documents without any count as 0")
-    filtered = runs[0]["measured"]["filter"]
-    if filtered != "none":
-        facts.append(f"{counts['filtered']:,} predictions of the first run deleted by the {filtered}")
-    propensity = runs[0]["measured"]["propensity"]
+    if first["filter"] != "none":
+        facts.append(f"{counts['filtered']:,} predictions of the first run deleted by the {first['filter']}")
+    propensity = first["propensity"]
     if propensity is not None:
         facts.append(f"propensity constants a = {propensity['a']}, b = {propensity['b']} ({propensity['source']})")
     for run in runs:
@@ -125,41 +134,30 @@ def _metrics(runs: list[Run], data: dict[str, Any]) -> str:
         ]
         if only:
             facts.append(f"{run['name']}: {', '.join(only)}")
-    kinds = dict.fromkeys(name.split("@")[0] for name in names)
-    meaning = "; ".join(f"{kind}@k: {MEANING[kind]}" for kind in kinds if kind in MEANING)
-    return (
-        '<div class="charts">'
-        + _figure("Metrics of each run, with 95% intervals", chart, runs)
-        + _table(["metric", *(escape(run["name"]) for run in runs)], rows, "Metrics, in percent, with 95% intervals")
-        + "</div>"
-        + f'<p class="soft">{escape("; ".join(facts))}.</p>'
-        + f'<p class="soft">{escape(meaning)}. The intervals come from a bootstrap over documents: they cover the '
-        "choice of the documents, not the seed of training. Coverage has none.</p>"
-    )
+    return facts
 
 
 def _validation(runs: list[Run]) -> str:
-    names = list(dict.fromkeys(name for run in runs for name in _numbers(run["validation"])))
+    validations = [_numbers(run["validation"]) for run in runs]
+    names = list(dict.fromkeys(name for own in validations for name in own))
     if not names:
         return "<p>The folders record no validation metrics.</p>"
-    drawn = [name for name in MAIN if all(name in _numbers(run["validation"]) for run in runs)]
-    chart = ""
+    parts = []
+    drawn = [name for name in MAIN if all(name in own for own in validations)]
     if drawn:
-        values = [[max(0.0, run["validation"][name]) for name in drawn] for run in runs]
-        told = _told(runs, lambda run: ", ".join(f"{n} {run['validation'][n]:.1f}" for n in drawn))
-        chart = _figure(
-            "Validation metrics of each run",
-            charts.bars("chart-metrics", "Validation metrics", told, ("metric", "percent"), drawn, values),
-            runs,
-        )
-    rows = [[escape(name), *(_maybe(_numbers(run["validation"]).get(name), 2) for run in runs)] for name in names]
-    parts = [chart, _table(["metric", *(escape(run["name"]) for run in runs)], rows, "Validation metrics, in percent")]
+        values = [[own[name] for name in drawn] for own in validations]
+        heights = [[max(0.0, value) for value in row] for row in values]
+        about, axes = _about(runs, drawn, values), ("metric", "percent")
+        chart = charts.bars("chart-metrics", "Validation metrics", about, axes, drawn, heights)
+        parts.append(_figure("Validation metrics of each run", chart, runs))
+    rows = [[escape(name), *(_number(own.get(name), 2) for own in validations)] for name in names]
+    parts.append(_table(_header("metric", runs), rows, "Validation metrics, in percent"))
     for run in runs:
         rankings = {name: _numbers(values) for name, values in run["rankings"].items() if isinstance(values, dict)}
         shown = [name for name in MAIN if all(name in values for values in rankings.values())]
         if rankings and shown:
-            lines = [[escape(name), *(f"{values[m]:.2f}" for m in shown)] for name, values in rankings.items()]
-            parts.append(_table(["ranking", *shown], lines, f"{run['name']}: its rankings, on validation documents"))
+            rows = [[escape(name), *(f"{values[m]:.2f}" for m in shown)] for name, values in rankings.items()]
+            parts.append(_table(["ranking", *shown], rows, f"{run['name']}: its rankings, on validation documents"))
     return "".join(parts) + (
         '<p class="soft">Each run records these on its own validation documents, by which its best weights were '
         "chosen, so they are a little too high.</p>"
@@ -167,13 +165,15 @@ def _validation(runs: list[Run]) -> str:
 
 
 def _differences(comparisons: list[dict[str, Any]]) -> str:
+    if not comparisons:
+        return ""
     figures, tables = [], []
     for i, pair in enumerate(comparisons):
-        names = f"{pair['b']} minus {pair['a']}"
+        title = f"{pair['b']} minus {pair['a']}"
         rows = [(name, one["difference"], one["low"], one["high"]) for name, one in pair["metrics"].items()]
         drawn = [row for row in rows if row[0] in MAIN]
-        told = "; ".join(f"{name} {value:+.2f}, {_verdict(low, high)}" for name, value, low, high in drawn)
-        chart = charts.differences(f"chart-difference-{i}", names, told, "points of percent", drawn)
+        about = "; ".join(f"{name} {value:+.2f}, {_verdict(low, high)}" for name, value, low, high in drawn)
+        chart = charts.differences(f"chart-difference-{i}", title, about, "points of percent", drawn)
         cells = [
             [
                 escape(name),
@@ -185,23 +185,15 @@ def _differences(comparisons: list[dict[str, Any]]) -> str:
             ]
             for name, value, low, high in rows
         ]
-        header = [
-            "metric",
-            escape(pair["a"]),
-            escape(pair["b"]),
-            "difference",
-            "95% interval",
-            escape(pair["b"]) + " is",
-        ]
-        figures.append(_figure(names, chart))
-        tables.append(_table(header, cells, f"{names}, by metric"))
-    if tables:
-        tables.append(
-            '<p class="soft">A paired bootstrap: the same documents are drawn for both runs. A difference is called '
-            "clear when its interval leaves out 0. It does not cover the seed of training: a difference under 0.3 "
-            "points needs several seeds. Of twenty comparisons of equals one looks clear by chance.</p>"
-        )
-    return f'<div class="charts">{"".join(figures)}</div>{"".join(tables)}' if figures else ""
+        a, b = escape(pair["a"]), escape(pair["b"])
+        figures.append(_figure(title, chart))
+        tables.append(_table(["metric", a, b, "difference", "95% interval", f"{b} is"], cells, f"{title}, by metric"))
+    return (
+        f'<div class="charts">{"".join(figures)}</div>{"".join(tables)}'
+        '<p class="soft">A paired bootstrap: the same documents are drawn for both runs. A difference is called '
+        "clear when its interval leaves out 0. It does not cover the seed of training: a difference under 0.3 "
+        "points needs several seeds. Of twenty comparisons of equals one looks clear by chance.</p>"
+    )
 
 
 def _kind(low: float, high: float) -> str:
@@ -213,35 +205,35 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _curves(runs: list[Run]) -> str:
-    drawn: list[str] = []
+    figures: list[str] = []
     for metric in CURVES:
         for axis, label in (("seconds", "seconds"), ("step", "steps")):
-            series = [
-                [(float(point[axis]), float(point[metric])) for point in map(_numbers, run["curve"])
-                 if axis in point and metric in point]
-                for run in runs
-            ]  # fmt: skip
+            series = [_points(run, axis, metric) for run in runs]
             if not any(len(points) > 1 for points in series):
                 continue
-            ends = _told(
-                [run for run, points in zip(runs, series, strict=True) if points],
-                lambda run, axis=axis, metric=metric: _ends(run, axis, metric),  # type: ignore[misc]
+            about = "; ".join(
+                f"{run['name']}: from {points[0][1]:.1f} at {number(round(points[0][0]))} "
+                f"to {points[-1][1]:.1f} at {number(round(points[-1][0]))}"
+                for run, points in zip(runs, series, strict=True)
+                if points
             )
-            name = f"chart-curve-{len(drawn)}"
             title = f"{metric} on validation documents by {label}"
-            drawn.append(_figure(title, charts.lines(name, title, ends, (label, metric), series), runs))
-    if not drawn:
+            chart = charts.lines(f"chart-curve-{len(figures)}", title, f"{about}.", (label, metric), series)
+            figures.append(_figure(title, chart, runs))
+    if not figures:
         return ""
-    best = [f"{run['name']} kept step {run['best_step']:,}" for run in runs if isinstance(run["best_step"], int)]
+    facts = [f"{run['name']} kept step {run['best_step']:,}" for run in runs if isinstance(run["best_step"], int)]
     stopped = [f"{run['name']}: {run['stopped']}" for run in runs if run["stopped"] is not None]
-    facts = "; ".join([*best, *(["what ended the runs: " + ", ".join(stopped)] if stopped else [])])
-    return f'<div class="charts">{"".join(drawn)}</div>' + (f'<p class="soft">{escape(facts)}.</p>' if facts else "")
+    if stopped:
+        facts.append("what ended the runs: " + ", ".join(stopped))
+    note = f'<p class="soft">{escape("; ".join(facts))}.</p>' if facts else ""
+    return f'<div class="charts">{"".join(figures)}</div>{note}'
 
 
-def _ends(run: Run, axis: str, metric: str) -> str:
-    points = [point for point in map(_numbers, run["curve"]) if axis in point and metric in point]
-    a, b = points[0], points[-1]
-    return f"from {a[metric]:.1f} at {number(round(a[axis]))} to {b[metric]:.1f} at {number(round(b[axis]))}"
+def _points(run: Run, axis: str, metric: str) -> list[tuple[float, float]]:
+    """The points of a learning curve that have both."""
+    curve = map(_numbers, run["curve"])
+    return [(float(point[axis]), float(point[metric])) for point in curve if axis in point and metric in point]
 
 
 def _frequency(runs: list[Run]) -> str:
@@ -249,31 +241,24 @@ def _frequency(runs: list[Run]) -> str:
     if not groups:
         return ""
     names = [name for name, group in groups.items() if group["labels"]]
-    parts = []
-    for metric, title in (("recall@5", "Recall at 5"), ("P@5 share", "What each group adds to P@5")):
-        told = _told(runs, lambda run, m=metric: ", ".join(  # type: ignore[misc]
-            f"{name} {run['measured']['groups'][name][m]:.1f}" for name in names))  # fmt: skip
+    figures = []
+    for key, metric, title in (("re", "recall@5", "Recall at 5"), ("p", "P@5 share", "What each group adds to P@5")):
         values = [[run["measured"]["groups"][name][metric] for name in names] for run in runs]
-        chart = charts.bars(
-            f"chart-{metric[:2].lower().replace('@', '')}-groups",
-            title,
-            told,
-            ("label frequency", "percent"),
-            names,
-            values,
-        )
-        parts.append(_figure(f"{title}, by label frequency", chart, runs))
+        about, axes = _about(runs, names, values), ("label frequency", "percent")
+        chart = charts.bars(f"chart-{key}-groups", title, about, axes, names, values)
+        figures.append(_figure(f"{title}, by label frequency", chart, runs))
     rows = [
-        [name, f"{groups[name]['labels']:,}", f"{groups[name]['train_pairs']:,}", f"{groups[name]['positives']:,}"]
+        [
+            name,
+            *(f"{groups[name][key]:,}" for key in ("labels", "train_pairs", "positives")),
+            *(f"{run['measured']['groups'][name]['recall@5']:.2f}" for run in runs),
+        ]
         for name in names
     ]
-    header = ["labels", "how many", "training pairs", "true pairs here"]
-    for run in runs:
-        header.append(f"recall@5 {escape(run['name'])}" if len(runs) > 1 else "recall@5")
-        for row in rows:
-            row.append(f"{run['measured']['groups'][row[0]]['recall@5']:.2f}")
+    recalls = [f"recall@5 {escape(run['name'])}" if len(runs) > 1 else "recall@5" for run in runs]
+    header = ["labels", "how many", "training pairs", "true pairs here", *recalls]
     return (
-        f'<div class="charts">{"".join(parts)}</div>'
+        f'<div class="charts">{"".join(figures)}</div>'
         + _table(header, rows, "Labels by how often they occur in training")
         + '<p class="soft">Head, torso and tail hold a third of the training pairs each, the most frequent labels '
         "first; unseen labels have no training document. The shares of P@5 add up to P@5.</p>"
@@ -281,55 +266,54 @@ def _frequency(runs: list[Run]) -> str:
 
 
 def _calibration(runs: list[Run]) -> str:
-    known = [run for run in runs if run["measured"] is not None and run["measured"]["calibration"] is not None]
-    parts = []
-    if known:
-        series = [
-            [(one["predicted"], one["observed"]) for one in run["measured"]["calibration"]["bins"]]
-            if run in known
-            else []
-            for run in runs
-        ]
-        told = _told(known, lambda run: f"expected calibration error {run['measured']['calibration']['ece']:.3f}")
-        chart = charts.reliability(
-            "chart-reliability", "Reliability", told, ("predicted probability", "share that is true"), series
-        )
-        rows = [
-            [
-                escape(run["name"]),
-                f"{run['measured']['calibration']['ece']:.4f}",
-                f"{run['measured']['calibration']['pairs']:,}",
-                *(
-                    f"{run['measured']['calibration']['groups'][name]['ece']:.4f}"
-                    if name in run["measured"]["calibration"]["groups"]
-                    else "–"
-                    for name in ("head", "torso", "tail", "unseen")
-                ),
-            ]
-            for run in known
-        ]
-        header = ["run", "ECE", "pairs", "ECE head", "ECE torso", "ECE tail", "ECE unseen"]
-        top = known[0]["measured"]["calibration"]["top"]
-        parts = [
-            _figure("Predicted probability and the share that is true", chart, runs),
-            _table(header, rows, "Expected calibration error"),
-            f'<p class="soft">Of the first {top} labels of each document, in bins of equal mass; on the dashed line '
-            "probabilities mean what they say. The expected calibration error (ECE) is the mean distance to it, from 0 "
-            "to 1.</p>",
-        ]
+    measured = [None if run["measured"] is None else run["measured"]["calibration"] for run in runs]
+    if any(own is not None for own in measured):
+        content = _measured_calibration(runs, measured)
     elif any(run["calibration"] for run in runs):
-        rows = []
-        for run in runs:
-            made = _numbers(run["calibration"] or {})
-            best = _numbers(_as_dict((run["calibration"] or {}).get("best_f1")))
-            shown = [_maybe(made.get("ece"), 4), *(_maybe(best.get(key), 3) for key in ("threshold", "f1", "labels"))]
-            rows.append([escape(run["name"]), *shown])
-        header = ["run", "ECE", "best threshold", "F1 there", "labels a document there"]
-        parts = [_table(header, rows, "Calibration, on held-out folds of validation documents")]
-    without = [run["name"] for run in runs if run["calibration"] is None and run not in known]
-    if parts and without:
-        parts.append(f'<p class="soft">Not calibrated: {escape(_and(without))}.</p>')
-    return "".join(parts)
+        content = _recorded_calibration(runs)
+    else:
+        return ""
+    without = [
+        run["name"] for run, own in zip(runs, measured, strict=True) if run["calibration"] is None and own is None
+    ]
+    return content + (f'<p class="soft">Not calibrated: {escape(_and(without))}.</p>' if without else "")
+
+
+def _measured_calibration(runs: list[Run], measured: list[dict[str, Any] | None]) -> str:
+    known = [(run["name"], own) for run, own in zip(runs, measured, strict=True) if own is not None]
+    about = "; ".join(f"{name}: expected calibration error {own['ece']:.3f}" for name, own in known)
+    series = [[] if own is None else [(one["predicted"], one["observed"]) for one in own["bins"]] for own in measured]
+    axes = ("predicted probability", "share that is true")
+    chart = charts.reliability("chart-reliability", "Reliability", f"{about}.", axes, series)
+    groups = ("head", "torso", "tail", "unseen")
+    rows = [
+        [
+            escape(name),
+            f"{own['ece']:.4f}",
+            f"{own['pairs']:,}",
+            *(f"{own['groups'][group]['ece']:.4f}" if group in own["groups"] else "–" for group in groups),
+        ]
+        for name, own in known
+    ]
+    return (
+        _figure("Predicted probability and the share that is true", chart, runs)
+        + _table(["run", "ECE", "pairs", *(f"ECE {group}" for group in groups)], rows, "Expected calibration error")
+        + f'<p class="soft">Of the first {known[0][1]["top"]} labels of each document, in bins of equal mass; on the '
+        "dashed line probabilities mean what they say. The expected calibration error (ECE) is the mean distance to "
+        "it, from 0 to 1.</p>"
+    )
+
+
+def _recorded_calibration(runs: list[Run]) -> str:
+    rows = []
+    for run in runs:
+        recorded = run["calibration"] or {}
+        best = recorded.get("best_f1")
+        best = best if isinstance(best, dict) else {}
+        cells = [_number(recorded.get("ece"), 4), *(_number(best.get(key), 3) for key in ("threshold", "f1", "labels"))]
+        rows.append([escape(run["name"]), *cells])
+    header = ["run", "ECE", "best threshold", "F1 there", "labels a document there"]
+    return _table(header, rows, "Calibration, on held-out folds of validation documents")
 
 
 def _mistaken(runs: list[Run]) -> str:
@@ -342,18 +326,14 @@ def _mistaken(runs: list[Run]) -> str:
             continue
         rows = [
             [
-                _label(pair["true"]),
-                _label(pair["predicted"]),
-                f"{pair['documents']:,}",
-                f"{pair['of']:,}",
-                f"{pair['other_way_round']:,}",
+                *(_label(pair[key]) for key in ("true", "predicted")),
+                *(f"{pair[key]:,}" for key in ("documents", "of", "other_way_round")),
             ]
             for pair in pairs
         ]
         header = ["true, but missed", "came first, but is wrong", "times", "of", "reverse"]
         caption = "The most frequent pairs" + (f" of {run['name']}" if len(runs) > 1 else "")
-        table = _table(header, rows, caption, left=2)
-        parts.append(heading + table)
+        parts.append(heading + _table(header, rows, caption, left=2))
     return "".join(parts) + (
         f'<p class="soft">Counted over documents whose first label is wrong: that label beside each true label that '
         f"is not among the first five. At most {PAIRS} pairs a run, of two documents or more. Times: documents with "
@@ -365,13 +345,11 @@ def _mistaken(runs: list[Run]) -> str:
 def _examples(runs: list[Run]) -> str:
     parts = []
     for run in runs:
-        for key, kind in (("best", "best"), ("worst", "worst")):
-            found = run["measured"][key]
-            if found:
+        for kind in ("best", "worst"):
+            articles = "".join(map(_example, run["measured"][kind]))
+            if articles:
                 heading = f"{run['name']}: {kind} documents" if len(runs) > 1 else f"{kind.capitalize()} documents"
-                parts.append(
-                    f'<h3>{escape(heading)}</h3><div class="examples">' + "".join(map(_example, found)) + "</div>"
-                )
+                parts.append(f'<h3>{escape(heading)}</h3><div class="examples">{articles}</div>')
     return "".join(parts) + (
         '<p class="soft">By nDCG@5; of equals the best have the most labels right, and the worst were the surest of '
         "their first label. ✓ marks labels that are true, ✗ those that are not. Below a label stand the keys that "
@@ -387,36 +365,35 @@ def _strength(reason: dict[str, Any]) -> str:
 
 
 def _example(one: dict[str, Any]) -> str:
-    missed = [label for label in one["true"] if not label["found"]]
-    items = []
-    for label in one["predicted"]:
-        mark = '<span class="up">✓</span>' if label["right"] else '<span class="down">✗</span>'
-        said = "true" if label["right"] else "not true"
-        value = label["score"] if label["probability"] is None else label["probability"]
-        why = "".join(
-            f'<li><span class="number">{reason["share"]:.3f}</span> '
-            f"<span>{reason['kind']} "
-            f"<bdi>{escape(reason['text']) or escape(reason['id'])}</bdi> "
-            f'<span class="soft">{_strength(reason)}</span></span></li>'
-            for reason in label["why"]
-        )
-        more = label["keys"] - len(label["why"])
-        if more > 0:
-            why += f'<li class="soft"><span class="number"></span> {more:,} more key{"s" * (more > 1)}</li>'
-        own = len(label["why"]) == label["keys"] == 1 and label["why"][0]["kind"] == "label"
-        why = "" if own else f'<ul class="why">{why}</ul>'  # its own text alone voted, and stands there already
-        items.append(
-            f'<li><div class="given"><span aria-label="{said}" role="img">{mark}</span> {_label(label)} '
-            f'<span class="number">{value:.2f}</span></div>{why}</li>'
-        )
-    lost = ""
-    if missed:
-        shown = "; ".join(_label(label) for label in missed[:12])
-        lost = f'<p><span class="soft">True, not among the first five:</span> {shown}'
-        lost += f" and {len(missed) - 12} more</p>" if len(missed) > 12 else "</p>"
+    missed = [_label(label) for label in one["true"] if not label["found"]]
+    more = f" and {len(missed) - 12} more" if len(missed) > 12 else ""
+    note = f'<p><span class="soft">True, not among the first five:</span> {"; ".join(missed[:12])}{more}</p>'
     return (
         f'<article><p class="document"><bdi>{escape(one["text"])}</bdi></p><p class="soft">document '
-        f"<bdi>{escape(one['id'])}</bdi>, nDCG@5 {one['nDCG@5']:.1f}</p><ol>{''.join(items)}</ol>{lost}</article>"
+        f"<bdi>{escape(one['id'])}</bdi>, nDCG@5 {one['nDCG@5']:.1f}</p>"
+        f"<ol>{''.join(map(_predicted, one['predicted']))}</ol>{note if missed else ''}</article>"
+    )
+
+
+def _predicted(label: dict[str, Any]) -> str:
+    """A label of an example, with the keys that voted for it."""
+    mark = '<span class="up">✓</span>' if label["right"] else '<span class="down">✗</span>'
+    said = "true" if label["right"] else "not true"
+    value = label["score"] if label["probability"] is None else label["probability"]
+    why = "".join(
+        f'<li><span class="number">{reason["share"]:.3f}</span> '
+        f"<span>{reason['kind']} <bdi>{escape(reason['text']) or escape(reason['id'])}</bdi> "
+        f'<span class="soft">{_strength(reason)}</span></span></li>'
+        for reason in label["why"]
+    )
+    more = label["keys"] - len(label["why"])
+    if more > 0:
+        why += f'<li class="soft"><span class="number"></span> {more:,} more key{"s" * (more > 1)}</li>'
+    own = len(label["why"]) == label["keys"] == 1 and label["why"][0]["kind"] == "label"
+    why = "" if own else f'<ul class="why">{why}</ul>'  # its own text alone voted, and stands there already
+    return (
+        f'<li><div class="given"><span aria-label="{said}" role="img">{mark}</span> {_label(label)} '
+        f'<span class="number">{value:.2f}</span></div>{why}</li>'
     )
 
 
@@ -426,15 +403,8 @@ def _data(data: dict[str, Any]) -> str:
         part = data[name]
         if part is not None:
             held = " (held out of training)" if part.get("held_out_of_train") else ""
-            rows.append(
-                [
-                    shown + held,
-                    f"{part['documents']:,}",
-                    f"{part['labels_per_document']:.2f}",
-                    f"{part['most_labels']:,}",
-                    f"{part['without_labels']:,}",
-                ]
-            )
+            documents, labels = f"{part['documents']:,}", f"{part['labels_per_document']:.2f}"
+            rows.append([shown + held, documents, labels, *(f"{part[k]:,}" for k in ("most_labels", "without_labels"))])
     header = ["part", "documents", "labels a document", "at most", "documents without"]
     lengths = [
         [kind, f"{one['mean']:.1f}", f"{one['median']:g}", f"{one['p99']:g}", f"{one['longest']:,}"]
@@ -450,9 +420,9 @@ def _data(data: dict[str, Any]) -> str:
         ("labels_a_document", "chart-sizes", "Training documents by number of labels", "labels", "documents"),
         ("documents_a_label", "chart-counts", "Labels by number of training documents", "training documents", "labels"),
     ):
-        many = data[key]
-        told = ", ".join(f"{group}: {count:,}" for group, count in many.items())
-        chart = charts.bars(name, title, told, (axis, what), list(many), [[float(count) for count in many.values()]])
+        counts = data[key]
+        about = ", ".join(f"{group}: {count:,}" for group, count in counts.items())
+        chart = charts.bars(name, title, about, (axis, what), list(counts), [list(map(float, counts.values()))])
         figures.append(_figure(title, chart))
     return (
         f'<p>{escape(facts)}</p><div class="charts">{"".join(figures)}</div>'
@@ -462,41 +432,34 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _cost(runs: list[Run]) -> str:
-    rows: list[list[str]] = []
-    for label, shown in (
-        ("training", lambda run: _duration(run["cost"]["seconds"])),
-        ("steps", lambda run: _maybe(run["cost"]["steps"], 0)),
-        ("training texts a second (median)", lambda run: _maybe(run["cost"]["texts_per_second"], 0)),
-        ("peak memory", lambda run: _unit(run["cost"]["peak_memory_gb"], "GB")),
-        ("size on disk", lambda run: f"{run['cost']['bytes'] / 1e6:,.1f} MB"),
-        ("label keys", lambda run: f"{run['labels']:,}"),
-        ("document keys", lambda run: f"{run['documents']:,}"),
-        ("dimensions", lambda run: f"{run['dimensions']:,}"),
-    ):
-        rows.append([label, *(shown(run) for run in runs)])
-    return _table(["", *(escape(run["name"]) for run in runs)], rows, "What the runs took, and what the models take")
+    facts: dict[str, Callable[[Run], str]] = {
+        "training": lambda run: _duration(run["cost"]["seconds"]),
+        "steps": lambda run: _number(run["cost"]["steps"], 0),
+        "training texts a second (median)": lambda run: _number(run["cost"]["texts_per_second"], 0),
+        "peak memory": lambda run: _number(run["cost"]["peak_memory_gb"], 1, " GB"),
+        "size on disk": lambda run: f"{run['cost']['bytes'] / 1e6:,.1f} MB",
+        "label keys": lambda run: f"{run['labels']:,}",
+        "document keys": lambda run: f"{run['documents']:,}",
+        "dimensions": lambda run: f"{run['dimensions']:,}",
+    }
+    rows = [[name, *map(shown, runs)] for name, shown in facts.items()]
+    return _table(_header("", runs), rows, "What the runs took, and what the models take")
 
 
 def _settings(runs: list[Run]) -> str:
-    rows = []
-    for label, key in (
-        ("recipe", "recipe"),
-        ("encoder", "encoder"),
-        ("data", "data"),
-        ("training documents", "training_documents"),
-        ("made", "created"),
-        ("by labelspace", "labelspace"),
-        ("changes since", "changes"),
-    ):
-        rows.append([label, *(_plain(run[key]) for run in runs)])
+    facts = {
+        "recipe": "recipe", "encoder": "encoder", "data": "data", "training documents": "training_documents",
+        "made": "created", "by labelspace": "labelspace", "changes since": "changes",
+    }  # fmt: skip
+    rows = [[label, *(_plain(run[key]) for run in runs)] for label, key in facts.items()]
+    parts = [_table(_header("", runs), rows, "The runs", left=len(runs) + 1)]
     names = [name for name in differing(runs) if name not in ("encoder", "recipe")]
-    parts = [_table(["", *(escape(run["name"]) for run in runs)], rows, "The runs", left=len(runs) + 1)]
     if names:
         caption = "Settings that differ between the runs" if len(runs) > 1 else "Settings that are not the default"
         rows = [
             [f"<code>{escape(name)}</code>", *(_plain(run["config"].get(name, "–")) for run in runs)] for name in names
         ]
-        parts.append(_table(["setting", *(escape(run["name"]) for run in runs)], rows, caption, left=len(runs) + 1))
+        parts.append(_table(_header("setting", runs), rows, caption, left=len(runs) + 1))
     return "".join(parts)
 
 
@@ -509,6 +472,10 @@ def _figure(caption: str, chart: str, runs: Sequence[Run] = ()) -> str:
         items = (f"<li>{charts.swatch(i)}<bdi>{escape(run['name'])}</bdi></li>" for i, run in enumerate(runs))
         legend = f'<ul class="legend">{"".join(items)}</ul>'
     return f"<figure><figcaption>{escape(caption)}</figcaption>{legend}{chart}</figure>"
+
+
+def _header(first: str, runs: Iterable[Run]) -> list[str]:
+    return [first, *(escape(run["name"]) for run in runs)]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, left: int = 1) -> str:
@@ -532,8 +499,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, l
     )
 
 
-def _told(runs: Iterable[Run], figures: Callable[[Run], str]) -> str:
-    return "; ".join(f"{run['name']}: {figures(run)}" for run in runs) + "."
+def _about(runs: Iterable[Run], names: Sequence[str], values: Iterable[Sequence[float]]) -> str:
+    """What a chart of bars shows, for those who do not see it."""
+    rows = (", ".join(f"{name} {value:.1f}" for name, value in zip(names, row, strict=True)) for row in values)
+    return "; ".join(f"{run['name']}: {row}" for run, row in zip(runs, rows, strict=True)) + "."
 
 
 def _label(label: dict[str, Any]) -> str:
@@ -545,29 +514,21 @@ def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     """The entries that are finite numbers."""
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {name: value for name, value in values.items() if _is_number(value)}
 
 
-def _maybe(value: Any, digits: int) -> str:
-    return f"{value:,.{digits}f}" if _numbers({"value": value}) else "–"
-
-
-def _unit(value: Any, unit: str) -> str:
-    return f"{value:,.1f} {unit}" if _numbers({"value": value}) else "–"
+def _number(value: Any, digits: int, unit: str = "") -> str:
+    return f"{value:,.{digits}f}{unit}" if _is_number(value) else "–"
 
 
 def _duration(seconds: Any) -> str:
-    if not _numbers({"value": seconds}):
+    if not _is_number(seconds):
         return "–"
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
