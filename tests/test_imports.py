@@ -26,7 +26,7 @@ FOLDERS: dict[str, set[str]] = {
     "report": {"errors", "types", "evaluation", "labels", "training", "data", "model"},
     "recipes": {"errors", "types", "base", "evaluation", "encoders", "memory", "training", "data", "model"},
     "bench": {"errors", "base", "encoders", "memory", "training", "recipes"},
-    "export": {"errors", "base", "encoders", "memory", "training", "model"},
+    "export": {"errors", "base", "encoders", "training", "model"},
     "sklearn": {"errors", "types", "base", "evaluation", "data", "model", "recipes"},
     "serving": {"errors", "types", "model"},
     "cli": {

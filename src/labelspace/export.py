@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,6 @@ from .base.files import atomic_file, atomic_folder
 from .encoders import Encoder, StaticEncoder, TransformerEncoder
 from .encoders.tokens import tokenize
 from .errors import LabelspaceError, MissingExtraError, SettingsError
-from .memory.keys import Keys
 from .model.model import Model
 from .training.config import flat
 from .training.label_heads import TwoHeads
@@ -31,12 +31,12 @@ Kind = Literal["sentence-transformers", "onnx", "keys", "card"]
 TableFormat = Literal["jsonl", "parquet"]
 RECORD, FORMAT = "export.json", "labelspace export"
 """In every folder that is written here: what it is, and what was checked."""
-COSINE = 1 - 1e-4
+MIN_COSINE = 1 - 1e-4
 """What is exported gives vectors whose cosines to the model's are at least this; else nothing is written."""
-LENGTH = 1e-3
-"""How far their lengths may differ, as a share."""
-CHECKED = 256
-"""Texts of the model that this is tried on."""
+MAX_LENGTH_DIFFERENCE = 1e-3
+"""Of these vectors, as a share."""
+CHECKED_TEXTS = 256
+"""Texts of the model that an export is tried on."""
 BLOCK = 8192
 """Keys written at a time."""
 
@@ -97,9 +97,8 @@ def export(
     if to in ("sentence-transformers", "onnx") and model.encoder.long_documents != "head":
         logger.warning(
             "the model reads long texts by %r, which %s cannot do: texts beyond %d tokens will be cut at their head",
-            *(model.encoder.long_documents, to, model.encoder.max_tokens),
-        )
-    if model.memory.reranks:
+    info, memory = model.info, model.memory
+    data, config = info.get("data", {}), flat(info.get("config", {}))
         logger.warning(
             "the model's linear classifier on words is not exported, so what is built on %s ranks without it", to
         )
@@ -118,59 +117,65 @@ def export(
 
 
 def _require_free(out: Path, to: Kind, overwrite: bool) -> None:
-    if to == "card":
-        if out.suffix.lower() != ".md":
-            raise SettingsError(f"a card is a file of Markdown, so its name must end in .md, and {out} does not")
-        if out.exists() and not overwrite:
-            raise SettingsError(f"{out} exists; add --overwrite to replace it, or choose another name")
+    """Refuse a place that holds anything but an earlier export, and that too where it is not to be replaced."""
+    if to == "card" and out.suffix.lower() != ".md":
+        raise SettingsError(f"a card is a file of Markdown, so its name must end in .md, and {out} does not")
+    if not out.exists() or (to != "card" and out.is_dir() and not any(out.iterdir())):
         return
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        ours = json.loads((out / RECORD).read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+    if to != "card" and not _is_export(out):
         raise SettingsError(f"{out} exists and is no export of labelspace; choose another place")
     if not overwrite:
-        raise SettingsError(f"{out} exists; add --overwrite to replace it, or choose another place")
+        other = "name" if to == "card" else "place"
+        raise SettingsError(f"{out} exists; add --overwrite to replace it, or choose another {other}")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 # Parity
 
 
+<<<<<<< HEAD
 def _rows(model: Model) -> int:
     """Labels that a linear classifier judges."""
     return len(model.memory.linear) if model.memory.linear is not None and model.memory.reranks else 0
 
 
+=======
+>>>>>>> e0d1357 (Exports and the scikit-learn face say less twice)
 def _own_texts(model: Model) -> list[str]:
     """Texts of labels and documents, evenly over all."""
     keys = model.memory.document_keys
     places = keys.present()
-    places = (
-        places[np.unique(np.linspace(0, len(places) - 1, CHECKED // 2).astype(np.int64))] if len(places) else places
-    )
-    documents = [keys.texts(places)[i] for i in range(len(places))]
-    rows = np.unique(np.linspace(0, len(model.labels) - 1, CHECKED - len(documents)).astype(np.int64))
-    return [text for text in [*(model.labels.texts[i] for i in rows), *documents] if text.strip()] or ["a"]
+    documents = list(keys.texts(places[_evenly(len(places), CHECKED_TEXTS // 2)]))
+    labels = [model.labels.texts[i] for i in _evenly(len(model.labels), CHECKED_TEXTS - len(documents))]
+    return [text for text in [*labels, *documents] if text.strip()] or ["a"]
+
+
+def _evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the numbers below count, evenly apart; the first and the last are among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def _require_parity(
-    what: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], texts: Sequence[str]
+    what: str, vectors: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], texts: Sequence[str]
 ) -> dict[str, Any]:
     """Refuse vectors that point elsewhere or are longer or shorter; two zero vectors are alike."""
-    if found.shape != expected.shape:
-        raise LabelspaceError(f"{what} gives vectors {found.shape}, the model {expected.shape}; nothing was written")
-    a, b = found.astype(np.float64), expected.astype(np.float64)
+    if vectors.shape != expected.shape:
+        raise LabelspaceError(f"{what} gives vectors {vectors.shape}, the model {expected.shape}; nothing was written")
+    a, b = vectors.astype(np.float64), expected.astype(np.float64)
     lengths_a, lengths_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     products = lengths_a * lengths_b
     cosines = np.where(products > 0, (a * b).sum(axis=1) / np.where(products > 0, products, 1), 0.0)
     cosines[(lengths_a == 0) & (lengths_b == 0)] = 1.0
-    off = np.abs(lengths_a - lengths_b) > LENGTH * lengths_b
+    off = np.abs(lengths_a - lengths_b) > MAX_LENGTH_DIFFERENCE * lengths_b
     worst = int(np.argmin(cosines))
-    if not cosines[worst] >= COSINE or off.any():  # not a number fails too
-        worst = worst if not cosines[worst] >= COSINE else int(np.argmax(off))
+    if not cosines[worst] >= MIN_COSINE or off.any():  # not a number fails too
+        worst = worst if not cosines[worst] >= MIN_COSINE else int(np.argmax(off))
         raise LabelspaceError(
             f"{what} does not give the vectors of the model: cosine {cosines[worst]:.6f} and length "
             f"{lengths_a[worst]:.4f} instead of {lengths_b[worst]:.4f} for the text {texts[worst][:60]!r}; "
@@ -204,8 +209,8 @@ def _write_encoder(model: Model, folder: Path, texts: Sequence[str]) -> dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=False)
-        found = opened.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
-    checked = _require_parity("the folder", found, _plain_vectors(model, texts, heads=False), texts)
+        vectors = opened.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+    checked = _require_parity("the folder", vectors, _plain_vectors(model, texts, heads=False), texts)
     (folder / "README.md").write_text(card(model, "sentence-transformers"), encoding="utf-8")
     return {**checked, "dimensions": model.encoder.dim, "max_tokens": model.encoder.max_tokens}
 
@@ -222,9 +227,9 @@ class _Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if isinstance(self.encoder, StaticEncoder):
-            there = attention_mask.to(torch.float32)[:, :, None]
-            sums = (nn.functional.embedding(input_ids, self.encoder.table) * there).sum(dim=1)
-            vectors = sums / there.sum(dim=1).clamp(min=1.0)
+            mask = attention_mask.to(torch.float32)[:, :, None]
+            sums = (nn.functional.embedding(input_ids, self.encoder.table) * mask).sum(dim=1)
+            vectors = sums / mask.sum(dim=1).clamp(min=1.0)
             if self.encoder.normalize:
                 vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=1e-12)
         else:
@@ -258,11 +263,9 @@ def _write_onnx(model: Model, folder: Path, texts: Sequence[str]) -> dict[str, A
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     # one text, then some, then more: sizes that the graph was not traced with
-    bounds = [0, 1, *range(min(8, len(texts)), len(texts), 32), len(texts)]
+    bounds = sorted({0, 1, *range(min(8, len(texts)), len(texts), 32), len(texts)})
     parts = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        if start == end:
-            continue
+    for start, end in itertools.pairwise(bounds):
         encodings = tokenizer.encode_batch(list(texts[start:end]), add_special_tokens=encoder.special_tokens)
         feed = {
             "input_ids": np.array([e.ids for e in encodings], dtype=np.int64).reshape(end - start, -1),
@@ -320,43 +323,34 @@ def _trace(model: Model, file: Path) -> None:
 
 
 def _write_keys(model: Model, folder: Path, table: TableFormat) -> dict[str, Any]:
-    memory = model.memory
-    labels = model.labels
-    _write_matrix(memory.keys.detach(), folder / "label_keys.npy")
-    rows = ({"id": labels.ids[i], "text": labels.texts[i]} for i in range(len(labels)))
+    memory, labels = model.memory, model.labels
+    matrix = memory.keys.detach()
+    _write_vectors(folder / "label_keys.npy", len(matrix), matrix.shape[1], lambda start, end: matrix[start:end])
+    rows = ({"id": name, "text": text} for name, text in zip(labels.ids, labels.texts, strict=True))
     _write_table(rows, folder / f"labels.{table}", table)
-    counts = {"labels": len(labels), "documents": memory.n_documents, "scoring": memory.voting.scoring}
-    places = memory.document_keys.present()
+    keys = memory.document_keys
+    places = keys.present()
     if len(places):
-        _write_document_keys(memory.document_keys, places, folder / "document_keys.npy")
+        file = folder / "document_keys.npy"
+        _write_vectors(file, len(places), keys.dim, lambda start, end: keys.vectors(places[start:end]))
         _write_table(_documents(model, places), folder / f"documents.{table}", table)
-    return counts
+    return {"labels": len(labels), "documents": memory.n_documents, "scoring": memory.voting.scoring}
 
 
 def _documents(model: Model, places: npt.NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     keys = model.memory.document_keys
     ids, texts = keys.ids(places), keys.texts(places)
     for start in range(0, len(places), BLOCK):
-        part = places[start : start + BLOCK]
-        counts, numbers, _ = model.memory.votes_of(part, "raw")
-        ends = np.cumsum(counts)
-        for row, end in enumerate(ends.tolist()):
-            own = numbers[end - int(counts[row]) : end].tolist()
-            where = start + row
-            yield {"id": ids[where], "text": texts[where], "labels": [model.labels.ids[i] for i in own]}
+        counts, numbers, _ = model.memory.votes_of(places[start : start + BLOCK], "raw")
+        for row, own in enumerate(np.split(numbers, np.cumsum(counts)[:-1]), start):
+            yield {"id": ids[row], "text": texts[row], "labels": [model.labels.ids[i] for i in own.tolist()]}
 
 
-def _write_matrix(matrix: Tensor, file: Path) -> None:
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=tuple(matrix.shape))
-    for start in range(0, len(matrix), BLOCK):
-        out[start : start + BLOCK] = matrix[start : start + BLOCK].float().cpu().numpy()
-    out.flush()
-
-
-def _write_document_keys(keys: Keys, places: npt.NDArray[np.int64], file: Path) -> None:
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(places), keys.dim))
-    for start in range(0, len(places), BLOCK):
-        out[start : start + BLOCK] = keys.vectors(places[start : start + BLOCK]).float().cpu().numpy()
+def _write_vectors(file: Path, rows: int, dim: int, block: Callable[[int, int], Tensor]) -> None:
+    """Write vectors as float32, a block at a time, since all at once might not fit into memory."""
+    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(rows, dim))
+    for start in range(0, rows, BLOCK):
+        out[start : start + BLOCK] = block(start, start + BLOCK).float().cpu().numpy()
     out.flush()
 
 
@@ -379,14 +373,9 @@ def _write_table(rows: Iterable[dict[str, Any]], file: Path, table: TableFormat)
     if file.name.startswith("documents"):
         fields.append(("labels", pa.list_(pa.string())))
     schema = pa.schema(fields)
+    whole = ({**row, "text": row["text"].encode("utf-8", "replace").decode()} for row in rows)
     with pq.ParquetWriter(file, schema) as writer:
-        block: list[dict[str, Any]] = []
-        for row in rows:
-            block.append({**row, "text": row["text"].encode("utf-8", "replace").decode()})
-            if len(block) == BLOCK:
-                writer.write_table(pa.Table.from_pylist(block, schema))
-                block = []
-        if block:
+        while block := list(itertools.islice(whole, BLOCK)):
             writer.write_table(pa.Table.from_pylist(block, schema))
 
 
@@ -400,24 +389,29 @@ def card(model: Model, kind: str = "model") -> str:
         model: what to describe.
         kind: ``model``, ``sentence-transformers`` or ``onnx``: which use is shown.
     """
+<<<<<<< HEAD
     info = model.info
     data, config = info.get("data", {}), flat(info.get("config", {}))
+=======
+    info, memory = model.info, model.memory
+    data, config = info.get("data", {}), info.get("config", {})
+>>>>>>> e0d1357 (Exports and the scikit-learn face say less twice)
     options, metrics = data.get("options", {}), info.get("metrics", {}).get("validation", {})
     name = str(data.get("name") or "labels")
+    reranked = len(memory.linear) if memory.linear is not None and memory.reranks else 0
     front = ["---", "library_name: " + ("sentence-transformers" if kind == "sentence-transformers" else "labelspace")]
     if options.get("language"):
         front += ["language:", f"- {options['language']}"]
-    front += ["tags:", "- extreme-classification", "- multi-label", "pipeline_tag: text-classification", "---", ""]
-    if kind != "model":
-        front[-3] = "pipeline_tag: feature-extraction"
+    task = "text-classification" if kind == "model" else "feature-extraction"
+    front += ["tags:", "- extreme-classification", "- multi-label", f"pipeline_tag: {task}", "---", ""]
     facts = [
         ("recipe", info.get("recipe")),
         ("encoder", config.get("encoder")),
-        ("dimensions", model.memory.label_keys.dim if kind != "sentence-transformers" else model.encoder.dim),
+        ("dimensions", memory.label_keys.dim if kind != "sentence-transformers" else model.encoder.dim),
         ("longest text", f"{model.encoder.max_tokens} tokens, {model.encoder.long_documents} of a longer one"),
         ("labels", f"{len(model.labels):,}"),
-        ("documents that vote", f"{model.memory.n_documents:,}" if model.memory.n_documents else None),
-        ("judged by words", f"{_rows(model):,} labels, by a linear classifier" if _rows(model) else None),
+        ("documents that vote", f"{memory.n_documents:,}" if memory.n_documents else None),
+        ("judged by words", f"{reranked:,} labels, by a linear classifier" if reranked else None),
         ("training documents", f"{data['documents']:,}" if "documents" in data else None),
         ("data", name if data.get("name") else None),
         ("data fingerprint", data.get("fingerprint")),
@@ -442,18 +436,22 @@ def _cell(value: Any) -> str:
 
 
 def _use(kind: str, model: Model) -> list[str]:
+    """The code that a card shows."""
     if kind == "sentence-transformers":
         code = ["from sentence_transformers import SentenceTransformer", "", 'model = SentenceTransformer("FOLDER")']
         code += ['vectors = model.encode(["a text"])']
     elif kind == "onnx":
         special = "" if model.encoder.special_tokens else ", add_special_tokens=False"
-        code = ["import numpy as np, onnxruntime, tokenizers", ""]
-        code += ['tokenizer = tokenizers.Tokenizer.from_file("FOLDER/tokenizer.json")']
-        code += ['session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
-        code += [f'found = tokenizer.encode_batch(["a text", "another one"]{special})']
-        code += ['feed = {"input_ids": np.array([e.ids for e in found]),']
-        code += ['        "attention_mask": np.array([e.attention_mask for e in found])}']
-        code += ['vectors = session.run(["sentence_embedding"], feed)[0]']
+        code = [
+            "import numpy as np, onnxruntime, tokenizers",
+            "",
+            'tokenizer = tokenizers.Tokenizer.from_file("FOLDER/tokenizer.json")',
+            'session = onnxruntime.InferenceSession("FOLDER/model.onnx")',
+            f'found = tokenizer.encode_batch(["a text", "another one"]{special})',
+            'feed = {"input_ids": np.array([e.ids for e in found]),',
+            '        "attention_mask": np.array([e.attention_mask for e in found])}',
+            'vectors = session.run(["sentence_embedding"], feed)[0]',
+        ]
     else:
         code = ["import labelspace as ls", "", 'model = ls.Model.load("FOLDER")']
         code += ['print(model.predict(["a text"], k=5).named(0))']

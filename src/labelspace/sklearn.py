@@ -30,9 +30,9 @@ from .types import Corpus, Dataset, Labels, Predictions
 __all__ = ["LabelSpaceClassifier"]
 
 Kind = Literal["single", "lists", "dense", "sparse"]
-DEPTH = 100
+PROBABLE_LABELS = 100
 """Labels of a row of sparse probabilities."""
-CELLS = 1 << 22
+BLOCK_CELLS = 1 << 22
 """Predictions made at a time where a score of every label is wanted."""
 MOST_HELD_OUT = 10_000
 
@@ -138,16 +138,15 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             ResourceError: the run would not fit into memory.
         """
         texts = _texts(X)
-        kind, given = _target(y)
-        _require_equal(texts, given)
-        classes, names = self._label_space(kind, given)
-        targets = _matrix(given, classes)
-        labels = Labels([str(name) for name in classes.tolist()], names)
+        kind, truth = _target(y)
+        _require_equal(texts, truth)
+        classes, names = self._label_space(kind, truth)
+        targets = _matrix(truth, classes)
+        labels = Labels([str(label) for label in classes.tolist()], names)
         if len(set(labels.ids)) < len(labels):
             raise ValueError("two labels are spelt alike as text, such as 1 and '1'; use one type of label")
-        ids = [str(row) for row in range(len(texts))]
-        corpus = Corpus(ids, texts, targets)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        corpus = Corpus([str(row) for row in range(len(texts))], texts, targets)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))  # which refuses what is no state at all
         if isinstance(self.random_state, int | np.integer):
             seed = int(self.random_state)
         rows = hold_out(texts, self.validation_fraction, MOST_HELD_OUT, seed)
@@ -160,14 +159,7 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return self
 
     def _settings(self) -> dict[str, Any]:
-        own = {
-            "encoder": self.encoder,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "max_minutes": self.max_minutes,
-            "device": self.device,
-        }
+        own = {name: getattr(self, name) for name in ("encoder", "epochs", "batch_size", "lr", "max_minutes", "device")}
         more = dict(self.settings or {})
         twice = [name for name in (*own, "seed") if name in more]
         if twice:
@@ -177,22 +169,22 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             )
         return own | more
 
-    def _label_space(self, kind: Kind, given: Any) -> tuple[npt.NDArray[Any], list[str]]:
+    def _label_space(self, kind: Kind, truth: Any) -> tuple[npt.NDArray[Any], list[str]]:
         """The labels, and a text for each."""
         texts = self.label_texts
         if kind in ("dense", "sparse"):
-            count = given.shape[1]
+            count = truth.shape[1]
             names = [str(column) for column in range(count)] if texts is None else _texts(texts, "label_texts")
             if len(names) != count:
                 raise ValueError(f"label_texts has {len(names)} texts, but y has {count} columns")
             return np.arange(count), names
         if texts is not None and not isinstance(texts, Mapping):
             raise ValueError("label_texts must be a mapping of labels to texts where y is no indicator matrix")
-        classes = _sorted_labels({*(label for row in given for label in row), *(texts or ())})
+        texts = {} if texts is None else texts
+        classes = _sorted_labels({*(label for row in truth for label in row), *texts})
         if not len(classes):
             raise ValueError("y has no label at all")
-        given_texts = {} if texts is None else texts
-        return classes, _texts([given_texts.get(name, str(name)) for name in classes.tolist()], "label_texts")
+        return classes, _texts([texts.get(label, str(label)) for label in classes.tolist()], "label_texts")
 
     # Answers
 
@@ -213,15 +205,12 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         texts = self._checked(X)
         if self._kind == "single":
-            return self.classes_[self._found(texts, 1).indices[:, 0]]
-        found = self._found(texts, self.k, threshold=self.threshold).indices
-        there = found >= 0
+            return self.classes_[self._predicted(texts, 1).indices[:, 0]]
+        indices = self._predicted(texts, self.k, threshold=self.threshold).indices
         if self._kind == "lists":
             names = self.classes_.tolist()
-            return [[names[i] for i in row if i >= 0] for row in found.tolist()]
-        rows = np.broadcast_to(np.arange(len(texts))[:, None], found.shape)
-        ones = np.ones(int(there.sum()), dtype=np.int64)
-        matrix = sp.csr_array(sp.coo_array((ones, (rows[there], found[there])), shape=(len(texts), len(self.classes_))))
+            return [[names[i] for i in row if i >= 0] for row in indices.tolist()]
+        matrix = self._sparse(indices, np.broadcast_to(1, indices.shape), np.int64)
         if self._kind == "sparse":
             return matrix
         self._require_dense(len(texts))
@@ -247,13 +236,9 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """
         texts = self._checked(X)
         if self._kind in ("sparse", "lists"):
-            found = self._found(texts, DEPTH, probabilities=True)
-            assert found.probabilities is not None
-            there = found.indices >= 0
-            rows = np.broadcast_to(np.arange(len(texts))[:, None], there.shape)[there]
-            values = found.probabilities[there].astype(np.float64)
-            shape = (len(texts), len(self.classes_))
-            return sp.csr_array(sp.coo_array((values, (rows, found.indices[there])), shape=shape))
+            pred = self._predicted(texts, PROBABLE_LABELS, probabilities=True)
+            assert pred.probabilities is not None
+            return self._sparse(pred.indices, pred.probabilities, np.float64)
         values = self._dense(texts, probabilities=True)
         if self._kind == "single":
             sums = values.sum(axis=1, keepdims=True)
@@ -292,17 +277,16 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             ValueError: labels of another form, or another number of them.
         """
         texts = self._checked(X)
-        kind, given = _target(y)
-        _require_equal(texts, given)
+        kind, truth = _target(y)
+        _require_equal(texts, truth)
         if kind in ("dense", "sparse"):
-            if given.shape[1] != len(self.classes_):
-                raise ValueError(f"y has {given.shape[1]} columns, but {len(self.classes_)} labels were fitted")
-            truth = _matrix(given, self.classes_)
+            if truth.shape[1] != len(self.classes_):
+                raise ValueError(f"y has {truth.shape[1]} columns, but {len(self.classes_)} labels were fitted")
         else:  # labels that were never seen count, as columns that nothing can hit
             known = self.classes_.tolist()
-            new = {label for row in given for label in row}.difference(known)
-            truth = _matrix(given, [*known, *new])
-        hits = metrics.hits(self._found(texts, 1 if self._kind == "single" else 5).indices, truth)
+            new = {label for row in truth for label in row}.difference(known)
+            truth = _matrix(truth, [*known, *new])
+        hits = metrics.hits(self._predicted(texts, 1 if self._kind == "single" else 5).indices, truth)
         if self._kind == "single":
             return float(hits.mean())
         return metrics.percent(metrics.ndcg(hits, metrics.sizes(metrics.binary_truth(truth)), 5)) / 100
@@ -311,8 +295,14 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         check_is_fitted(self, "model_")
         return _texts(X)
 
-    def _found(self, texts: list[str], k: int, **options: Any) -> Predictions:
-        return self.model_.predict(texts, min(k, len(self.classes_)) if k > 0 else k, **options)
+    def _predicted(self, texts: list[str], k: int, **options: Any) -> Predictions:
+        return self.model_.predict(texts, min(k, len(self.classes_)), **options)
+
+    def _sparse(self, indices: npt.NDArray[np.int64], values: npt.NDArray[Any], dtype: Any) -> sp.csr_array:
+        """Values of predicted labels as CSR (n, L), padding apart."""
+        there = indices >= 0
+        entries = values[there], (np.repeat(np.arange(len(indices)), there.sum(axis=1)), indices[there])
+        return sp.csr_array(sp.coo_array(entries, shape=(len(indices), len(self.classes_)), dtype=dtype))
 
     def _require_dense(self, rows: int) -> None:
         wanted = f"a dense matrix of {rows} texts x {len(self.classes_)} labels"
@@ -321,14 +311,14 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _dense(self, texts: list[str], probabilities: bool = False) -> npt.NDArray[np.float64]:
         self._require_dense(len(texts))
         whole = np.zeros((len(texts), len(self.classes_)))
-        block = max(1, CELLS // len(self.classes_))
+        block = max(1, BLOCK_CELLS // len(self.classes_))
         for start in range(0, len(texts), block):
             part = texts[start : start + block]
-            found = self._found(part, len(self.classes_), probabilities=probabilities)
-            values = found.probabilities if probabilities else found.scores
+            pred = self._predicted(part, len(self.classes_), probabilities=probabilities)
+            values = pred.probabilities if probabilities else pred.scores
             assert values is not None
-            rows, places = np.nonzero(found.indices >= 0)
-            whole[start + rows, found.indices[rows, places]] = values[rows, places]
+            rows, places = np.nonzero(pred.indices >= 0)
+            whole[start + rows, pred.indices[rows, places]] = values[rows, places]
         return whole
 
     # Copies
@@ -467,16 +457,11 @@ def _indicator(matrix: sp.csr_array) -> sp.csr_array:
 def _label(label: Any, row: int) -> str | int:
     if isinstance(label, np.generic):
         label = label.item()
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    if isinstance(label, bool):
-        label = int(label)
+    if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
+        return int(label)
     if not isinstance(label, str | int):
-        if isinstance(label, float):
-            raise ValueError(
-                f"Unknown label type: labels are strings or whole numbers, but y has {label!r} in row {row}"
-            )
-        raise ValueError(f"labels are strings or whole numbers, but y has {label!r} in row {row}")
+        unknown = "Unknown label type: " if isinstance(label, float) else ""  # scikit-learn's own checks look for it
+        raise ValueError(f"{unknown}labels are strings or whole numbers, but y has {label!r} in row {row}")
     return label
 
 
@@ -484,23 +469,21 @@ def _sorted_labels(labels: set[Any]) -> npt.NDArray[Any]:
     """Distinct labels in order; strings as objects, since NumPy's own drop what follows a NUL."""
     if len({isinstance(label, str) for label in labels}) > 1:
         raise ValueError("labels must be all strings or all whole numbers, and y mixes them")
-    if any(isinstance(label, str) for label in labels):
-        return np.array(sorted(labels), dtype=object)
-    return np.array(sorted(labels))
+    return np.array(sorted(labels), dtype=object if any(isinstance(label, str) for label in labels) else None)
 
 
-def _matrix(given: Any, classes: Any) -> sp.csr_array:
+def _matrix(truth: Any, classes: Any) -> sp.csr_array:
     """The truth as CSR (n, L) float32."""
-    if sp.issparse(given):
-        return given
+    if sp.issparse(truth):
+        return truth
     number = {label: i for i, label in enumerate(classes if isinstance(classes, list) else classes.tolist())}
-    columns = [sorted({number[label] for label in row}) for row in given]
+    columns = [sorted({number[label] for label in row}) for row in truth]
     indptr = np.cumsum([0, *map(len, columns)])
     flat = np.array([i for row in columns for i in row], dtype=np.int64)
-    return sp.csr_array((np.ones(len(flat), dtype=np.float32), flat, indptr), shape=(len(given), len(number)))
+    return sp.csr_array((np.ones(len(flat), dtype=np.float32), flat, indptr), shape=(len(truth), len(number)))
 
 
-def _require_equal(texts: list[str], given: Any) -> None:
-    count = given.shape[0] if sp.issparse(given) else len(given)
+def _require_equal(texts: list[str], truth: Any) -> None:
+    count = truth.shape[0] if sp.issparse(truth) else len(truth)
     if count != len(texts):
         raise ValueError(f"X has {len(texts)} texts, but y has {count} rows")
