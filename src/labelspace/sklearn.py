@@ -332,14 +332,7 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the parameters, and open the model from its files, in a folder that lives as long as the model.
-
-        Args:
-            state: from `__getstate__`.
-
-        Raises:
-            ModelError: files that are damaged, or of another version.
-        """
+        """Take the parameters, and open the model from its files, in a folder that lives as long as the model."""
         files = state.pop("_files", None)
         super().__setstate__(state)
         if files is not None:

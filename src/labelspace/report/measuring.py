@@ -479,9 +479,6 @@ def differing(runs: Iterable[dict[str, Any]]) -> list[str]:
     """Names of settings worth showing: of one run those that are not the default, of several those that differ.
 
     What only the recipe of one run knows is shown where it is not the default.
-
-    Args:
-        runs: as `measure` gives them.
     """
     runs = list(runs)
     if len(runs) == 1:

@@ -26,9 +26,7 @@ class LabelSearch:
     def __call__(self, query: str, limit: int) -> list[int]:
         """Numbers of labels: the one of that id, whole texts, beginnings, beginnings of a word, then anything.
 
-        Args:
-            query: what is looked for; nothing finds the first labels.
-            limit: at most so many.
+        An empty query finds the first labels.
         """
         pattern = folded(query)
         if not pattern:

@@ -119,13 +119,10 @@ class Service:
         return self.worker.state
 
     async def ask(self, texts: list[str], k: int, why: bool = False, weight: float | None = None) -> Answer:
-        """Predict, when it is their turn; the arguments are those of `Question`.
+        """Predict, when it is their turn; arguments as of `Question`, errors as of `Worker.ask` and the model.
 
         Raises:
             RefusedError: too many texts or labels.
-            NotReadyError: there is no model.
-            BusyError: too many texts wait.
-            LabelspaceError: what the model refuses.
         """
         self.within("texts", len(texts))
         if k > self.settings.max_k:
