@@ -97,8 +97,9 @@ def export(
     if to in ("sentence-transformers", "onnx") and model.encoder.long_documents != "head":
         logger.warning(
             "the model reads long texts by %r, which %s cannot do: texts beyond %d tokens will be cut at their head",
-    info, memory = model.info, model.memory
-    data, config = info.get("data", {}), flat(info.get("config", {}))
+            model.encoder.long_documents, to, model.encoder.max_tokens,
+        )  # fmt: skip
+    if model.memory.reranks:
         logger.warning(
             "the model's linear classifier on words is not exported, so what is built on %s ranks without it", to
         )
@@ -139,14 +140,6 @@ def _is_export(folder: Path) -> bool:
 # Parity
 
 
-<<<<<<< HEAD
-def _rows(model: Model) -> int:
-    """Labels that a linear classifier judges."""
-    return len(model.memory.linear) if model.memory.linear is not None and model.memory.reranks else 0
-
-
-=======
->>>>>>> e0d1357 (Exports and the scikit-learn face say less twice)
 def _own_texts(model: Model) -> list[str]:
     """Texts of labels and documents, evenly over all."""
     keys = model.memory.document_keys
@@ -389,13 +382,8 @@ def card(model: Model, kind: str = "model") -> str:
         model: what to describe.
         kind: ``model``, ``sentence-transformers`` or ``onnx``: which use is shown.
     """
-<<<<<<< HEAD
-    info = model.info
-    data, config = info.get("data", {}), flat(info.get("config", {}))
-=======
     info, memory = model.info, model.memory
-    data, config = info.get("data", {}), info.get("config", {})
->>>>>>> e0d1357 (Exports and the scikit-learn face say less twice)
+    data, config = info.get("data", {}), flat(info.get("config", {}))
     options, metrics = data.get("options", {}), info.get("metrics", {}).get("validation", {})
     name = str(data.get("name") or "labels")
     reranked = len(memory.linear) if memory.linear is not None and memory.reranks else 0

@@ -276,5 +276,6 @@ def test_the_form_works_without_scripts(driver: Any, address: str) -> None:
         assert not page("#chosen").is_displayed()  # what needs a script is not shown
         found[0].click()
         assert page.all("#labels .why li")[0].is_displayed()
+        assert not any("built-in" in row.get_attribute("textContent") for row in page.all("#labels .why li"))
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
