@@ -60,16 +60,16 @@ def same(one: Dataset, two: Dataset) -> None:
 # Any content
 
 TEXTS = st.one_of(
-    st.sampled_from(
-        ["", " a ", "a\nb\r\nc\r", "\t", '"quoted", "x"', ";", "a;b|c,d e", "\u2028x\x85", "\0", "\ufeffa", "[1]"]
-    ),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(["", " a ", "a\nb\r\nc\r", "\t", '"quoted", "x"', ";", "a;b|c,d e", "\u2028x\x85", "\0", "[1]"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), max_size=8),
 )
 NAMES = st.one_of(
     st.sampled_from(
         ["0", "1", "007", "a;b", "a|b", "a, b", "[x]", '["x"]', "null", "\u00e9 \u2028 x", 'say "x"', "a\nb"]
     ),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=5).map(str.strip).filter(bool),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), max_size=5)
+    .map(str.strip)
+    .filter(bool),
 )
 IDENTIFIERS = st.one_of(NAMES, st.sampled_from([" a", "b\t", "\r", "\0"]))
 

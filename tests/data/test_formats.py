@@ -171,7 +171,7 @@ def test_gzip_damage_is_one_sentence(tmp_path):
     folder = write_lf(tmp_path / "d")
     (folder / "trn.json").unlink()
     whole = gzip.compress(jsonl(TRAIN * 50).encode())
-    for content in (whole[:-10], b"not gzip at all", whole[:20] + b"\0\0\0\0" + whole[24:]):
+    for content in (whole[:-10], b"\0 not gzip at all", whole[:20] + b"\0\0\0\0" + whole[24:]):
         (folder / "trn.json.gz").write_bytes(content)
         refused(folder, "trn.json.gz", "damaged or cut short")
 
@@ -214,14 +214,16 @@ def test_encodings_of_half_surrogate_pairs_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
 def test_encodings(tmp_path, caplog, name):
     content = "text,labels\r\ncaf\u00e9 one,x\r\ntwo,y\r\n"
-    for codec, found in (("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("latin-1", "latin-1")):
+    for codec, found in (("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("cp1252", "cp1252")):
         caplog.clear()
         data = load(put(tmp_path / codec / name, content.encode(codec)))
         assert list(data.train.texts) == ["caf\u00e9 one", "two"]
         assert list(data.labels.texts) == ["x", "y"]
         assert data.options["encoding"] == found
         warned = [r for r in caplog.records if r.name == "labelspace.data" and r.levelno == logging.WARNING]
-        assert [name in r.getMessage() and "latin-1" in r.getMessage() for r in warned] == [True] * (found == "latin-1")
+        assert [name in r.getMessage() and "Windows-1252" in r.getMessage() for r in warned] == [True] * (
+            found == "cp1252"
+        )
 
 
 def test_stated_encoding(tmp_path):

@@ -7,6 +7,7 @@ readers.
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import gzip
 import io
@@ -421,7 +422,8 @@ def test_latin_1_is_read_where_it_is_not_utf_8(folder, lines):
         path = fresh(folder) / "a.csv"
         path.write_bytes(data)
         read = load(path)
-        assert list(read.train.texts) == lines and read.options["encoding"] == "latin-1"
+        expected = [line.replace("\x85", "\u2026") for line in lines]  # as Windows has it
+        assert list(read.train.texts) == expected and read.options["encoding"] == "cp1252"
 
 
 # Damage
@@ -476,7 +478,7 @@ def damage(content: bytes, draw: random.Random) -> bytes:
 WHOLE_FILE = (
     "has no documents", "has no labels", "is not utf-8", "UTF-16", "damaged or cut short", "no label column",
     "no document has", "'target_ind', the label numbers", "SciPy", "Parquet file", "the truth has", "in row",
-    "is there twice", "Hugging Face", "there are no texts",
+    "and no text", "is not UTF-8, but", "is there twice", "Hugging Face", "there are no texts",
 )  # fmt: skip
 
 
@@ -514,6 +516,7 @@ def best(pairs: list[tuple[str, float]]) -> dict[str, float]:
     """Each name with its highest relevance, in float32; names are stripped, and empty ones left out."""
     found: dict[str, float] = {}
     for name, value in pairs:
+        name = name.strip().replace("\ufeff", "")
         if name.strip():
             found[name.strip()] = max(found.get(name.strip(), 0.0), float(np.float32(value)))
     return found
@@ -521,10 +524,10 @@ def best(pairs: list[tuple[str, float]]) -> dict[str, float]:
 
 def decoded(path: Path) -> str:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    for encoding in ("utf-8", "cp1252", "latin-1"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return "\n".join(line.lstrip("\ufeff") for line in data.decode(encoding).split("\n"))
+    raise AssertionError("latin-1 reads all bytes")
 
 
 def json_rows(path: Path) -> list[dict]:
@@ -564,7 +567,7 @@ def dull_jsonl(path: Path, separator: str | None) -> list[tuple[str, dict[str, f
 
 
 def dull_cells(rows: list[list[str]], separator: str) -> list[tuple[str, dict[str, float]]]:
-    header = [column.strip() for column in rows[0]]
+    header = [column.replace("\ufeff", "").strip() for column in rows[0]]
     assert len({column for column in header if column}) == len([column for column in header if column])
     found = []
     for row in rows[1:]:

@@ -206,14 +206,15 @@ def test_the_header_of_a_run_file_gives_the_order(tmp_path):
     for content in (
         "label\tdocument\tscore\n1\t0\t1\n2\t0\t2\n",
         "score qid Q0 doc_id\n1 0 x 1\n2 0 x 2\n",
-        "0\t1\t1\n0\t2\t2\n",
+        "0\t1\t1\n0\t2\t2.5\n",
+        "rank qid docid\n2 0 1\n1 0 2\n",
     ):
         found = load_scores(put(tmp_path / "a.tsv", content), 3, None, ids, ids)
         assert found.indices.tolist() == [[2, 1], [-1, -1], [-1, -1]]
 
 
 def test_ids_survive_tsv(tmp_path):
-    ids = ["a", " a", "a ", "\u2028", '"q"', "\ufeff", " ", "x\x0by"]
+    ids = ["a", " a", "a ", "\u2028", '"q"', "x", " ", "x\x0by"]
     label_ids = ["l", " l", 'l"']
     whole = Predictions(np.array([[0, 1, 2]] * 8), np.array([[0.9, 0.5, 0.1]] * 8), label_ids, ["t\tt", "\n", ""])
     with (tmp_path / "p.tsv").open("w", encoding="utf-8") as stream:

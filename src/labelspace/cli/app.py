@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import signal
@@ -271,7 +272,18 @@ def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
+def _write_utf8() -> None:
+    """Write UTF-8 to files and pipes, whatever the machine's own encoding; a terminal shows "?" for what it has not."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="replace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace" if stream is sys.stderr else "strict")
+
+
 def run() -> None:
     """Entry point of the ``labelspace`` command."""
     signal.signal(signal.SIGTERM, _terminate)
+    _write_utf8()
     sys.exit(main(began=PROCESS_BEGAN))

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..base.files import atomic_file
 from ..errors import DataError
 from ..types import Labels, Predictions
+from .formats.cells import number
 from .formats.columns import triples
 from .formats.labels import LabelLookup
 from .formats.rows import suffix
 from .formats.sparse import header_numbers, read_sparse_text
 from .formats.text import TextFiles, plain_lines
 from .npz import read_npz
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 logger = logging.getLogger("labelspace.data")
 
@@ -65,9 +70,12 @@ def load_scores(
 
     A matrix (n, L), whose stored zeros are predictions, is a ``.npz`` of SciPy, of any format and type of real numbers,
     or a text file with a first line "rows columns" and then ``label:score label:score``. Scores that float64 would
-    round, such as whole numbers beyond 2^53, become their ranks. A run file has a header that names document, label and
-    score, or without one these three in this order, or the six columns of TREC, or those that ``write_tsv`` writes; any
-    order of lines will do, and documents that it does not name have no predictions. Text files may be gzip.
+    round, such as whole numbers beyond 2^53, become their ranks. Text files may be gzip.
+
+    A run file has a header that names document, label, and score or rank. Without a header it has document, label and
+    score in this order, or a rank before the score, or the six columns of TREC, or what ``write_tsv`` writes. Three
+    columns whose last counts 1, 2, 3 for every document hold ranks, as runs of MS MARCO do. Any order of lines will do,
+    and documents that are not named have no predictions.
 
     Args:
         path: the file.
@@ -88,10 +96,11 @@ def load_scores(
         raise DataError(f"scores are read from {', '.join(SUFFIXES)} (text also .gz), not from {kind!r}", path)
     if kind == ".npz":
         matrix = read_npz(path, wide=True)
-    elif header_numbers(TextFiles().read(path, lambda stream: next(plain_lines(stream), "")), 2) is not None:
+    elif header_numbers(first := TextFiles().read(path, lambda stream: next(plain_lines(stream), "")), 2) is not None:
         matrix = _read_text(path)
     elif ids is not None and label_ids is not None:
-        matrix = _read_run(path, ids, label_ids)
+        cells = _run_cells(first)
+        matrix = _read_run(path, ids, label_ids, nameless=len(cells) == 3 and number(cells[2].strip()) is not None)
     else:
         raise DataError("expected a first line 'rows columns'", path, 1)
     if n_labels is not None and matrix.shape[1] != n_labels:
@@ -157,12 +166,14 @@ def _read_text(path: Path) -> sp.csr_array:
 
 LAYOUTS = {
     3: (0, 1, 2),
+    4: (0, 1, 3),  # document, label, rank, score
     5: (0, 2, 4),  # id, rank, label_id, label, score
     6: (0, 2, 4),  # document, Q0, label, rank, score, name of the run
 }
 
 
-def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.csr_array:
+def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str], nameless: bool) -> sp.csr_array:
+    """Scores of a run file; ``nameless`` says that it has three columns without a header."""
     numbers = {identifier: row for row, identifier in enumerate(ids)}
     names = LabelLookup(Labels(label_ids, label_ids), range(len(label_ids)), Path("the data"))
     wanted = "document, label and score, or TREC's six columns"
@@ -170,7 +181,7 @@ def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.cs
     def parse(stream: TextIO) -> tuple[array[int], array[int], array[float], array[int], set[str]]:
         rows, labels, scores, lines = array("q"), array("q"), array("d"), array("q")
         others: set[str] = set()
-        for line, document, label, score in triples(stream, path, _run_cells, LAYOUTS, wanted):
+        for line, document, label, score in triples(stream, path, _run_cells, LAYOUTS, wanted, may_rank=True):
             if document not in numbers:
                 others.add(document)
                 continue
@@ -191,16 +202,56 @@ def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str]) -> sp.cs
         logger.warning(
             "%s: %d of %d documents have no scores and count as without predictions", path, missing, len(ids)
         )
+    values = np.asarray(scores)
+    if nameless:
+        values = _scores_or_ranks(np.asarray(rows), values, path)
     order = np.lexsort((np.asarray(labels), np.asarray(rows)))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(np.asarray(rows), minlength=len(ids)))])
     shape = (len(ids), len(label_ids))
-    matrix = sp.csr_array((np.asarray(scores)[order], np.asarray(labels)[order], indptr), shape=shape)
+    matrix = sp.csr_array((values[order], np.asarray(labels)[order], indptr), shape=shape)
     if (repeated := _repeated(matrix)) is not None:
         place, row, number = repeated
         first, again = sorted(np.asarray(lines)[order][place - 1 : place + 1].tolist())
         message = f"document {ids[row]!r} has the same label twice: {label_ids[number]!r} is in line {first} already"
         raise DataError(message, path, again)
     return matrix
+
+
+def _scores_or_ranks(rows: IntArray, numbers: FloatArray, path: Path) -> FloatArray:
+    """Scores of lines; numbers that count 1, 2, 3 (or 0, 1, 2) for every document are ranks, and so with a minus.
+
+    Args:
+        rows: (n,) documents, in the order of the lines.
+        numbers: (n,) the third column.
+        path: the file, for messages.
+
+    Raises:
+        DataError: they count, but neither up nor down the file, so that both could be meant.
+    """
+    order = np.argsort(rows, kind="stable")
+    starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    lengths = np.diff(starts, append=len(rows))
+    if lengths.max() < 2:
+        return numbers
+    up = np.arange(len(rows)) - np.repeat(starts, lengths)
+    down = np.repeat(lengths, lengths) - 1 - up
+    base = numbers.min()
+    if base not in (0, 1) or not np.array_equal(numbers[np.lexsort((numbers, rows))] - base, up):
+        return numbers
+    if np.array_equal(numbers[order] - base, up):
+        logger.warning(
+            "%s: the third column counts %g, %g and so on for every document, so it was taken for the rank; if it is "
+            "the score, name the columns in a header: qid, docid, score",
+            *(path, base, base + 1),
+        )
+        return -numbers
+    if np.array_equal(numbers[order] - base, down):
+        return numbers
+    raise DataError(
+        "the third column counts for every document, but not in the order of the lines, so it may be the rank or the "
+        "score; name the columns in a header: qid, docid, and rank or score",
+        path,
+    )
 
 
 def _run_cells(row: str) -> list[str]:

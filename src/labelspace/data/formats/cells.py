@@ -6,8 +6,9 @@ The separator of labels, unless one is stated, is found out from all cells, by t
 
 - most cells are ``[...]``: lists;
 - there is a labels file: the separator under which most parts are known labels;
-- ";" or "|" is in a cell: the one that is in more cells;
-- "," is in a cell of a column of several labels, so not of ``label``: ",";
+- ";", "|" or, in a column of several labels, so not of ``label``, "," is between parts of a cell: the one that is so in
+  most cells, but ";" or "|" where a third as many cells have it, or where half of what it parts is met elsewhere, since
+  names hold commas; a ";" that ends an HTML entity is none;
 - all parts between blanks are whole numbers or URIs: a space;
 - else a cell is one label.
 
@@ -20,10 +21,15 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf, isfinite
 
 LISTS = "[]"
+MARKS = (";", "|", ",")
+ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+_HELD = "\ue000"  # of the private use area; stands for the ";" of an entity while a cell is split
 
 _NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
 DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -37,35 +43,63 @@ _PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", r
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
 
 
-def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str], bool] | None) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class Separator:
+    """What stands between the labels of a cell.
+
+    Args:
+        mark: "" for one label a cell, "[]" for lists.
+        guessed: whether another one is possible.
+        cells: how many cells each possible mark parts, of a guess.
+    """
+
+    mark: str
+    guessed: bool = False
+    cells: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str], bool] | None) -> Separator:
     """Find out what stands between the labels of a cell, by the rules at the top of this module.
 
     Args:
         cells: all cells that are not empty, stripped.
         one_label: whether the column's name speaks of a single label.
         knows: tells known labels, if there is a labels file.
-
-    Returns:
-        The separator ("" for one label a cell, "[]" for lists), and whether it is a guess.
     """
     if 2 * sum(cell.startswith("[") and cell.endswith("]") for cell in cells) > len(cells):
-        return LISTS, False
+        return Separator(LISTS)
     telling = [cell for cell in cells if any(mark in cell for mark in ";|, ")]
     if knows is not None:
         sample = telling[:10_000]
         shares = {mark: _known_share(sample, mark, knows) for mark in ("", ";", "|", ",", " ")}
         best = max(shares, key=shares.__getitem__)
         if shares[best] > 0:
-            return best, False
-    counts = {mark: sum(mark in cell for cell in telling) for mark in (";", "|")}
-    mark = max(counts, key=counts.__getitem__)
-    if counts[mark]:
-        return mark, True
-    if not one_label and any("," in cell for cell in telling):
-        return ",", True
+            return Separator(best)
+    sample = telling[:: 1 + len(telling) // 100_000]  # enough to weigh by, and not all split three times
+    parted = {mark: [parts for cell in sample if len(parts := split_labels(cell, mark)) > 1] for mark in MARKS}
+    counts = {
+        mark: len(telling) * len(parts) // len(sample)
+        for mark, parts in parted.items()
+        if parts and not (mark == "," and one_label)
+    }
+    if counts:
+        mark = max(counts, key=counts.__getitem__)  # of equals the first
+        if mark == ",":
+            rarer = max((other for other in counts if other != ","), key=counts.__getitem__, default=",")
+            if 3 * counts[rarer] >= counts[","] or _met_elsewhere(parted[rarer], cells, rarer) >= 0.5:
+                mark = rarer
+        return Separator(mark, True, counts)
     if telling and all(_NUMBER_OR_URI.fullmatch(part) for cell in telling for part in cell.split()):
-        return " ", True
-    return "", True
+        return Separator(" ", True, {" ": sum(" " in cell for cell in telling)})
+    return Separator("", True)
+
+
+def _met_elsewhere(parted: Sequence[Sequence[str]], cells: Sequence[str], mark: str) -> float:
+    """The share of the parts of cells that are a whole cell, or a part of another cell, too."""
+    met = Counter(part for parts in parted for part in set(parts))
+    met.update(cell for cell in cells if mark not in cell)
+    parts = [part for row in parted for part in row]
+    return sum(met[part] > 1 for part in parts) / len(parts)
 
 
 def _known_share(cells: Sequence[str], separator: str, knows: Callable[[str], bool]) -> float:
@@ -93,11 +127,18 @@ def _split(cell: str, separator: str) -> list[str]:
     if separator == LISTS:
         return [part.strip() for part in _list_of_names(cell.strip())] if cell.strip() else []
     # Any blanks are one separator, so that a cell with two of them in a row has no empty label.
-    parts = cell.split(None if separator == " " else separator) if separator else [cell]
+    parts = _parts(cell, separator) if separator else [cell]
     parts = [part.strip() for part in parts]
     while parts and not parts[-1]:
         parts.pop()
     return parts
+
+
+def _parts(cell: str, separator: str) -> list[str]:
+    """Parts between separators; the ";" of an HTML entity such as ``&amp;`` is none."""
+    if separator == ";" and "&" in cell:
+        return [part.replace(_HELD, ";") for part in ENTITY.sub(lambda entity: entity[0][:-1] + _HELD, cell).split(";")]
+    return cell.split(None if separator == " " else separator)
 
 
 def _list_of_names(cell: str) -> list[str]:

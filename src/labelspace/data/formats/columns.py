@@ -12,16 +12,18 @@ from typing import Any
 
 from ...errors import DataError, SettingsError
 from .cells import number
-from .text import listed, plain_lines, text_value
+from .text import MARK, listed, plain_lines, text_value
 
 ID_COLUMNS = ("id", "uid", "document_id", "_id")
 RELEVANCES = "relevances"
+LABEL_COLUMNS = ("labels", "label", "subject_uris")
 FIELDS = ("title", "title+content")
 
 # Names in the header of judgements and runs, the preferred one first
 DOCUMENT = ("query-id", "qid", "query", "topic", "document-id", "document", "id")
 LABEL = ("corpus-id", "doc-id", "docid", "label-id", "label")
 NUMBER = ("score", "relevance", "rel")
+RANK = ("rank",)
 
 Places = tuple[int, int, int]
 """Where document, label and number stand in a line."""
@@ -33,20 +35,37 @@ Places = tuple[int, int, int]
 def named_rows(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows as (line, column to value); the first one is the header, and may not come again."""
     header: list[str] | None = None
-    first: list[str] = []
+    names: frozenset[str] = frozenset()
     for line, row in rows:
         if header is None:
-            header, first = [column.strip() for column in row], row
+            header = list(map(_column, row))
+            names = frozenset(header) - {""}
             for column in header:
                 if column and header.count(column) > 1:
                     raise DataError(f"the header has the column {column[:80]!r} twice; rename one", path, line)
         elif len(row) != len(header):
             message = f"the row has {len(row)} fields, but the header has {len(header)} ({listed(header)})"
             raise DataError(message, path, line)
-        elif row == first:
-            raise DataError("the header is repeated here, as if two files were one; remove this line", path, line)
+        elif any(_column(cell) in names for cell in row) and _is_header(list(map(_column, row)), header):
+            raise DataError(
+                "the header is repeated here, as if two files were put together; remove this line, and see that the "
+                "columns below it are in the order of the first header",
+                path,
+                line,
+            )
         else:
             yield line, dict(zip(header, row, strict=True))
+
+
+def _column(name: str) -> str:
+    """The name of a column as it is matched."""
+    return name.replace(MARK, "").strip() if len(name) < 200 else name
+
+
+def _is_header(row: list[str], header: list[str]) -> bool:
+    """Whether a row names the columns once more, in any order, or those of its text and labels where they stand."""
+    same = {cell for cell, column in zip(row, header, strict=True) if cell == column}
+    return sorted(row) == sorted(header) or ("text" in same and not same.isdisjoint(LABEL_COLUMNS))
 
 
 def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
@@ -104,6 +123,7 @@ def triples(
     split: Callable[[str], list[str]],
     layouts: Mapping[int, Places],
     wanted: str,
+    may_rank: bool = False,
 ) -> Iterator[tuple[int, str, str, float]]:
     """Line number from 1, document, label and number of each line of judgements or of a run; empty lines are left out.
 
@@ -116,33 +136,43 @@ def triples(
         split: makes cells of a line.
         layouts: the places by the count of cells, for files without a header.
         wanted: what a line should hold, for messages.
+        may_rank: a header may name a rank instead of a score; the number is then the rank with a minus.
 
     Raises:
         DataError: a line with other cells, or a number that is not one.
     """
-    first = True
+    first, sign, numbers = True, 1.0, (NUMBER, RANK) if may_rank else (NUMBER,)
     for line, row in enumerate(plain_lines(lines), start=1):
         if not row.strip():
             continue
         cells = split(row)
         places = layouts.get(len(cells))
         value = None if places is None else number(cells[places[2]].strip())
-        named = _named_places(cells, path, line) if first and value is None else None
+        kind, named = None, None
+        if value is None:
+            kind, named = next(
+                ((kind, at) for kind in numbers if (at := _named_places(cells, kind, path, line))), (kind, None)
+            )
+        if named is not None and not first:
+            raise DataError(
+                "the header is repeated here, as if two files were put together; remove this line", path, line
+            )
         first = False
         if named is not None:
             layouts, wanted = {len(cells): named}, f"{len(cells)} cells, as in the header"
+            sign = -1.0 if kind is RANK else 1.0
         elif places is None:
             raise DataError(f"expected {wanted}, got {row[:60]!r}", path, line)
         elif value is None:
             raise DataError(f"the score must be a number, got {cells[places[2]].strip()[:60]!r}", path, line)
         else:
-            yield line, cells[places[0]], cells[places[1]], value
+            yield line, cells[places[0]], cells[places[1]], sign * value
 
 
-def _named_places(cells: list[str], path: Path, line: int) -> Places | None:
+def _named_places(cells: list[str], numbers: Sequence[str], path: Path, line: int) -> Places | None:
     """The places that a header names, or None where the line is none."""
-    names = [cell.strip().lower().replace("_", "-") for cell in cells]
-    found = [[name for name in known if name in names] for known in (DOCUMENT, LABEL, NUMBER)]
+    names = [_column(cell).lower().replace("_", "-") for cell in cells]
+    found = [[name for name in known if name in names] for known in (DOCUMENT, LABEL, numbers)]
     if not all(found):
         return None
     for same in (found[0], found[2]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ import scipy.sparse as sp
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .text import text_value
+from .text import MARK, text_value
 
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
+
+
+logger = logging.getLogger("labelspace.data")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Records:
             line: where it stands.
             made_of: what has the title and content that the text is made of, or None.
         """
+        if self.kind == "label" and (MARK in text or MARK in (identifier or "")):
+            identifier, text = (identifier or "").replace(MARK, "") or None, text.replace(MARK, "")
         self.unnamed += identifier is None
         self.ids.append(identifier or str(self._before + len(self.ids)))
         self.texts.append(text)
@@ -194,7 +200,16 @@ def build_targets(
         message = f"relevance {value:g} of label {label} is not above 0 and at most 1"
         raise DataError(message, path, line_of(wrong[0]))
     data = given.astype(np.float32, copy=False)
-    return merge_duplicates(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_labels)))
+    targets = sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_labels))
+    merged = merge_duplicates(targets)
+    twice = len(indices) - merged.nnz
+    if twice:
+        rows = np.diff(indptr) > np.diff(merged.indptr)
+        logger.warning(
+            "%s: %d labels are given again in the same document, first in document %d (from 0); they count once",
+            *(path, twice, int(np.flatnonzero(rows)[0])),
+        )
+    return merged
 
 
 def wrong_relevances(values: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +17,10 @@ from .columns import given_id, record_text
 from .corpus import Records
 from .text import listed, plain_lines, text_value
 
+logger = logging.getLogger("labelspace.data")
+
+UNSEEN = re.compile("[\u200b\u2060\ufeff\u00ad]")
+"""Zero-width space, word joiner, byte order mark and soft hyphen; joiners of Persian and Indic scripts do count."""
 ID_COLUMNS = ("id", "uid", "uri")
 TEXT_COLUMNS = ("text", "label", "name")
 
@@ -35,6 +42,7 @@ class LabelLookup:
         if labels.texts is not labels.ids:
             for number, text in enumerate(labels.texts):
                 self._by_text[text] = number if text not in self._by_text else -1
+        self._by_form: dict[str, int] | None = None
         self._row_numbers = bare and not any(name.isdecimal() for name in labels.ids)
 
     def find(self, name: str) -> int | None:
@@ -49,7 +57,18 @@ class LabelLookup:
             # Leading zeros and numbers of thousands of digits are no row numbers.
             row = int(name) if len(name) < 10 else len(self.labels)
             number = row if row < len(self.labels) and str(row) == name else None
-        return number
+        return self._by_forms().get(form(name)) if number is None else number
+
+    def _by_forms(self) -> dict[str, int]:
+        """Label numbers by `form`, -1 for one that several labels have; made when a name is not found as it is."""
+        if self._by_form is None:
+            self._by_form = {}
+            for known in (self._by_text, self._by_id):
+                for name, number in known.items():
+                    other = self._by_form.setdefault(form(name), number)
+                    if other != number:
+                        self._by_form[form(name)] = -1
+        return self._by_form
 
     def knows(self, name: str) -> bool:
         """Whether some label has this id or text."""
@@ -98,6 +117,32 @@ class LabelLookup:
             identifier, text = self.labels.ids[number], " ".join(self.labels.texts[number].split())
             shown.append(repr(identifier[:80]) + (f" ({text[:80]})" if text != identifier else ""))
         return ", ".join(shown) or "none"
+
+
+def form(name: str) -> str:
+    """A name as names are compared: in Unicode's form NFC, without signs that are not seen."""
+    return name if name.isascii() else unicodedata.normalize("NFC", UNSEEN.sub("", name))
+
+
+def warn_of_alike(names: Iterable[str], path: Path) -> None:
+    """Say once that labels are written alike, but for case, blanks, their Unicode form or signs that are not seen."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(form(name).casefold().split()), []).append(name)
+    several = [same for same in alike.values() if len(same) > 1]
+    if several:
+        shown = " and ".join(shown_name(name, several[0]) for name in several[0][:2])
+        logger.warning(
+            "%s: %d labels are written like another one, such as %s; they count as different labels",
+            *(path, sum(map(len, several)) - len(several), shown),
+        )
+
+
+def shown_name(name: str, others: Sequence[str] = ()) -> str:
+    """A name for a message, with its code points beyond ASCII where it looks like one of the others."""
+    same = any(other != name and form(other) == form(name) for other in others)
+    points = " ".join(f"U+{ord(sign):04X}" for sign in name[:40] if not sign.isascii())
+    return f"{name[:80]!r}" + (f" ({points or 'ASCII'})" if same else "")
 
 
 def parse_list(stream: TextIO, path: Path) -> LabelLookup:

@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeVar
 from ...errors import DataError
 from .columns import named_rows
 from .parquet import ParquetRows
-from .text import TextFiles, json_lines, plain_lines
+from .text import TextFiles, json_lines, plain_lines, unmarked
 
 T = TypeVar("T")
 
@@ -71,9 +71,10 @@ def _unquote(part: str) -> str:
 
 
 def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    first = next(stream, "")
+    lines = unmarked(stream)
+    first = next(lines, "")
     delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
-    reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         limit = csv.field_size_limit(2**31 - 1)  # process-wide, so set back before anyone else runs

@@ -24,13 +24,13 @@ import numpy.typing as npt
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .cells import LISTS, choose_separator, pair, split_labels, split_weighted
+from .cells import ENTITY, LISTS, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
-from .labels import LabelLookup, parse_list, parse_table
+from .labels import LabelLookup, parse_list, parse_table, warn_of_alike
 from .parquet import ParquetRows
 from .rows import SUFFIXES, read_records, suffix
-from .text import Halves, TextFiles, find_files, listed, text_value
+from .text import MARK, Halves, TextFiles, find_files, listed, text_value
 from .vocabulary import read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
@@ -153,6 +153,11 @@ class _Documents(Records):
             self.relevances = array("d", [1.0]) * len(self.numbers)
         if self.relevances is not None:
             self.relevances.extend([1.0] * len(names) if relevances is None else relevances)
+        if any(MARK in name for name in names):
+            names = [name.replace(MARK, "").strip() for name in names]
+            if relevances is not None:
+                relevances = [value for name, value in zip(names, relevances, strict=True) if name]
+            names = [name for name in names if name]
         self.counts.append(len(names))
         self.numbers.extend(map(self.names.__getitem__, names))
 
@@ -239,6 +244,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
         separator = _find_separator(every, names, path)
     for file in every:
         file.split_cells(separator or "")
+    _read_vectors(every, names, path)
     if names is None:
         names = _collect_labels(splits, path)
 
@@ -263,12 +269,56 @@ def _find_separator(files: Sequence[_Documents], names: LabelLookup | None, path
     if not cells:
         return None
     one_label = all(file.label_columns <= {"label"} for file in files)
-    separator, guessed = choose_separator(cells, one_label, None if names is None else names.knows)
-    if guessed and separator:
-        logger.warning("%s: labels look separated by %r; set separator if they are not", path, separator)
-    elif separator and separator != LISTS:
-        logger.info("%s: labels are separated by %r, going by the labels that are known", path, separator)
-    return separator
+    chosen = choose_separator(cells, one_label, None if names is None else names.knows)
+    if chosen.guessed and chosen.mark:
+        counts = sorted(chosen.cells.items(), key=lambda item: (item[0] != chosen.mark, -item[1]))
+        shown = f"it parts {counts[0][1]} of {len(cells)} cells"
+        shown += "".join(f", {mark!r} would part {count}" for mark, count in counts[1:])
+        logger.warning("%s: labels look separated by %r (%s); set separator if they are not", path, chosen.mark, shown)
+    elif chosen.mark and chosen.mark != LISTS:
+        logger.info("%s: labels are separated by %r, going by the labels that are known", path, chosen.mark)
+    entity = next((match for cell in cells if "&" in cell and (match := ENTITY.search(cell))), None)
+    if entity is not None:
+        logger.warning(
+            "%s: labels hold HTML entities, such as %r in %r, which stay as they are; decode them if they are none",
+            *(path, entity[0], entity.string[:60]),
+        )
+    return chosen.mark
+
+
+def _read_vectors(files: Sequence[_Documents], names: LabelLookup | None, path: Path) -> None:
+    """Make labels of vectors of 0 and 1, of which all documents have one, by the order of the labels file.
+
+    Raises:
+        DataError: there is no labels file, or one of another number of labels.
+    """
+    lengths = {count for file in files for count in file.counts}
+    if len(lengths) != 1 or min(lengths) < 2 or any(file.names.keys() - {"0", "1"} for file in files):
+        return
+    width = lengths.pop()
+    vectors = [np.asarray(file.numbers).reshape(-1, width) == file.names.get("1", -1) for file in files]
+    if names is not None and names.knows("0") and names.knows("1") and not _repeats(vectors):
+        return  # these are the names of two labels
+    shown = f"the labels of every document are {width} numbers of 0 and 1, as if for each label whether it is right"
+    if names is None:
+        raise DataError(
+            f"{shown}; name the labels in a file labels.txt beside the data, one a line in their order, or give each "
+            "document a list of names",
+            files[0].path,
+            files[0].lines[0],
+        )
+    if len(names.labels) != width:
+        raise DataError(f"{shown}, but the labels file has {len(names.labels)} labels; they must be as many", path)
+    logger.info("%s: labels are given by 0 and 1 for each of the %d labels, in the order of their file", path, width)
+    for file, vector in zip(files, vectors, strict=True):
+        file.counts = array("i", vector.sum(axis=1).tolist())
+        file.names = _Numbered({name: number for number, name in enumerate(names.labels.ids)})
+        file.numbers = array("i", np.nonzero(vector)[1].tolist())
+
+
+def _repeats(vectors: Sequence[npt.NDArray[np.bool_]]) -> bool:
+    """Whether some document has the same number twice."""
+    return any(bool((vector.sum(axis=1) != 1).any()) for vector in vectors) or vectors[0].shape[1] > 2
 
 
 def _read_labels(files: TextFiles, path: Path, fields: str, keep_parts: bool) -> tuple[LabelLookup, bool]:
@@ -310,6 +360,7 @@ def _collect_labels(splits: dict[str, list[_Documents]], path: Path) -> LabelLoo
         seen.update(new)
     if not names:
         raise NoLabelsError("no document has a label, and there is no labels file", path)
+    warn_of_alike(names, path)
     return LabelLookup(Labels(names, names), range(len(names)), path)
 
 

@@ -26,6 +26,21 @@ T = TypeVar("T")
 SAMPLE_BYTES = 1 << 16
 """So much of a file is looked at to recognise its format."""
 
+MARK = "\ufeff"
+"""The byte order mark, which is no letter anywhere."""
+GZIP = b"\x1f\x8b"
+WIDE_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+ARCHIVES = {
+    b"PK\x03\x04": "a zip file (such as .xlsx)", b"BZh": "a bzip2 file", b"\xfd7zX": "an xz file",
+    b"(\xb5/\xfd": "a zstd file", b"7z\xbc\xaf": "a 7z file", b"PAR1": "a Parquet file",
+    b"\xd0\xcf\x11\xe0": "an .xls file",
+}  # fmt: skip
+"""What is often found under the name of a text file, by its first bytes."""
+ENCODING_NAMES = {"cp1252": "Windows-1252", "latin-1": "latin-1"}
+
 _LOOSE = ("utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape")
 """Encodings that can spell half of a surrogate pair."""
 _JSON_KINDS = {str: "a string", list: "an array", bool: "true or false", type(None): "null"}
@@ -48,7 +63,9 @@ class _RepeatedKey:
 class TextFiles:
     """Decodes the text files of one data set and remembers which encodings they had.
 
-    Without a stated encoding a file is UTF-8 (with or without BOM), and latin-1 where that fails.
+    Without a stated encoding a file is UTF-8 (with or without BOM). A file with other bytes is Windows-1252, or latin-1
+    where Windows has no sign for a byte; but it is refused if most of its signs beyond ASCII are UTF-8, since those
+    would be read as two or three others each.
     """
 
     def __init__(self, encoding: str | None = None):
@@ -59,7 +76,9 @@ class TextFiles:
                 raise ValueError
         except (LookupError, ValueError):
             raise SettingsError(f"encoding {encoding!r} is not known; use utf-8 or latin-1, for example") from None
-        self._tried = ("utf-8-sig", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
+        self._tried = (
+            ("utf-8-sig", "cp1252", "latin-1") if name is None else ("utf-8-sig" if name == "utf-8" else name,)
+        )
         self._stated = name
         self._encodings: dict[Path, str] = {}
 
@@ -72,7 +91,7 @@ class TextFiles:
         """What ``parse`` makes of the text of a file.
 
         Args:
-            path: the file; its name alone says whether it is gzip.
+            path: the file; its first bytes say whether it is gzip.
             parse: takes the open text, whose lines end at newlines only; called anew for a second encoding.
             content: the file's bytes, or a file with them, where they were read already (standard input).
         """
@@ -81,10 +100,12 @@ class TextFiles:
         for encoding in self._tried:
             try:
                 with _open(path, content) as binary, _decoded(binary, encoding) as stream:
-                    if self._stated is None and binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                        raise DataError("this is UTF-16; state encoding='utf-16', or save it as UTF-8", path)
+                    if self._stated is None:
+                        _refuse_other_bytes(binary, path)
                     value = parse(stream)
             except UnicodeError as error:
+                if self._stated is None and encoding == self._tried[0]:
+                    _refuse_damaged_utf8(path, content)
                 if encoding != self._tried[-1]:
                     continue
                 raise DataError(
@@ -94,8 +115,8 @@ class TextFiles:
                 raise DataError(f"the gzip file is damaged or cut short ({error}); fetch it again", path) from None
             except OSError as error:
                 raise DataError(f"the file cannot be read ({error.strerror or error})", path) from None
-            if encoding == "latin-1" and self._stated is None:
-                logger.warning("%s is not UTF-8; it was read as latin-1", path)
+            if encoding != self._tried[0]:
+                logger.warning("%s is not UTF-8; it was read as %s", path, ENCODING_NAMES[encoding])
             self._encodings[path] = encoding
             return value
         raise AssertionError("one encoding is always tried last")
@@ -116,13 +137,67 @@ class TextFiles:
 
 
 def _open(path: Path, content: bytes | Path | None) -> io.BufferedReader:
-    """The file's plain bytes, buffered; its name alone says whether it is gzip."""
+    """The file's plain bytes, buffered; its first bytes say whether it is gzip, whatever its name."""
+    raw: Any
     if isinstance(content, bytes):
-        return io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content)))
-    source = path if content is None else content
-    if path.suffix == ".gz":
-        return io.BufferedReader(cast(io.RawIOBase, gzip.open(source, "rb")), 1 << 18)
-    return source.open("rb")
+        raw = io.BufferedReader(cast(io.RawIOBase, io.BytesIO(content)))
+    else:
+        raw = (path if content is None else content).open("rb")
+    if raw.peek(2)[:2] != GZIP:
+        if path.suffix == ".gz" and b"\0" in raw.peek(SAMPLE_BYTES):
+            raw.close()
+            raise gzip.BadGzipFile("it does not begin like one")
+        return cast(io.BufferedReader, raw)
+    return io.BufferedReader(cast(io.RawIOBase, _Unzipped(raw)), 1 << 18)
+
+
+class _Unzipped(gzip.GzipFile):
+    """The plain bytes of a gzip file, which is closed with them."""
+
+    def __init__(self, raw: io.BufferedReader):
+        self._raw = raw
+        super().__init__(fileobj=raw, mode="rb")
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
+def _refuse_other_bytes(binary: io.BufferedReader, path: Path) -> None:
+    """Refuse what is no text of one byte a letter, going by the first bytes of a file."""
+    first = binary.peek(4)[:4]
+    for mark, name in WIDE_ENCODINGS.items():  # UTF-32 first, whose mark begins like that of UTF-16
+        if first.startswith(mark):
+            raise DataError(f"this is {name.upper()}; state encoding={name!r}, or save it as UTF-8", path)
+    for mark, name in ARCHIVES.items():
+        if first.startswith(mark):
+            raise DataError(f"this is {name} and no text; unpack it, or save it as text", path)
+
+
+def _refuse_damaged_utf8(path: Path, content: bytes | Path | None) -> None:
+    """Refuse a file that is not UTF-8 but has more signs that are than bytes that are not, and name the first byte."""
+    good, wrong, first = 0, 0, ""
+    with _open(path, content) as binary:
+        for number, line in enumerate(binary, start=1):
+            if line.isascii():
+                continue
+            text = line.decode("utf-8", "surrogateescape")
+            signs = re.findall(r"[^\x00-\x7f]", text)
+            bad = [sign for sign in signs if "\udc80" <= sign <= "\udcff"]
+            if bad and not first:
+                before = text[: text.index(bad[0])].encode("utf-8", "surrogateescape")
+                first = f"byte {len(before) + 1} of line {number}, 0x{ord(bad[0]) - 0xDC00:02x},"
+            good, wrong = good + len(signs) - len(bad), wrong + len(bad)
+    if good > wrong:
+        raise DataError(
+            f"{first} is not UTF-8, but {good} other signs of this file are; mend the {_count(wrong, 'byte')} that "
+            "are not, or state the encoding of the whole file",
+            path,
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _decoded(binary: io.BufferedReader, encoding: str) -> TextIO:
@@ -137,7 +212,7 @@ def first_lines(path: Path) -> tuple[list[str], bool]:
     """
     try:
         # Not `_open`, whose large buffer would meet damage that lies behind these bytes.
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        with path.open("rb") as raw, _Unzipped(raw) if raw.peek(2)[:2] == GZIP else raw as stream:
             content = stream.read(SAMPLE_BYTES)
     except (OSError, EOFError, zlib.error):
         return [""], False
@@ -145,16 +220,24 @@ def first_lines(path: Path) -> tuple[list[str], bool]:
 
 
 def plain_lines(stream: Iterable[str]) -> Iterator[str]:
-    """Lines without their line end; only a newline, with or without a carriage return before it, ends a line."""
-    for line in stream:
+    """Lines without their line end; only a newline, with or without a carriage return before it, ends a line.
+
+    A byte order mark before a line is none of its text: files with one were put together.
+    """
+    for line in unmarked(stream):
         yield line.removesuffix("\n").removesuffix("\r")
+
+
+def unmarked(stream: Iterable[str]) -> Iterator[str]:
+    """Lines without byte order marks before them, which are left where files were put together."""
+    return (line.lstrip(MARK) if line.startswith(MARK) else line for line in stream)
 
 
 def json_lines(stream: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """One object a line, as (line number from 1, object); empty lines are left out. The path is for messages."""
     repeated, halves = _RepeatedKey(), Halves()
     decode = json.JSONDecoder(object_pairs_hook=repeated).decode
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(unmarked(stream), start=1):
         if not line or line.isspace():
             continue
         try:
