@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from conftest import rounding
+from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelspace as ls
@@ -415,3 +417,52 @@ def test_time_is_foreseen(data: ls.Dataset) -> None:
     assert 0 < short < 60
     assert linear_seconds_of(400, 100_000, 384, 2) > linear_seconds_of(100, 100_000, 384, 2)
     assert linear_seconds_of(100, 100_000, 384, 2) > linear_seconds_of(100, 10_000, 384, 2)
+
+
+SCRIPTS = {
+    "Hindi": ["हिन्दी साहित्य", "भारत का इतिहास", "संगीत और नृत्य"],
+    "Bengali": ["বাংলা কবিতা", "রবীন্দ্রনাথের গান", "নদীর মাছ"],
+    "Tamil": ["தமிழ் இலக்கியம்", "கோவில் சிற்பம்", "மீன் உணவு"],
+    "Telugu": ["తెలుగు కవిత", "వ్యవసాయ చరిత్ర", "సంగీత శాస్త్రం"],
+    "Hebrew with points": ["שָׁלוֹם עוֹלָם", "סֵפֶר תּוֹרָה", "יַיִן אָדֹם"],
+    "Vietnamese": ["tiếng Việt", "lịch sử Đông Nam", "nước mắm"],
+    "German": ["Bücher über Käse", "Straßenbahn fährt", "größere Städte"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_words_are_whole_in_every_script_and_form(script: str, tmp_path: Path) -> None:
+    kinds = SCRIPTS[script]
+    texts = [text for text in kinds for _ in range(6)]
+    targets = sp.csr_array(np.repeat(np.eye(len(kinds), dtype=np.float32), 6, axis=0))
+    confused = np.tile(np.arange(len(kinds)), (len(texts), 1))
+    decomposed = [unicodedata.normalize("NFD", text) for text in texts]
+    made = {form: linear.fit(given, targets, confused, ["a", "b", "c"]) for form, given in
+            (("NFC", texts), ("NFD", decomposed))}  # fmt: skip
+    first, second = made["NFC"], made["NFD"]
+    assert first is not None and second is not None
+    words = {word for text in kinds for word in unicodedata.normalize("NFC", text).lower().split()}
+    assert {term for term in first.terms if " " not in term} == words == {t for t in second.terms if " " not in t}
+    assert (first.features(texts) != second.features(decomposed)).nnz == 0
+    first.write(tmp_path / "w.safetensors")
+    again = linear.LinearClassifier.open(tmp_path / "w.safetensors")
+    assert again.words_version == linear.WORDS_VERSION
+    assert (again.features(decomposed) != first.features(texts)).nnz == 0
+
+
+def test_a_classifier_of_old_words_keeps_them(tmp_path: Path) -> None:
+    texts = ["Käse und Brot"] * 3 + ["Bus und Bahn"] * 3
+    targets = sp.csr_array(np.repeat(np.eye(2, dtype=np.float32), 3, axis=0))
+    made = linear.fit(texts, targets, np.tile([0, 1], (6, 1)), ["a", "b"])
+    assert made is not None
+    made.write(tmp_path / "w.safetensors")
+    tensors = load_file(tmp_path / "w.safetensors")
+    del tensors["words_version"]
+    save_file(tensors, tmp_path / "old.safetensors")
+    old = linear.LinearClassifier.open(tmp_path / "old.safetensors")
+    assert old.words_version == 1 and (old.features(texts) != made.features(texts)).nnz == 0
+    assert old.features(["ka\u0308se"]).nnz == made.features(["ka\u0308se"]).nnz == 1  # NFC serves both
+    tensors["words_version"] = torch.tensor([9])
+    save_file(tensors, tmp_path / "new.safetensors")
+    with pytest.raises(ValueError, match="version 9"):
+        linear.LinearClassifier.open(tmp_path / "new.safetensors")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from ..base.words import first_words, plain_words
 from ..errors import SettingsError
-
-_GAPS = re.compile(r"[\W_]+")
-_FIRST_WORDS = 16
 
 
 def check_hold_out(fraction: float, maximum: int) -> None:
@@ -62,15 +59,3 @@ def hold_out(texts: Sequence[str], fraction: float, maximum: int, seed: int) -> 
     if total == 0 and len(groups) > 1:
         drawn[order[np.argmin(sizes[order])]] = True
     return np.flatnonzero(drawn[inverse])
-
-
-def plain_words(text: str) -> str:
-    """A text without case, punctuation and extra white space; texts where this is equal are held out together."""
-    return " ".join(_GAPS.split(text)).strip().casefold()
-
-
-def first_words(text: str) -> str:
-    """The beginning of `plain_words`, which is found faster."""
-    words = _GAPS.split(text, maxsplit=_FIRST_WORDS + 1)
-    start = not words[0]
-    return " ".join(words[start : start + _FIRST_WORDS]).strip().casefold()

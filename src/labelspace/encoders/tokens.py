@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.files import atomic_folder
+from ..base.words import composed
 from ..errors import SettingsError
 
 if TYPE_CHECKING:
@@ -218,9 +219,9 @@ def encoded(
 
 
 def _by_blocks(texts: Sequence[str]) -> Iterator[str]:
-    """The texts, asked for in blocks: a sequence that makes them when asked may be slow one by one."""
+    """The texts in Unicode's form NFC, asked for in blocks: a sequence may be slow to make them one by one."""
     for start in range(0, len(texts), BLOCK_TEXTS):
-        yield from texts[start : start + BLOCK_TEXTS]
+        yield from map(composed, texts[start : start + BLOCK_TEXTS])
 
 
 def frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..base.words import composed
 from .tokens import WINDOW
 
 if TYPE_CHECKING:
@@ -179,5 +180,5 @@ def _mixed(columns: list[IntArray]) -> npt.NDArray[np.uint64]:
 
 
 def _clean(texts: Iterable[str]) -> Iterator[str]:
-    """Texts up to `WINDOW`, with ? for surrogates, which the tokenizer refuses."""
-    return (text[:WINDOW].encode("utf-8", "replace").decode("utf-8") for text in texts)
+    """Texts up to `WINDOW` in Unicode's form NFC, with ? for surrogates, which the tokenizer refuses."""
+    return (composed(text[:WINDOW]).encode("utf-8", "replace").decode("utf-8") for text in texts)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import regex
 import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
 from ..base.machine import require_memory
 from ..base.strings import Strings
+from ..base.words import WORD, composed
 from .keys import spread, strings_as_tensors, strings_from_tensors
 
 if TYPE_CHECKING:
@@ -49,8 +52,23 @@ UNSPACED = (
     r"\u3005\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # Japanese, Chinese
 )
 """Scripts that put no blanks between words; each of their characters counts as a word."""
+OLD_TOKENS = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]{{2,}}")
+"""Of classifiers that were written before words held their marks."""
+TOKENS = regex.compile(f"[{UNSPACED}]|[[{WORD}_]--[{UNSPACED}]]{{2,}}", regex.V1)
+"""Words of two signs at least."""
+WORDS_VERSION = 2
+"""Of what a word is, in the files of classifiers; those without it are of the old tokens."""
+
+
+def _folded(text: str) -> str:
+    """A text without case, in the form that words are compared in."""
+    return composed(text.lower())
+
+
 TERMS: dict[str, Any] = {
-    "token_pattern": f"[{UNSPACED}]|[^\\W{UNSPACED}]{{2,}}",
+    "preprocessor": _folded,
+    "tokenizer": TOKENS.findall,
+    "token_pattern": None,
     "ngram_range": (1, 2),
     "sublinear_tf": True,
     "dtype": np.float32,
@@ -105,6 +123,7 @@ class LinearClassifier:
     base: FloatArray
     counts: FloatArray
     overall: FloatArray
+    words_version: int = WORDS_VERSION
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +132,9 @@ class LinearClassifier:
     def _vectorizer(self) -> TfidfVectorizer:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(**TERMS, vocabulary={term: i for i, term in enumerate(self.terms)})
+        tokens = TOKENS.findall if self.words_version == WORDS_VERSION else OLD_TOKENS.findall
+        vocabulary = {term: i for i, term in enumerate(self.terms)}
+        vectorizer = TfidfVectorizer(**{**TERMS, "tokenizer": tokens}, vocabulary=vocabulary)
         vectorizer.idf_ = self.idf.astype(np.float64)
         return vectorizer
 
@@ -188,6 +209,7 @@ class LinearClassifier:
         """Write a safetensors file."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        tensors["words_version"] = torch.tensor([self.words_version])
         save_file({**tensors, **strings_as_tensors("terms", self.terms), **strings_as_tensors("ids", self.ids)}, file)
 
     @classmethod
@@ -199,7 +221,11 @@ class LinearClassifier:
         """
         tensors = load_file(file)
         arrays = {name: tensors[name].numpy() for name in ARRAYS}
-        new = cls(strings_from_tensors("terms", tensors), ids=strings_from_tensors("ids", tensors), **arrays)
+        version = int(tensors["words_version"]) if "words_version" in tensors else 1
+        if version not in (1, WORDS_VERSION):
+            raise ValueError(f"its words are of version {version}, which only a later release knows")
+        terms, ids = (strings_from_tensors(name, tensors) for name in ("terms", "ids"))
+        new = cls(terms, ids=ids, **arrays, words_version=version)
         rows = {len(new.ids), len(new.bias), len(new.base), len(new.counts)}
         if len(rows) > 1 or len(new.places) != len(new.weights) or len(new.idf) != len(new.terms):
             raise ValueError("its parts do not fit together")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ..base.checks import require_count, require_probability
-from ..data.split import first_words, plain_words
+from ..base.words import first_words, plain_words
 from ..errors import DataError, ModelError
 from ..evaluation import metrics
 from ..evaluation.calibration import DEPTH, Calibration
