@@ -25,6 +25,8 @@ WIDE = {
     "encoders/__init__.py:make_encoder": "settings of an encoder, by name",
     "encoders/__init__.py:open_encoder": "settings of an encoder, by name",
     "encoders/static.py:build_static": "settings of an encoder, by name",
+    "evaluation/evaluating.py:evaluate": "public: predictions, truth, and how they are counted",
+    "evaluation/evaluating.py:_evaluated": "as `evaluate`",
     "memory/tune.py:tune": "what is measured on, and what may be tried",
     "memory/tune.py:best_shares": "what is measured on, and what may be tried",
     "training/loop.py:fit": "the loop is handed all that it turns; `recipes.run` is the only one that calls it",

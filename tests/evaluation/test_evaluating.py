@@ -104,7 +104,7 @@ def plain_metrics(predicted, targets, weights, ks, depth, skip_empty=False):
 def test_every_metric_equals_loops(seed, depth, filtered, skip_empty):
     pred, targets, train, pairs = random_case(seed, depth=depth)
     pairs = pairs if filtered else None
-    ours = evaluate(pred, targets, train, ks=(1, 3, 5), filter_pairs=pairs, skip_empty=skip_empty)
+    ours = evaluate(pred, targets, train, ks=(1, 3, 5), filter_pairs=pairs, skip_empty=skip_empty, gains="binary")
     predicted = plain_order(pred, () if pairs is None else pairs)
     plain = plain_metrics(predicted, targets, plain_weights(train, 0.55, 1.5), (1, 3, 5), depth, skip_empty)
     assert list(ours) == list(plain)
@@ -114,7 +114,7 @@ def test_every_metric_equals_loops(seed, depth, filtered, skip_empty):
 
 def test_deep_predictions_report_recall_at_10_and_100():
     pred, targets, train, pairs = random_case(7, n=30, n_labels=150, depth=110)
-    ours = evaluate(pred, targets, train, filter_pairs=pairs)
+    ours = evaluate(pred, targets, train, filter_pairs=pairs, gains="binary")
     plain = plain_metrics(plain_order(pred, pairs), targets, plain_weights(train, 0.55, 1.5), (1, 3, 5), 110)
     assert list(ours)[-2:] == ["R@10", "R@100"]
     assert ours == pytest.approx(plain, rel=1e-12)

@@ -45,6 +45,7 @@ def evaluate(
     propensity: tuple[float, float] | None = None,
     skip_empty: Switch = False,
     threshold: float | None = None,
+    gains: Literal["linear", "exponential", "binary"] = "linear",
     device: Device = "auto",
     precision: Precision = "float32",
     options: SplitOptions = SplitOptions(),
@@ -68,6 +69,9 @@ def evaluate(
         Leave documents without a true label out of every mean.
     threshold
         A probability: also say what is right, found and left without labels when only labels that reach it are given.
+    gains
+        Of nDCG where relevances differ: linear, the relevance itself, as trec_eval has it; exponential, 2 to its power,
+        less 1; binary, 1 for any. Judgements of BEIR count as they are written.
     """
     from ..data.formats.rows import suffix
     from ..data.loading import require_texts
@@ -98,6 +102,8 @@ def evaluate(
 
         pairs, source = read_pairs(filter, corpus.targets.shape), filter
     targets, train_targets = corpus.targets, dataset.train.targets
+    if gains == "exponential":
+        targets = targets * float(dataset.options.get("highest_judgement") or 1)
     longest = longest_filter_row(pairs) if pairs is not None else 0
     if opened is None:
         given = {"combined": load_scores(model, len(dataset.labels), k + longest, corpus.ids, dataset.labels.ids)}
@@ -120,7 +126,7 @@ def evaluate(
         name: report(
             predictions, targets, train_targets, filter_pairs=pairs, propensity=propensity, skip_empty=skip_empty,
             name=dataset.name, filter_source=None if source is None else str(source),
-            threshold=threshold if predictions.probabilities is not None else None,
+            threshold=threshold if predictions.probabilities is not None else None, gains=gains,
         )
         for name, predictions in given.items()
     }  # fmt: skip

@@ -25,6 +25,7 @@ def compare(
     name: str | None = None,
     draws: int = 2000,
     seed: int = 0,
+    gains: metrics.Gains = "linear",
 ) -> dict[str, dict[str, float]]:
     """Differences between two predictions of the same documents, with 95% intervals by paired bootstrap.
 
@@ -44,6 +45,7 @@ def compare(
         name: as in ``evaluate``.
         draws: number of bootstrap draws.
         seed: seed of the draws.
+        gains: as in ``evaluate``.
 
     Returns:
         Per metric, in percent: ``a`` and ``b``, the values; ``difference``, b minus a; ``low`` and ``high``, the 2.5
@@ -53,7 +55,7 @@ def compare(
         DataError: as in ``evaluate``.
         SettingsError: as in ``evaluate``, or if ``draws`` is below 1.
     """
-    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name, gains)
     return {
         metric: {"a": a, "b": b, "difference": b - a, "low": low, "high": high}
         for metric, (a, b), low, high in _resampled([pred_a, pred_b], draws, seed, *shared)
@@ -71,6 +73,7 @@ def intervals(
     name: str | None = None,
     draws: int = 2000,
     seed: int = 0,
+    gains: metrics.Gains = "linear",
 ) -> dict[str, dict[str, float]]:
     """The metrics of ``evaluate`` but coverage, with 95% intervals by bootstrap over documents.
 
@@ -84,7 +87,7 @@ def intervals(
         DataError: as in ``evaluate``.
         SettingsError: as in ``evaluate``, or if ``draws`` is below 1.
     """
-    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    shared = (targets, train_targets, ks, filter_pairs, propensity, skip_empty, name, gains)
     return {
         metric: {"value": value, "low": low, "high": high}
         for metric, (value,), low, high in _resampled([pred], draws, seed, *shared)

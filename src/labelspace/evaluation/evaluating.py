@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from ..errors import DataError, SettingsError
 from . import calibration as calibrate
 from . import metrics
+from .metrics import Gains
 
 Propensity = tuple[float, float] | npt.NDArray[np.floating[Any]] | None
 
@@ -65,6 +66,7 @@ class Report:
             `calibrate.reliability`; ``groups``, per frequency group ``pairs``, ``predicted``, ``observed`` and ``ece``;
             and ``threshold``, see `calibrate.at_thresholds`, over all places, or None when none was asked for. None
             without probabilities.
+        gains: what nDCG counts relevances as; ``binary`` where they do not differ.
     """
 
     name: str | None
@@ -75,6 +77,7 @@ class Report:
     filter: str
     skip_empty: bool
     calibration: dict[str, Any] | None = None
+    gains: Gains = "binary"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain dicts, strings and numbers."""
@@ -91,6 +94,7 @@ class _Scored:
     sizes: npt.NDArray[np.int64]  # (n,)
     gained: npt.NDArray[np.float64] | None  # (n, at most the largest k that is weighted)
     best: npt.NDArray[np.float64] | None
+    graded: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None  # gains of hits, and the largest
     empty: int  # documents without a true label, before any was left out
     filtered: int
     probabilities: npt.NDArray[np.floating[Any]] | None  # (n, d), 0 at empty places
@@ -100,7 +104,7 @@ class _Scored:
         if metric == "P":
             return metrics.precision(self.found, k)
         if metric == "nDCG":
-            return metrics.ndcg(self.found, self.sizes, k)
+            return metrics.ndcg(self.found, self.sizes, k, self.graded)
         if metric == "R":
             return metrics.recall(self.found, self.sizes, k)
         assert self.gained is not None and self.best is not None
@@ -227,6 +231,7 @@ def _score(
     weights: npt.NDArray[np.float64] | None,
     deepest: int,
     skip_empty: bool,
+    gains: metrics.Gains,
 ) -> _Scored:
     """Order, filter and count; weights reach down to place ``deepest``."""
     truth = metrics.binary_truth(targets)
@@ -255,12 +260,14 @@ def _score(
     probabilities = getattr(pred, "probabilities", None)
     if probabilities is not None:
         probabilities = _moved(np.asarray(probabilities), unordered, indices)
+    label_gains = metrics.label_gains(targets, truth, gains)
     sizes = metrics.sizes(truth)
     empty = int((sizes == 0).sum())
     if skip_empty:
         kept = np.flatnonzero(sizes)
         truth, indices, sizes = sp.csr_array(truth[kept]), indices[kept], sizes[kept]
         probabilities = None if probabilities is None else probabilities[kept]
+        label_gains = None if label_gains is None else sp.csr_array(label_gains[kept])
     if not len(indices):
         raise DataError("there is nothing to evaluate: no document" + " has a true label" * (skip_empty and empty > 0))
     found = metrics.membership(indices, truth)
@@ -268,7 +275,8 @@ def _score(
     if weights is not None:
         gained = metrics.hit_weights(indices[:, :deepest], found[:, :deepest], weights)
         best = metrics.best_weights(truth, weights, deepest)
-    return _Scored(indices, found, truth, sizes, gained, best, empty, filtered, probabilities)
+    graded = None if label_gains is None else metrics.hit_gains(indices, found, label_gains, deepest)
+    return _Scored(indices, found, truth, sizes, gained, best, graded, empty, filtered, probabilities)
 
 
 def evaluate(
@@ -280,6 +288,7 @@ def evaluate(
     propensity: Propensity = None,
     skip_empty: bool = False,
     name: str | None = None,
+    gains: metrics.Gains = "linear",
 ) -> dict[str, float]:
     """All metrics of a prediction, in percent.
 
@@ -299,6 +308,8 @@ def evaluate(
             ``metrics.propensity_weights``; or an (L,) NumPy array of inverse propensities, which needs no train truth.
         skip_empty: leave documents without a true label out of the means; otherwise they count 0.
         name: the data set's name, which chooses the propensity constants, see ``metrics.propensity_constants``.
+        gains: of nDCG where relevances differ: ``linear``, the relevance itself, as trec_eval has it; ``exponential``,
+            2 to its power, less 1; ``binary``, 1 for any. All other metrics take every relevance above 0 for 1.
 
     Returns:
         In this order: P@k, nDCG@k, PSP@k (with propensities) for each k; PSnDCG@5 (with propensities) and coverage@5
@@ -310,7 +321,7 @@ def evaluate(
         SettingsError: if ``ks`` or ``propensity`` make no sense.
     """
     ks = _checked_ks(ks)
-    scored = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)[0]
+    scored = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name, gains)[0]
     return _values(scored, ks)
 
 
@@ -323,11 +334,12 @@ def _evaluated(
     propensity: Propensity,
     skip_empty: bool,
     name: str | None,
+    gains: metrics.Gains = "linear",
 ) -> tuple[_Scored, dict[str, float | str | None] | None]:
     """What ``evaluate``, ``report`` and ``compare`` have in common: the counted hits, and the propensities used."""
     shape = metrics.shape(targets)
     weights, source = _label_weights(shape[1] if len(shape) == 2 else 0, train_targets, propensity, name)
-    return _score(pred, targets, train_targets, filter_pairs, weights, max(5, *ks), skip_empty), source
+    return _score(pred, targets, train_targets, filter_pairs, weights, max(5, *ks), skip_empty, gains), source
 
 
 def _values(scored: _Scored, ks: Sequence[int]) -> dict[str, float]:
@@ -345,6 +357,7 @@ def report(
     name: str | None = None,
     filter_source: str | Path | None = None,
     threshold: float | None = None,
+    gains: metrics.Gains = "linear",
 ) -> Report:
     """The metrics of ``evaluate`` with frequency groups, counts, propensity constants and the filter used.
 
@@ -361,7 +374,7 @@ def report(
         raise SettingsError("a threshold needs predictions with probabilities, from a calibrated model")
     if threshold is not None and not 0 <= threshold <= 1:
         raise SettingsError(f"the threshold must be a probability from 0 to 1, got {threshold}")
-    scored, source = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name)
+    scored, source = _evaluated(pred, targets, train_targets, ks, filter_pairs, propensity, skip_empty, name, gains)
     groups: dict[str, dict[str, float]] = {}
     if train_targets is not None:
         counts, group_of = metrics.label_counts(train_targets), metrics.frequency_groups(train_targets)
@@ -384,6 +397,7 @@ def report(
         filter="none" if filter_pairs is None else filter_name,
         skip_empty=skip_empty,
         calibration=_calibration(scored, train_targets, threshold),
+        gains="binary" if scored.graded is None else gains,
     )
 
 
@@ -475,7 +489,7 @@ def by_frequency(
         for low, high in zip(starts, [*edges, None], strict=True)
     ]
     counts = metrics.label_counts(train_targets)
-    scored = _score(pred, targets, train_targets, filter_pairs, None, 5, False)
+    scored = _score(pred, targets, train_targets, filter_pairs, None, 5, False, "binary")
     return _by_group(scored, counts, np.searchsorted(starts, counts, side="right") - 1, names, ks)
 
 
@@ -490,5 +504,5 @@ def ranked(
     Raises:
         DataError: as in ``evaluate``.
     """
-    scored = _score(pred, targets, None, filter_pairs, None, 5, False)
+    scored = _score(pred, targets, None, filter_pairs, None, 5, False, "binary")
     return scored.indices, scored.found

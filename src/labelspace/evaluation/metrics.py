@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ _WIKIPEDIA = re.compile(r"wiki[-_ ]?(pedia|titles|see[-_ ]?also|lshtc|hierarchy|
 """Names of Wikipedia's data sets. Wiki10-31K is none of them: published work counts it among all else."""
 
 FloatArray = npt.NDArray[np.float64]
+Gains = Literal["linear", "exponential", "binary"]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -352,15 +353,66 @@ def recall(found: BoolArray, counts: IntArray, k: int) -> Terms:
     return Terms(_ratio(found[:, :k].sum(axis=1, dtype=np.float64), counts.astype(np.float64)), np.ones(len(found)))
 
 
-def ndcg(found: BoolArray, counts: IntArray, k: int) -> Terms:
+def ndcg(found: BoolArray, counts: IntArray, k: int, graded: tuple[FloatArray, FloatArray] | None = None) -> Terms:
     """nDCG@k: sum of 1/log2(rank + 1) over hits, divided by the largest such sum that the document allows.
 
     Args:
         found: (n, d) from :func:`hits`.
         counts: (n,) true labels of each document, from :func:`sizes`.
         k: places that count.
+        graded: where gains are not all alike, (n, at least k) those of the hits and (n, at least k) the largest of each
+            document, descending; the discounts are multiplied by them (Järvelin and Kekäläinen, 2002).
     """
+    if graded is not None:
+        gained, best = graded
+        return Terms(_ratio(_sum_places(gained, _discounts(k)), _sum_places(best, _discounts(k))), np.ones(len(found)))
     return Terms(_ratio(_sum_places(found, _discounts(k)), _ideal_gain(counts, k)), np.ones(len(found)))
+
+
+def label_gains(targets: Any, truth: sp.csr_array, gains: Gains) -> sp.csr_array | None:
+    """The gain of each true label of each document, (n, L) CSR of float64 with the places of ``truth``.
+
+    Args:
+        targets: (n, L) relevances, as for :func:`binary_truth`.
+        truth: what that makes of them.
+        gains: ``linear``, a relevance r itself, as trec_eval has it; ``exponential``, 2^r - 1; ``binary``, 1.
+
+    Returns:
+        None where all gains are 1, or any other one number, which makes no difference.
+    """
+    matrix = sp.csr_array(targets if sp.issparse(targets) else np.asarray(targets))
+    right = matrix.data > 0
+    if gains == "binary" or not right.any() or matrix.data[right].min() == matrix.data[right].max():
+        return None
+    values = np.zeros(truth.nnz)
+    places = np.searchsorted(_flat(truth), _flat(matrix)[right])
+    np.maximum.at(values, places, matrix.data[right].astype(np.float64))  # of a pair stored twice the better one
+    values = np.exp2(values) - 1 if gains == "exponential" else values
+    return sp.csr_array((values, truth.indices, truth.indptr), shape=truth.shape)
+
+
+def hit_gains(
+    indices: npt.NDArray[Any], found: BoolArray, gains: sp.csr_array, k: int
+) -> tuple[FloatArray, FloatArray]:
+    """Gains of the first k predicted labels, 0 for a miss, and the k largest of each document; both (n, k) float64.
+
+    Args:
+        indices: (n, d) predicted label numbers.
+        found: (n, d) from :func:`hits`.
+        gains: (n, L) from :func:`label_gains`.
+        k: places.
+    """
+    rows, places = np.nonzero(found[:, :k])
+    gained = np.zeros((len(found), k))
+    wanted = rows.astype(np.int64) * gains.shape[1] + indices[rows, places]
+    gained[rows, places] = gains.data[np.searchsorted(_flat(gains), wanted)]
+    return gained, _largest(gains, gains.data, k)
+
+
+def _flat(matrix: sp.csr_array) -> IntArray:
+    """row * L + label of each entry."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows * matrix.shape[1] + matrix.indices
 
 
 def hit_weights(indices: npt.NDArray[Any], found: BoolArray, weights: FloatArray) -> FloatArray:
@@ -384,9 +436,13 @@ def best_weights(truth: sp.csr_array, weights: FloatArray, k: int) -> FloatArray
         weights: (L,) weights of the labels.
         k: places.
     """
+    return _largest(truth, weights[truth.indices], k)
+
+
+def _largest(truth: sp.csr_array, own: FloatArray, k: int) -> FloatArray:
+    """The k largest of the values ``own`` of each document's true labels, descending, filled up with 0."""
     counts = sizes(truth)
     rows = np.repeat(np.arange(len(counts)), counts)
-    own = weights[truth.indices]
     own = own[np.lexsort((-own, rows))]
     place = np.arange(len(own)) - np.repeat(truth.indptr[:-1], counts)
     best = np.zeros((len(counts), k))

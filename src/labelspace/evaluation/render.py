@@ -78,6 +78,8 @@ def render(report: Report) -> str:
         a, b = report.propensity["a"], report.propensity["b"]
         constants = "" if a is None else f"a = {a}, b = {b}, "
         lines.append(f"propensity   {constants}from {report.propensity['source']}")
+    if report.gains != "binary":
+        lines.append(f"gains        {report.gains}, of relevances in nDCG; other metrics count each above 0 as 1")
     values = {(metric, int(k)): v for (metric, k), v in ((key.split("@"), v) for key, v in report.metrics.items())}
     ks = sorted({k for _, k in values})
     lines += ["", "percent"]

@@ -101,7 +101,15 @@ class Candidates:
         weights = label_weights[true.col]
         ranked = np.lexsort((-weights, true.row))
         place = _rank_in_row(true.row[ranked])
-        ideal = {k: _discounts(np.minimum(sizes, k)) for k in KS}
+        ideal: dict[int, FloatArray] = {k: _discounts(np.minimum(sizes, k)).astype(np.float64) for k in KS}
+        gain = np.asarray(true.data, dtype=np.float64)
+        if len(gain) and gain.min() < gain.max():  # as `evaluate` counts relevances
+            order = np.lexsort((-gain, true.row))
+            at = _rank_in_row(true.row[order])
+            parts = gain[order] / np.log2(at + 2)
+            ideal = {k: np.asarray(np.bincount(true.row[order], parts * (at < k), n), np.float64) for k in KS}
+        else:
+            gain = np.ones(len(gain))
         self.true_gain = np.ones((len(METRICS), len(self.true_pair)))
         self.best = np.zeros(len(METRICS))
         for i, name in enumerate(METRICS):
@@ -110,7 +118,7 @@ class Candidates:
                 self.best[i] = n * int(k)
             elif metric == "nDCG":
                 self.best[i] = n
-                self.true_gain[i] = 1 / ideal[int(k)][self.true_row]
+                self.true_gain[i] = gain[met] / ideal[int(k)][self.true_row]
             else:
                 self.best[i] = weights[ranked][place < int(k)].sum()
                 self.true_gain[i] = weights[met]

@@ -94,7 +94,12 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     if corpora["train"] is nothing:
         logger.warning("%s: there is no qrels/train.tsv, so this data can be measured on, but not trained on", name)
     space = Labels(labels.ids, labels.texts, labels.parts)
-    return Splits(space, corpora, {"label_fields": fields, "encoding": files.found})
+    options: dict[str, str | int | None] = {
+        "label_fields": fields,
+        "encoding": files.found,
+        "highest_judgement": f"{highest:g}",
+    }
+    return Splits(space, corpora, options)
 
 
 def _identifier(record: Mapping[str, object], path: Path, line: int) -> str:
