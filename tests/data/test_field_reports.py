@@ -124,6 +124,35 @@ def test_entities_are_never_split(rows: list[list[str]], mark: str) -> None:
     assert [split_labels(cell, mark) for cell in cells] == rows
 
 
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [(["A01.1 B02", "I10"], " "), (["#oak #elm", "#moss"], " "), (["__label__a __label__b", "__label__c"], " "),
+     (["cs.LG stat.ML", "math.OC"], " "), (["a\nb", "c"], "\n"), (["('a', 'b')", "('c',)"], "[]"),
+     (["{'a', 'b'}", "set()", "{'c'}"], "[]"),
+     (["red oak", "elm tree"], ""), (["soup of the day", "e.g. moss"], "")],
+)  # fmt: skip
+def test_what_stands_between_labels(cells: list[str], mark: str) -> None:
+    assert choose_separator(cells, False, None).mark == mark
+
+
+def test_tuples_sets_and_texts_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = "a,\"('food', 'soup')\"\nb,\"('cars',)\"\nc,()\n"
+    assert truth(read(tmp_path / "a.csv", f"text,labels\n{rows}")) == [{"food", "soup"}, {"cars"}, set()]
+    data = read(tmp_path / "b.csv", "text,labels\na,food;soup\nb,nan\nc,None\nd,<NA>\ne,nan\n")
+    assert truth(data) == [{"food", "soup"}, set(), set(), set(), set()]
+    assert "'nan' (2 times) and 'None' (1 times) and '<NA>' (1 times), the text of no value" in caplog.text
+
+
+def test_a_text_of_several_labels_in_jsonl_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = '{"text": "a", "labels": "food;soup"}\n{"text": "b", "labels": "food"}\n'
+    assert truth(read(tmp_path / "a.jsonl", lines)) == [{"food;soup"}, {"food"}]
+    assert (
+        "such as 'food;soup', count as one label; if they are several, give lists, or set separator to ';'"
+        in caplog.text
+    )
+    assert truth(read(tmp_path / "a.jsonl", lines, separator=";")) == [{"food", "soup"}, {"food"}]
+
+
 # Files put together
 
 

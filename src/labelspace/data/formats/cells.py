@@ -4,12 +4,12 @@ Here alone cells of label names are split.
 
 The separator of labels, unless one is stated, is found out from all cells, by the first of these rules that fits:
 
-- most cells are ``[...]``: lists;
+- most cells are ``[...]``, or tuples or sets as Python writes them: lists;
 - there is a labels file: the separator under which most parts are known labels;
-- ";", "|" or, in a column of several labels, so not of ``label``, "," is between parts of a cell: the one that is so in
-  most cells, but ";" or "|" where a third as many cells have it, or where half of what it parts is met elsewhere, since
-  names hold commas; a ";" that ends an HTML entity is none;
-- all parts between blanks are whole numbers or URIs: a space;
+- ";", "|", a line end, or in a column of several labels, so not of ``label``, "," is between parts of a cell: the one
+  that is so in most cells; but another than "," if a third as many cells have it, or if half of what it parts is met
+  elsewhere, since names hold commas. A ";" that ends an HTML entity is none;
+- all parts between blanks are whole numbers, URIs, hashtags or codes: a space;
 - else a cell is one label.
 
 Relevances are separated like the labels of their row.
@@ -27,11 +27,17 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 
 LISTS = "[]"
-MARKS = (";", "|", ",")
+MARKS = (";", "|", "\n", ",")
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _HELD = "\ue000"  # of the private use area; stands for the ";" of an entity while a cell is split
 
-_NUMBER_OR_URI = re.compile(r"\d+|<?[A-Za-z][\w+.-]*:\S+", re.ASCII)
+_CODE = re.compile(
+    r"\d+|<?[A-Za-z][\w+.-]*:\S+|#\S+|__label__\S+|[A-Z]\d[0-9A-Z]+(?:\.[0-9A-Z]+)?|[a-z-]+\.[A-Za-z][A-Za-z-]*",
+    re.ASCII,
+)
+"""Whole numbers, URIs, hashtags, labels of fastText, codes of ICD, and categories of arXiv, which hold no blanks."""
+NOTHING = frozenset(["nan", "NaN", "<NA>", "None", "NaT"])
+"""What Python writes for no value at all."""
 DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 """A number without a sign, as every file of text spells it."""
 
@@ -39,7 +45,7 @@ _DECIMAL = re.compile(DECIMAL, re.ASCII)
 _SIGNED = re.compile(f"[+-]?{DECIMAL}", re.ASCII)
 _FLOAT32_ZERO = 2.0**-150  # float32 rounds this and what is below to 0
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
-_PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?\]", re.DOTALL | re.ASCII)
+_PYTHON_LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?[\])}}]|set\(\)", re.DOTALL | re.ASCII)
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
 
 
@@ -66,12 +72,12 @@ def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str
         one_label: whether the column's name speaks of a single label.
         knows: tells known labels, if there is a labels file.
     """
-    if 2 * sum(cell.startswith("[") and cell.endswith("]") for cell in cells) > len(cells):
+    if 2 * sum(cell[:1] + cell[-1:] in ("[]", "()", "{}") for cell in cells) > len(cells):
         return Separator(LISTS)
-    telling = [cell for cell in cells if any(mark in cell for mark in ";|, ")]
+    telling = [cell for cell in cells if any(mark in cell for mark in ";|, \n")]
     if knows is not None:
         sample = telling[:10_000]
-        shares = {mark: _known_share(sample, mark, knows) for mark in ("", ";", "|", ",", " ")}
+        shares = {mark: _known_share(sample, mark, knows) for mark in ("", *MARKS, " ")}
         best = max(shares, key=shares.__getitem__)
         if shares[best] > 0:
             return Separator(best)
@@ -89,7 +95,7 @@ def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str
             if 3 * counts[rarer] >= counts[","] or _met_elsewhere(parted[rarer], cells, rarer) >= 0.5:
                 mark = rarer
         return Separator(mark, True, counts)
-    if telling and all(_NUMBER_OR_URI.fullmatch(part) for cell in telling for part in cell.split()):
+    if telling and all(_CODE.fullmatch(part) for cell in telling for part in cell.split()):
         return Separator(" ", True, {" ": sum(" " in cell for cell in telling)})
     return Separator("", True)
 
@@ -153,7 +159,7 @@ def _list_of_names(cell: str) -> list[str]:
 
 
 def _python_list(cell: str) -> list[str | int] | None:
-    """The strings and whole numbers between ``[`` and ``]``, or None; neighbours without a comma are not joined."""
+    """The strings and whole numbers of a list, tuple or set, or None; neighbours without a comma are not joined."""
     if not _PYTHON_LIST.fullmatch(cell):
         return None
     try:

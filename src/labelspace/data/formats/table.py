@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .cells import ENTITY, LISTS, choose_separator, pair, split_labels, split_weighted
+from .cells import ENTITY, LISTS, NOTHING, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
 from .labels import LabelLookup, parse_list, parse_table, warn_of_alike
@@ -98,6 +99,8 @@ class _Documents(Records):
         self.cells: list[str] = []
         self._relevance_cells: list[object] = []
         self._halves = Halves()
+        self.nothing: list[str] = []  # cells that hold the text of no value
+        self.phrases: list[str] = []  # labels of JSON and Parquet that are one text each
 
     def add_labels(self, value: Any, relevances: object, column: str, line: int) -> None:
         """Labels of the document added last: here alone it is decided whether their cell is split."""
@@ -110,6 +113,8 @@ class _Documents(Records):
         elif value is None or isinstance(value, list):
             self._add_values(value or [], relevances, column, line)
         else:
+            if isinstance(value, str):
+                self.phrases.append(value.strip())
             one = relevances is not None and not isinstance(relevances, list)
             self._add_values([value], [relevances] if one else relevances, column, line)
 
@@ -158,6 +163,8 @@ class _Documents(Records):
             if relevances is not None:
                 relevances = [value for name, value in zip(names, relevances, strict=True) if name]
             names = [name for name in names if name]
+        if self._as_text and len(names) == 1 and names[0] in NOTHING and relevances is None:
+            self.nothing.append(names.pop())
         self.counts.append(len(names))
         self.numbers.extend(map(self.names.__getitem__, names))
 
@@ -245,6 +252,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     for file in every:
         file.split_cells(separator or "")
     _read_vectors(every, names, path)
+    _warn_of_texts(every, names, path)
     if names is None:
         names = _collect_labels(splits, path)
 
@@ -284,6 +292,24 @@ def _find_separator(files: Sequence[_Documents], names: LabelLookup | None, path
             *(path, entity[0], entity.string[:60]),
         )
     return chosen.mark
+
+
+def _warn_of_texts(files: Sequence[_Documents], names: LabelLookup | None, path: Path) -> None:
+    """Say it when a text of labels looks like several, or like the text of no value."""
+    phrases = [phrase for file in files for phrase in file.phrases if phrase]
+    if phrases and names is None:
+        chosen = choose_separator(phrases, False, None)
+        if chosen.guessed and chosen.mark:
+            shown = next(phrase for phrase in phrases if len(split_labels(phrase, chosen.mark)) > 1)
+            logger.warning(
+                "%s: labels that are one text, such as %r, count as one label; if they are several, give lists, or set "
+                "separator to %r",
+                *(path, shown[:60], chosen.mark),
+            )
+    nothing = Counter(cell for file in files for cell in file.nothing)
+    if nothing:
+        shown = " and ".join(f"{cell!r} ({count} times)" for cell, count in nothing.most_common(3))
+        logger.warning("%s: cells of labels hold %s, the text of no value; they count as without a label", path, shown)
 
 
 def _read_vectors(files: Sequence[_Documents], names: LabelLookup | None, path: Path) -> None:
