@@ -304,3 +304,26 @@ def test_the_checks_on_numbers_pass_as_well(tiny_transformer: Path) -> None:
     assert set(status.get("xfail", {})) == set(NOT_OURS)
     assert set(status.get("skipped", {})) <= set(SKIPPED)
     assert len(status["passed"]) > 40
+
+
+class Frame:
+    """Zeros and ones with named columns, as data frames have them."""
+
+    columns = ("railways", "gardening", "cooking")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=dtype)
+
+
+def test_columns_of_a_frame_are_the_labels(tiny_transformer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["steam trains", "roses at home", "winter soup", "fast trains"]
+    given: dict[str, Any] = {"recipe": "raexmc", "encoder": str(tiny_transformer), "epochs": 0, "device": "cpu"}
+    given["random_state"] = 0
+    model = LabelSpaceClassifier(**given).fit(texts, Frame())
+    assert (
+        list(model.classes_) == list(model.model_.labels.texts) == list(model.model_.labels.ids) == list(Frame.columns)
+    )
+    assert "k is 5 and there are 3 labels, so every text will get all of them" in caplog.text
+    caplog.clear()
+    found = LabelSpaceClassifier(**given, k=1).fit(texts, Frame()).predict(texts)
+    assert found.shape == (4, 3) and (found.sum(axis=1) == 1).all() and "every text" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import shutil
 import tempfile
 import weakref
@@ -26,6 +27,8 @@ from .evaluation import metrics
 from .model.model import Model
 from .recipes import train
 from .types import Corpus, Dataset, Labels, Predictions
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["LabelSpaceClassifier"]
 
@@ -80,7 +83,8 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     Attributes:
         model_: the `labelspace.Model`; ``model_.save(folder)`` keeps it for every other use.
-        classes_: the L labels: as in ``y``, sorted, or column numbers of an indicator matrix.
+        classes_: the L labels: as in ``y``, sorted; of an indicator matrix the names of a frame's columns, else their
+            numbers.
     """
 
     def __init__(
@@ -140,11 +144,16 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         texts = _texts(X)
         kind, truth = _target(y)
         _require_equal(texts, truth)
-        classes, names = self._label_space(kind, truth)
+        classes, names = self._label_space(kind, truth, getattr(y, "columns", None))
         targets = _matrix(truth, classes)
         labels = Labels([str(label) for label in classes.tolist()], names)
         if len(set(labels.ids)) < len(labels):
             raise ValueError("two labels are spelt alike as text, such as 1 and '1'; use one type of label")
+        if kind != "single" and self.threshold is None and self.k >= len(labels):
+            logger.warning(
+                "k is %d and there are %d labels, so every text will get all of them; set a lower k, or a threshold",
+                *(self.k, len(labels)),
+            )
         corpus = Corpus([str(row) for row in range(len(texts))], texts, targets)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))  # which refuses what is no state at all
         if isinstance(self.random_state, int | np.integer):
@@ -169,15 +178,16 @@ class LabelSpaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             )
         return own | more
 
-    def _label_space(self, kind: Kind, truth: Any) -> tuple[npt.NDArray[Any], list[str]]:
-        """The labels, and a text for each."""
+    def _label_space(self, kind: Kind, truth: Any, columns: Any = None) -> tuple[npt.NDArray[Any], list[str]]:
+        """The labels, and a text for each; a frame of zeros and ones has them as names of its columns."""
         texts = self.label_texts
         if kind in ("dense", "sparse"):
             count = truth.shape[1]
-            names = [str(column) for column in range(count)] if texts is None else _texts(texts, "label_texts")
+            labels = np.arange(count) if columns is None else np.array(list(columns), dtype=object)
+            names = [str(label) for label in labels] if texts is None else _texts(texts, "label_texts")
             if len(names) != count:
                 raise ValueError(f"label_texts has {len(names)} texts, but y has {count} columns")
-            return np.arange(count), names
+            return labels, names
         if texts is not None and not isinstance(texts, Mapping):
             raise ValueError("label_texts must be a mapping of labels to texts where y is no indicator matrix")
         texts = {} if texts is None else texts
