@@ -177,6 +177,12 @@ def test_marks_before_lines_and_in_labels_are_no_letters(tmp_path: Path) -> None
     assert truth(read(tmp_path / "d" / "train.csv", "text,labels\na,food\nb,cars\n")) == [{"food"}, {"cars"}]
 
 
+def test_empty_lines_before_a_header_do_not_choose_the_delimiter(tmp_path: Path) -> None:
+    assert truth(read(tmp_path / "a.csv", "\n\r\ntext;labels\na;x|y\nb;x\n")) == [{"x", "y"}, {"x"}]
+    with pytest.raises(ls.DataError, match="no documents"):
+        read(tmp_path / "b.csv", "\n\n")
+
+
 # Runs
 
 

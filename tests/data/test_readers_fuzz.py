@@ -669,9 +669,10 @@ def test_damaged_labels_files(folder, seed, which, kind):
     else:
         delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", decoded(path).split("\n")[0]).count)
         rows = [r for r in csv.reader(io.StringIO(decoded(path), newline="\n"), delimiter=delimiter, strict=True) if r]
-        header = [column.strip() for column in rows[0]]
+        header = [column.replace("\ufeff", "").strip() for column in rows[0]]
         records = [dict(zip(header, row, strict=True)) for row in rows[1:]]
         expected = [(r.get("id", r.get("name")).strip(), r.get("name", r.get("id")).strip()) for r in records]
+    expected = [(name.replace("\ufeff", ""), text.replace("\ufeff", "")) for name, text in expected]
     assert list(zip(data.labels.ids, data.labels.texts, strict=True)) == expected
     plain = load(table)
     meant = {name: i for i, (_, name) in reversed(list(enumerate(expected)))} | {

@@ -221,7 +221,7 @@ def predict(
     fields
         Of LF json: title, title+content or auto; as in the model's training data when not given.
     encoding
-        Of the file; UTF-8 or else latin-1 when not given.
+        Of the file; UTF-8 or else Windows-1252 when not given.
     why
         Show for every label which keys voted for it: the three with the largest shares in a table, all of them in
         jsonl and Parquet.

@@ -62,7 +62,7 @@ class DataOptions:
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
-        encoding: of text files; UTF-8 or else latin-1 when not given.
+        encoding: of text files; UTF-8 or else Windows-1252 when not given.
         format: lf, beir, xc, annif, table or features; found out when not given.
         label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; English, or else the most frequent, when not given.

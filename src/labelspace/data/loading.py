@@ -61,7 +61,7 @@ def load(
         label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
-        encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else latin-1.
+        encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else Windows-1252.
         format: "lf", "beir", "xc", "annif", "table" or "features", or None to find it out.
         label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.

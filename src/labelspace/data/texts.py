@@ -41,7 +41,7 @@ class TextSource:
         text_column: the column that holds the text.
         fields: for ``title`` and ``content``: "title", "title+content", or "auto" (the title alone when the names of
             file or folder contain "titles").
-        encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+        encoding: the encoding; None takes UTF-8, with or without BOM, or else Windows-1252.
 
     Raises:
         DataError: no such file, or one that does not hold texts.
@@ -174,7 +174,7 @@ def read_texts(
         path: the file, or "-" for standard input.
         text_column: the column that holds the text.
         fields: as for `TextSource`.
-        encoding: the encoding; None takes UTF-8, with or without BOM, or else latin-1.
+        encoding: the encoding; None takes UTF-8, with or without BOM, or else Windows-1252.
 
     Raises:
         DataError: no such file, no texts in it, or a row that cannot be read, with file and line.

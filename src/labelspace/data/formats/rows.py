@@ -72,9 +72,11 @@ def _unquote(part: str) -> str:
 
 def _csv_rows(stream: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
     lines = unmarked(stream)
-    first = next(lines, "")
-    delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    head: list[str] = []
+    while not head or head[-1].strip("\r\n") == "" != head[-1]:  # up to the header
+        head.append(next(lines, ""))
+    delimiter = max(",;\t", key=_QUOTED.sub("", head[-1]).count)
+    reader = csv.reader(itertools.chain(head, lines), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         limit = csv.field_size_limit(2**31 - 1)  # process-wide, so set back before anyone else runs
