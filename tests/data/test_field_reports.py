@@ -267,6 +267,9 @@ def test_forms_of_unicode_name_the_same_label(tmp_path: Path, caplog: pytest.Log
     decomposed = "Bu\u0308cher"
     data = read(tmp_path / "d" / "train.csv", f"text,labels\na,{decomposed}\nb,food\u200b\n")
     assert truth(data) == [{"b"}, {"f"}]
+    (tmp_path / "d" / "labels.csv").write_text("id,text\nb,Bücher\nc,Bücher\u200b\n", encoding="utf-8")
+    with pytest.raises(ls.DataError, match="stands for more than one label of .* \\(lines 2 and 3\\); use ids"):
+        ls.load(tmp_path / "d")
     data = read(tmp_path / "e.csv", f"text,label\na,Bücher\nb,{decomposed}\nc,Food\nd,food\n")
     assert len(data.labels) == 4
     assert "2 labels are written like another one, such as " in caplog.text and "U+0308" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import importlib.util
 import json
 import os
@@ -166,6 +167,24 @@ def test_the_weight_of_documents_can_be_asked_for(client: TestClient, saved: Pat
     assert answer.status_code == 422 and "threshold" in message(answer)
     again = client.post("/v1/predict", json={"texts": TEXTS, "weight": own}).json()
     assert again["note"] is None and again["predictions"][0]["labels"][0]["probability"] is not None
+
+
+def test_bodies_may_be_gzip(client: TestClient) -> None:
+    def post(content: bytes, encoding: str) -> Any:
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        return client.post("/v1/predict", content=content, headers=headers)
+
+    plain = json.dumps({"texts": ["an oak"], "k": 1}).encode()
+    labels = [answer.json()["predictions"] for answer in (post(plain, "identity"), post(gzip.compress(plain), "gzip"))]
+    assert labels[0] == labels[1] and labels[0][0]["labels"]
+    for content, encoding, status, part in (
+        (plain, "gzip", 400, "the body is not gzip"),
+        (gzip.compress(plain)[:-12], "gzip", 400, "cut short"),
+        (gzip.compress(b" " * 2_000_000 + plain), "gzip", 413, "20000 bytes at most, this one has more"),
+        (plain, "br", 415, "plain or with Content-Encoding: gzip, got 'br'"),
+    ):
+        answer = post(content, encoding)
+        assert answer.status_code == status and part in answer.json()["error"]["message"]
 
 
 def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) -> None:

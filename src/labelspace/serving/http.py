@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import zlib
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -90,6 +91,8 @@ class BodyLimit:
         headers = Headers(scope=scope)
         try:
             body = await self._read(headers, receive)
+            if body is not None:
+                body = self._unzipped(body, headers.get("content-encoding", "").strip().lower())
             if body is not None and "json" in headers.get("content-type", ""):
                 _require_distinct_keys(body)
         except RefusedError as error:
@@ -133,6 +136,24 @@ class BodyLimit:
             said = f"a request may have {self.limit} bytes at most, this one has {size}; send fewer texts"
             raise RefusedError(413, said, {"Connection": "close"})
         return b"".join(parts)
+
+    def _unzipped(self, body: bytes, encoding: str) -> bytes:
+        """The plain bytes of a body; a small one that would grow beyond the limit is refused before it has."""
+        if encoding in ("", "identity"):
+            return body
+        if encoding not in ("gzip", "x-gzip"):
+            raise RefusedError(415, f"a body is sent plain or with Content-Encoding: gzip, got {encoding[:50]!r}")
+        unzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        try:
+            plain = unzip.decompress(body, self.limit + 1)
+        except zlib.error:
+            raise RefusedError(400, "the body is not gzip, as its Content-Encoding says") from None
+        if len(plain) > self.limit:
+            said = f"a request may have {self.limit} bytes at most, this one has more once unpacked; send fewer texts"
+            raise RefusedError(413, said)
+        if not unzip.eof:
+            raise RefusedError(400, "the gzip body is cut short")
+        return plain
 
 
 def _require_distinct_keys(body: bytes) -> None:

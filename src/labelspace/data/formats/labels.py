@@ -88,7 +88,8 @@ class LabelLookup:
                 line,
             )
         if number < 0:
-            same = [row for row, text in enumerate(self.labels.texts) if text == name][:2]
+            both = zip(self.labels.ids, self.labels.texts, strict=True)
+            same = [row for row, known in enumerate(both) if form(name) in map(form, known)][:2]
             raise DataError(
                 f"label name {name[:80]!r} stands for more than one label of {self._path} "
                 f"({unit(self._path)}s {self._lines[same[0]]} and {self._lines[same[1]]}); use ids",

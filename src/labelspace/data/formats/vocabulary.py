@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from ...errors import DataError, MissingExtraError, SettingsError
 from ...types import Corpus, Labels
 from .corpus import ReadSettings, Records, Splits
-from .labels import LabelLookup
+from .labels import LabelLookup, form
 from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, text_value
 
@@ -107,7 +107,8 @@ class ConceptLookup(LabelLookup):
     def number(self, name: str, path: Path, line: int) -> int:
         if self.find(name) == -1:
             label = bare(name)
-            same = [uri for uri, text in zip(self.labels.ids, self.labels.texts, strict=True) if text == label][:2]
+            both = zip(self.labels.ids, self.labels.texts, strict=True)
+            same = [known[0] for known in both if form(label) in map(form, known)][:2]
             raise DataError(f"the label {name[:80]!r} is that of {same[0]} and of {same[1]}; use URIs", path, line)
         return super().number(name, path, line)
 
