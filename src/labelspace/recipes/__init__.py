@@ -1,4 +1,4 @@
-"""Recipes by name; each is one file with ``train(data, settings, ...) -> Model``."""
+"""Recipes by name; each is one file with ``train(data, settings, run) -> Model``, see `run`."""
 
 from __future__ import annotations
 
@@ -36,17 +36,15 @@ def train(
 
     Args:
         data: a data set, or a path that `labelspace.load` reads.
-        recipe: ``dexml``, ``unidec``, ``raexmc``, or ``auto``: UniDEC or RAE-XMC with a memory, it and its main
-            settings chosen by data, time and device. None takes the first that has the settings given, ``auto``
-            before the others.
-        out: folder to write the model to, together with ``log.jsonl`` and ``settings.toml``; None writes nothing.
-            It must be empty or not be there. While the run lasts, ``OUT.checkpoint`` beside it holds its log and its
-            state.
-        overwrite: replace a model that is in ``out``, and drop a run that was stopped there; anything else is refused
-            all the same.
-        resume: the ``out`` of a run that was killed or interrupted: go on where its last checkpoint was, with its
-            recipe and settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the
-            same machine. With ``out`` naming the same folder, a run that has not begun yet begins.
+        recipe: ``dexml``, ``unidec``, ``raexmc``, or ``auto``, which chooses UniDEC or RAE-XMC with a memory, and the
+            main settings, by data, time and device. None takes the first that has the settings given, ``auto`` before
+            the others.
+        out: folder to write the model to, with ``log.jsonl`` and ``settings.toml``; None writes nothing. It must be
+            empty or not be there. While the run lasts, ``OUT.checkpoint`` beside it holds its log and its state.
+        overwrite: replace a model that is in ``out``, and drop a run that was stopped there; anything else is refused.
+        resume: the ``out`` of a run that was killed or interrupted: go on from its last checkpoint, with its recipe and
+            settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the same machine.
+            With ``out`` naming the same folder, a run that has not begun yet begins.
         started: when the work began, by `time.monotonic`; ``max_minutes`` counts from there. None for now.
         settings: any setting of the recipe by name, or whole components such as ``fit=FitSettings(lr=1e-3)``; see
             `labelspace.config`.
@@ -126,11 +124,6 @@ def train(
 def require_place(out: str | Path | None, resume: str | Path | None, overwrite: bool) -> None:
     """Refuse to begin a run where a model is, or the state of a run that was stopped; a run to resume may have both.
 
-    Args:
-        out: folder to write the model to.
-        resume: folder of a run to go on with.
-        overwrite: whether what is there may be replaced.
-
     Raises:
         ModelError: a model is there, or something else.
         CheckpointError: a run was stopped there.
@@ -154,15 +147,8 @@ def require_place(out: str | Path | None, resume: str | Path | None, overwrite: 
 def _begin(checkpoints: Checkpoints, asked: str, recipe: str, settings: RunSettings, data: Dataset) -> None:
     if checkpoints.step:
         logger.warning("an unfinished run (%s, step %d) is dropped", checkpoints.folder, checkpoints.step)
-    checkpoints.begin(
-        {
-            "asked": asked,
-            "recipe": recipe,
-            "settings": to_dict(settings),
-            "data": _identity(data),
-            "reading": _reading(data),
-        }
-    )
+    run = {"asked": asked, "recipe": recipe, "settings": to_dict(settings)}
+    checkpoints.begin(run | {"data": _identity(data), "reading": _reading(data)})
 
 
 def _go_on(checkpoints: Checkpoints, run: dict[str, Any], data: Dataset) -> State | None:
@@ -188,11 +174,7 @@ def _keep_or_clear(checkpoints: Checkpoints) -> None:
 
 
 def recipe_of(resume: str | Path) -> str | None:
-    """The recipe of an unfinished run; None where there is none.
-
-    Args:
-        resume: folder that the run writes its model to.
-    """
+    """The recipe of an unfinished run that writes its model to a folder; None where there is none."""
     from ..training.checkpoint import Checkpoints
 
     run = Checkpoints(Path(resume).expanduser().resolve()).described()
@@ -200,11 +182,7 @@ def recipe_of(resume: str | Path) -> str | None:
 
 
 def finished(resume: str | Path) -> bool:
-    """Whether a folder holds the model of a run; to be asked when no run is unfinished there.
-
-    Args:
-        resume: the folder.
-    """
+    """Whether a folder holds the model of a run; to be asked when no run is unfinished there."""
     return (Path(resume).expanduser() / "manifest.json").is_file()
 
 
@@ -216,12 +194,12 @@ def unfinished(
     Args:
         resume: folder that the run writes its model to.
         out: the same folder, or None.
-        recipe: as given; one other than the run's, and than the one that chose it, is refused.
-        settings: those that were given; they must be those of the run.
+        recipe: that was asked for; it must be the run's, or the one that chose it.
+        settings: that were given; they must be the run's.
 
     Raises:
         CheckpointError: there is no such run.
-        SettingsError: a setting other than that of the run.
+        SettingsError: another folder, recipe or setting than that of the run.
     """
     from ..training.checkpoint import Checkpoints
 
@@ -260,6 +238,6 @@ def _identity(data: Dataset) -> dict[str, Any]:
 
 def _reading(data: Dataset) -> dict[str, Any]:
     """Options of `labelspace.load` that read the same data again."""
-    from .preparation import READING
+    from .run import READING
 
     return {name: data.options[name] for name in READING if data.options.get(name) is not None}

@@ -23,7 +23,6 @@ from .seconds import (
     companion_seconds,
     linear_seconds,
     texts_per_second,
-    tuned_on,
     tuning_seconds,
 )
 from .unidec import MOST_IN_POOL
@@ -64,12 +63,9 @@ STEPS_A_PASS = 60
 
 
 def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, UnidecSettings | RaexmcSettings]:
-    """The recipe and its settings; what was chosen and why is logged.
+    """The recipe and its settings: what is None in the request is chosen, and what was chosen and why is logged.
 
-    Args:
-        data: what to learn from.
-        request: what was asked for; what is None in it is chosen.
-        passed: seconds of the time limit that are gone.
+    ``passed`` seconds of the time limit are gone.
     """
     asked = flat(request)
     given = {name: value for name, value in asked.items() if value is not None}
@@ -82,19 +78,19 @@ def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, U
     values["batch_size"] = batch = given.get("batch_size", _batch_size(count))
     device = device_of(request.encoding.device)
     seconds = 60 * minutes - passed
-    seconds -= tuning_seconds(tuned_on(request.fit, len(data.valid))) if remembers else 0
-    words = linear_seconds(data)
-    told = remembers and len(data.valid) >= COMPANION_VALID
-    values["linear"] = given.get("linear", told and words <= LINEAR_SHARE * seconds)
-    seconds -= words if values["linear"] else 0.0
+    seconds -= tuning_seconds(request.fit, data) if remembers else 0
+    of_linear = linear_seconds(data)
+    weighable = remembers and len(data.valid) >= COMPANION_VALID
+    values["linear"] = given.get("linear", weighable and of_linear <= LINEAR_SHARE * seconds)
+    seconds -= of_linear if values["linear"] else 0.0
     kinds = [data.train.texts, *([data.labels.texts] if request.batches.label_documents else [])]
     rate = texts_per_second(kinds, device, request.encoding)
     fit = dataclasses.replace(request.fit, max_minutes=minutes, batch_size=batch)
-    plan = _beside(data, request.voting, fit, max(0.0, seconds), ENCODING * len(data.train) / rate)
-    labels = LABEL_ENCODINGS * ENCODING * len(data.labels) / rate
-    passes = max(0.0, seconds - plan.seconds - labels) * rate / count
+    beside = _beside(data, request.voting, fit, max(0.0, seconds), ENCODING * len(data.train) / rate)
+    of_labels = LABEL_ENCODINGS * ENCODING * len(data.labels) / rate
+    passes = max(0.0, seconds - beside.seconds - of_labels) * rate / count
     if "encoder" not in given:
-        least = LEAST_PASSES if plan.companion == "none" else LEAST_BESIDE
+        least = LEAST_PASSES if beside.companion == "none" else LEAST_BESIDE
         values["encoder"] = "minilm" if passes >= least else "static"
     transformer, rows_pay = not _is_static(values["encoder"]), False
     if transformer:
@@ -104,11 +100,12 @@ def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, U
             if (classifier.table_optimizer, classifier.classifier_labels) == ("adamw", "pool"):
                 plain["table_lr"] = 3e-3
             values.update({name: given.get(name, value) for name, value in plain.items()})
-        values["companion"], values["documents_by"] = plan.companion, plan.documents_by
+        values["companion"], values["documents_by"] = beside.companion, beside.documents_by
     else:
         values["encoder_weight"] = given.get("encoder_weight", 0.5)
         by = values["documents_by"] = given.get("documents_by", "encoder")
-        values["companion"] = "static" if by == "companion" else given.get("companion", "none")  # is refused there
+        # UniDEC refuses a companion of ``static``, and says why
+        values["companion"] = "static" if by == "companion" else given.get("companion", "none")
         products = count * len(data.labels) * BOTH_HEADS_PRODUCTS_PER_PAIR
         against_all = max(0.0, seconds) * products_per_second(device) / products
         rows_pay = documents >= ROWS_FROM * len(data.labels) and against_all >= ROWS_PASSES
@@ -144,13 +141,7 @@ def choose(data: Dataset, request: Request, passed: float = 0.0) -> tuple[str, U
 
 @dataclasses.dataclass(frozen=True)
 class _Beside:
-    """What is done beside the training of a transformer.
-
-    Args:
-        companion: as in the settings.
-        documents_by: as in the settings.
-        seconds: that it takes, about.
-    """
+    """What is done beside the training of a transformer, as in the settings, and about how long it takes."""
 
     companion: str
     documents_by: str
@@ -160,28 +151,23 @@ class _Beside:
 def _beside(data: Dataset, voting: MemoryRequest, fit: FitSettings, seconds: float, encoding: float) -> _Beside:
     """Whether ``static`` is trained beside a transformer, and by whose vectors documents vote.
 
-    Args:
-        data: what to learn from.
-        voting: what is asked of the memory.
-        fit: settings of the run, its batches and time limit chosen.
-        seconds: of the whole run.
-        encoding: seconds that the transformer needs for the vectors of all documents.
+    The whole run takes ``seconds``, of which the transformer needs ``encoding`` for the vectors of all documents.
     """
     if not voting.memory:
         return _Beside("none", "encoder", 0.0)
-    told = len(data.valid) >= COMPANION_VALID
+    weighable = len(data.valid) >= COMPANION_VALID
     documents_by, companion = voting.documents_by, voting.companion
     if documents_by is None:
         documents_by = "encoder"
-        if companion != "none" and (told or companion is not None) and encoding > ENCODING_SHARE * seconds:
+        if companion != "none" and (weighable or companion is not None) and encoding > ENCODING_SHARE * seconds:
             documents_by = "companion"
     if companion is None:
         companion = "none"
         passes = COMPANION_SHARE * seconds / classifier_pass_seconds(data)
         plain = companion_seconds("static", data, fit)
-        if told and len(data.labels) <= MOST_IN_POOL and passes >= CLASSIFIER_PASSES:
+        if weighable and len(data.labels) <= MOST_IN_POOL and passes >= CLASSIFIER_PASSES:
             companion = "static-unidec"
-        elif documents_by == "companion" or (told and plain <= PLAIN_SHARE * seconds):
+        elif documents_by == "companion" or (weighable and plain <= PLAIN_SHARE * seconds):
             companion = "static"
     spent = companion_seconds(companion, data, fit) + encoding * (documents_by == "encoder")
     return _Beside(companion, documents_by, spent)
@@ -189,8 +175,8 @@ def _beside(data: Dataset, voting: MemoryRequest, fit: FitSettings, seconds: flo
 
 def _asks_for_heads(asked: dict[str, Any]) -> bool:
     """Whether a setting was given that only UniDEC has."""
+    # companion 'none' and documents_by 'encoder' may be given to say that nothing more is wanted
     beside = asked["companion"] not in ("none", None) or asked["documents_by"] == "companion"
-    # which may be given to say that nothing more is wanted
     others = {*defaults(RaexmcSettings), "memory", "companion", "documents_by"}
     return beside or any(asked[name] != value for name, value in defaults(Request).items() if name not in others)
 

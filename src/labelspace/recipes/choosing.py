@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..evaluation.evaluating import evaluate
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
 from .validation import Validation
+
+logger = logging.getLogger(__name__)
 
 ROW_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Powers of the length of a classifier's rows that are tried."""
@@ -31,15 +34,9 @@ class Choice:
     power: bool
 
     def make(self, valid: Validation) -> tuple[Tensor, Tensor]:
-        """Choose by the present weights, and return the vectors of documents and labels as they are from now on.
+        """Choose by the present weights; return queries (n, d_D + d_C) and keys (L, d_D + d_C) as they are from now on.
 
         Label texts are encoded once: rows are scaled in place, and the share is given to the queries instead.
-
-        Args:
-            valid: the documents to choose by.
-
-        Returns:
-            (n, d_D + d_C) queries and (L, d_D + d_C) keys.
         """
         heads, vectors = self.heads, valid.vectors()
         if self.weight:
@@ -61,13 +58,21 @@ class Choice:
 
     def _scale_rows(self, valid: Validation, queries: Tensor, keys: Tensor) -> None:
         """Choose the power of the lengths of rows, and bring the keys to it."""
-        columns, values = self.heads.columns("classifier"), []
+        columns, qualities = self.heads.columns("classifier"), []
         rows, corpus = keys[:, columns], valid.corpus
         lengths = torch.linalg.vector_norm(rows.float(), dim=1, keepdim=True) / self.heads.weight("classifier")
         lengths.clamp_(min=1e-12)
         for power in ROW_POWERS:
             best = valid.best(queries[:, columns], (rows * lengths ** (power - 1)).to(rows.dtype), 5)
             metrics = evaluate(best, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
-            values.append(metrics["nDCG@5"])
-        self.heads.row_power = ROW_POWERS[int(np.argmax(values))]
+            qualities.append(metrics["nDCG@5"])
+        self.heads.row_power = ROW_POWERS[int(np.argmax(qualities))]
         rows.mul_(lengths ** (self.heads.row_power - 1))
+
+    def log(self) -> None:
+        """Say what was chosen."""
+        if self.weight:
+            share = 100 * self.heads.search_weight
+            logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
+        if self.power:
+            logger.info("rows keep their length to the power %g, by validation nDCG@5", self.heads.row_power)

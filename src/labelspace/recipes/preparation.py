@@ -1,10 +1,9 @@
-"""What the recipes have in common before and after their loop: encoder, settings, label order, memory, saving."""
+"""What the recipes share before and after their loop: encoder, settings, optimisers, hard negatives, memory."""
 
 from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,51 +15,29 @@ from torch import Tensor
 from .. import encoders
 from ..base.machine import device_of
 from ..base.rates import bf16_pays
-from ..data.loading import fingerprint
 from ..encoders import Encoder, TransformerEncoder
 from ..encoders.tokens import Tokens
 from ..model.model import Model
-from ..training.checkpoint import Checkpoints, State
-from ..training.config import changed, flat, to_dict, to_toml
-from ..training.loop import FitReport, Log, Refresh
+from ..training.config import changed
+from ..training.loop import Log, Refresh
+from ..training.losses import ClosedForm, closed_form
 from ..training.negatives import Filter, HardNegatives
 from ..training.optim import make_optimizers
 from ..training.required_memory import Shape
-from ..training.settings import EncoderSettings, FitSettings, MiningSettings, RunSettings
-from ..training.tracking import Tracker
-from ..types import Dataset, Labels
+from ..training.settings import DexmlLoss, EncoderSettings, FitSettings, MiningSettings, RunSettings, UnidecLoss
+from ..types import Dataset
 from .seconds import AFTER_GRID_SHARE, documents_precision, linear_seconds, tuned_on, tuning_seconds
-from .validation import with_memory
+from .validation import LabelKeys, with_memory
 
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
-READING = (
-    *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
-    *("valid_fraction", "valid_max"),
-)
-"""How data files are read, as far as the settings file repeats it."""
-
-
-def by_text(labels: Labels) -> npt.NDArray[np.int64]:
-    """Label numbers in the order of texts and ids, in which training has them, so that the given order is no matter.
-
-    Args:
-        labels: the label space.
-    """
-    return np.array(sorted(range(len(labels)), key=lambda i: (labels.texts[i], labels.ids[i])), dtype=np.int64)
-
 
 def make_encoder(data: Dataset, settings: EncoderSettings) -> Encoder:
-    """The encoder that the settings name, on its device.
+    """The encoder that the settings name, on its device; ``static`` takes vocabulary and token weights of the data.
 
-    Args:
-        data: texts from which ``static`` takes its vocabulary and token weights.
-        settings: of the encoder.
-
-    Raises:
-        SettingsError: an option that this encoder does not have.
+    An option that this encoder does not have is a SettingsError.
     """
     names = (
         *("base", "vocabulary", "max_words", "frequency_weight", "normalize", "max_tokens", "long_documents"),
@@ -83,59 +60,40 @@ def make_encoder(data: Dataset, settings: EncoderSettings) -> Encoder:
 
 
 def fill_in(settings: Settings, encoder: Encoder) -> Settings:
-    """The settings with every automatic value decided, and the encoder set to the chosen precision.
-
-    Args:
-        settings: of the run.
-        encoder: what will be trained.
-    """
-    precision = settings.encoding.precision
+    """The settings with every automatic value decided, and the encoder set to the chosen precision."""
+    static, low_pays = encoder.row_sparse, bf16_pays(encoder.device)
+    precision, key_precision = settings.encoding.precision, settings.voting.key_precision
     if precision == "auto":
-        precision = "bf16" if bf16_pays(encoder.device) else "float32"
+        precision = "bf16" if low_pays else "float32"
     encoder.precision = precision
-    keys = settings.voting.key_precision
-    if keys == "auto":
-        keys = "bf16" if encoder.device.type == "cpu" and bf16_pays(encoder.device) else "float32"
-    static = encoder.row_sparse
+    if key_precision == "auto":
+        key_precision = "bf16" if low_pays and encoder.device.type == "cpu" else "float32"
     return changed(
         settings,
         device=str(encoder.device),
         precision=precision,
-        key_precision=keys,
+        key_precision=key_precision,
         max_tokens=encoder.max_tokens,
-        lr=settings.fit.lr or (3e-3 if static else default_rate(encoder)),
+        lr=settings.fit.lr or (3e-3 if static else _transformer_rate(encoder)),
         weight_decay=settings.fit.weight_decay if settings.fit.weight_decay is not None else (0.0 if static else 0.01),
     )
 
 
-def optimizers_of(encoder: Encoder, settings: FitSettings) -> list[torch.optim.Optimizer]:
-    """The optimisers of an encoder.
+def _transformer_rate(encoder: Encoder) -> float:
+    """The learning rate of a transformer: 4e-4 for a width of 384, and less the wider it is."""
+    width = encoder.transformer.config.hidden_size if isinstance(encoder, TransformerEncoder) else encoder.dim
+    return float(f"{4e-4 * 384 / max(384, width):.2g}")
 
-    Args:
-        encoder: what will be trained.
-        settings: of the fit, every value decided.
-    """
+
+def optimizers_of(encoder: Encoder, settings: FitSettings) -> list[torch.optim.Optimizer]:
+    """The optimisers of an encoder; rate and decay are decided."""
     table = encoder.token_table if isinstance(encoder, TransformerEncoder) else None
     rate, decay = settings.lr or 0.0, settings.weight_decay or 0.0
     return make_optimizers(encoder, encoder.row_sparse, rate, decay, table, settings.token_lr_factor)
 
 
-def default_rate(encoder: Encoder) -> float:
-    """The learning rate of a transformer: 4e-4 for a width of 384, and less the wider it is.
-
-    Args:
-        encoder: what will be trained.
-    """
-    width = encoder.transformer.config.hidden_size if isinstance(encoder, TransformerEncoder) else encoder.dim
-    return float(f"{4e-4 * 384 / max(384, width):.2g}")
-
-
 def shape_of(encoder: Encoder) -> Shape:
-    """What an encoder weighs, for the memory estimate.
-
-    Args:
-        encoder: what will be trained.
-    """
+    """What an encoder weighs, for the memory estimate."""
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
     if not isinstance(encoder, TransformerEncoder):
         return Shape(weights, encoder.dim)
@@ -150,30 +108,30 @@ def shape_of(encoder: Encoder) -> Shape:
     )
 
 
-def with_label_documents(
-    targets: sp.csr_array, rows: npt.NDArray[np.int64]
-) -> tuple[sp.csr_array, npt.NDArray[np.int64]]:
-    """The truth with one more document for each label, and the rows to train on with those documents (Renee).
+def loss_form(name: str, settings: DexmlLoss | UnidecLoss) -> ClosedForm:
+    """A loss by name; ``soft_top_k`` takes fewer places than the settings say where a pool has fewer labels."""
+    if name == "soft_top_k":
+        return closed_form(name, k=settings.k, alpha=settings.alpha, clamp=True)
+    return closed_form(name)
 
-    Args:
-        targets: the training truth, (N, L).
-        rows: (n,) documents to train on.
 
-    Returns:
-        (N + L, L) CSR, and (n + L,) rows.
-    """
-    n_documents, n_labels = targets.shape
-    wider = sp.vstack([targets, sp.eye_array(n_labels, dtype=np.float32)], format="csr")
-    return sp.csr_array(wider), np.concatenate([rows, np.arange(n_documents, n_documents + n_labels)])
+def on_device(values: npt.NDArray[Any] | None, device: torch.device) -> Any:
+    """An array of a batch as a tensor, where its vectors are; None stays None."""
+    return None if values is None else torch.from_numpy(values).to(device)
+
+
+def encoded_labels(encoder: Encoder, tokens: Tokens) -> LabelKeys:
+    """The label texts by the present weights of the encoder, in bf16 where training multiplies in it."""
+
+    def make() -> Tensor:
+        keys = torch.from_numpy(encoder.encode(tokens)).to(encoder.device)
+        return keys.bfloat16() if encoder.precision == "bf16" else keys
+
+    return LabelKeys(make)
 
 
 def hard_negatives(targets: sp.csr_array, settings: MiningSettings) -> HardNegatives:
-    """Shortlists as the settings want them.
-
-    Args:
-        targets: the truth of all documents, (N, L).
-        settings: of the mining.
-    """
+    """Shortlists for the documents of the truth (N, L), as the settings want them."""
     chosen = Filter(
         settings.range_min,
         settings.range_max,
@@ -184,39 +142,12 @@ def hard_negatives(targets: sp.csr_array, settings: MiningSettings) -> HardNegat
     return HardNegatives(targets, chosen, settings.num_negatives)
 
 
-class LabelKeys:
-    """The present vectors of all labels, computed once between two steps.
-
-    Args:
-        encoder: the encoder in training.
-        tokens: texts of all labels.
-    """
-
-    def __init__(self, encoder: Encoder, tokens: Tokens):
-        self.encoder, self.tokens = encoder, tokens
-        self._keys: Tensor | None = None
-
-    def now(self) -> Tensor:
-        """(L, D) without a graph; bf16 where training multiplies in it."""
-        if self._keys is None:
-            keys = torch.from_numpy(self.encoder.encode(self.tokens)).to(self.encoder.device)
-            self._keys = keys.bfloat16() if self.encoder.precision == "bf16" else keys
-        return self._keys
-
-    def forget(self) -> None:
-        """The weights are about to change."""
-        self._keys = None
-
-
-def mined_anew(negatives: HardNegatives, label_keys: LabelKeys, settings: MiningSettings) -> Refresh:
-    """How hard negatives are found anew in the course of a run, by the present keys of all labels.
-
-    Args:
-        negatives: the shortlists.
-        label_keys: of all labels.
-        settings: of the mining.
-    """
-    device = label_keys.encoder.device
+def mined_anew(
+    negatives: HardNegatives | None, label_keys: LabelKeys, settings: MiningSettings, device: torch.device
+) -> Refresh | None:
+    """How hard negatives are found anew in the course of a run, by the present keys of all labels; None without any."""
+    if negatives is None:
+        return None
     return Refresh(
         settings.mine_from,
         settings.mine_every,
@@ -232,15 +163,8 @@ def give_memory(
 ) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
-    Where tuning takes longer than was foreseen, a time limit ends it with fewer validation documents looked at.
-
-    Args:
-        model: what was trained.
-        data: as it was given.
-        documents: texts of all training documents, in the data's order.
-        settings: of the run, every value decided.
-        log: of the run.
-        started: when the command began, by `time.monotonic`.
+    Where tuning takes longer than was foreseen, a time limit, which counts from ``started``, ends it with fewer
+    validation documents looked at.
     """
     if model.info["fit"]["stopped"] == "interrupted":
         logger.warning(
@@ -248,110 +172,36 @@ def give_memory(
         )
         return
     assert settings.voting.key_precision != "auto"  # it was decided
-    encoder, begun = model.encoder, time.monotonic()
+    encoder, heads, begun = model.encoder, model.heads, time.monotonic()
     encoded = encoder.encode(documents, precision=documents_precision(encoder, settings.voting))
+    keys = encoded
+    if heads is not None:
+        keys = heads.documents(torch.from_numpy(encoded).to(encoder.device)).cpu().numpy()
 
-    def asked(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        if model.heads is None:
+    def queries(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if heads is None:
             return encoded[rows]
-        return model.heads.queries(torch.from_numpy(encoded[rows]).to(encoder.device)).cpu().numpy()
+        return heads.queries(torch.from_numpy(encoded[rows]).to(encoder.device)).cpu().numpy()
 
-    vectors = encoded
-    if model.heads is not None:
-        placed = torch.from_numpy(encoded).to(encoder.device)
-        vectors = model.heads.documents(placed).cpu().numpy()
     tuning_from = time.monotonic()
     log.write(event="encoded", documents=len(documents), took=tuning_from - begun)
-    count, until = tuned_on(settings.fit, len(data.valid)), None
+    until = None
     if settings.fit.max_minutes is not None:
-        until = started + 60 * settings.fit.max_minutes - AFTER_GRID_SHARE * tuning_seconds(count)
-        until -= linear_seconds(data, settings.voting.linear)
+        until = started + 60 * settings.fit.max_minutes - AFTER_GRID_SHARE * tuning_seconds(settings.fit, data)
+        until -= linear_seconds(data) if settings.voting.linear else 0.0
     tuned = model.tune(
         data,
         objective=settings.voting.objective,
         precision=settings.voting.key_precision,
-        vectors=vectors,
+        vectors=keys,
         calibrated=False,
-        documents=count,
+        documents=tuned_on(settings.fit, data),
         until=until,
         linear=settings.voting.linear,
-        first=asked,
+        first=queries,
     )
     # what was measured while training was the labels alone, which is not the model that is saved
     metrics = with_memory(model, data, settings.fit) if tuned is None else tuned.metrics
     if metrics:
         model.info["metrics"]["validation"] = metrics
         log.write(event="tuned", took=time.monotonic() - tuning_from, **metrics)
-
-
-def describe_run(
-    recipe: str, settings: RunSettings, data: Dataset, truncated: dict[str, Any], report: FitReport
-) -> dict[str, Any]:
-    """What made a model, for its manifest.
-
-    Args:
-        recipe: its name.
-        settings: of the run, every value decided.
-        data: as it was given.
-        truncated: what `log_cut` found, by kind of text.
-        report: of the loop.
-    """
-    return {
-        "recipe": recipe,
-        "config": to_dict(settings),
-        "data": {
-            "name": data.name,
-            "fingerprint": fingerprint(data),
-            "documents": len(data.train),
-            "labels": len(data.labels),
-            "truncated": truncated,
-            "options": data.options,
-        },
-        "metrics": {"validation": report.metrics},
-        "fit": {
-            "steps": report.steps,
-            "best_step": report.best_step,
-            "stopped": report.stopped,
-            "seconds": round(report.seconds, 1),
-            "curve": report.curve,
-        },
-    }
-
-
-def open_log(checkpoints: Checkpoints | None, state: State | None, settings: RunSettings) -> Log:
-    """The log of a run, which goes on where a state has it, and its tracker if one is asked for.
-
-    Args:
-        checkpoints: of the run; None keeps no file.
-        state: of an unfinished run.
-        settings: of the run, every value decided.
-
-    Raises:
-        MissingExtraError: the tracker is not installed.
-        LabelspaceError: the tracker cannot start.
-    """
-    tracker = None
-    if settings.fit.track is not None:
-        tracker = Tracker(settings.fit.track, settings.fit.track_project, flat(settings))
-    path = None if checkpoints is None else checkpoints.log
-    return Log(path, 0 if state is None else int(state.record["log_bytes"]), tracker)
-
-
-def save_run(model: Model, out: Path | None, checkpoints: Checkpoints | None, settings: RunSettings) -> None:
-    """Write a trained model with the settings and the log of its run.
-
-    Args:
-        model: what was trained, its ``info`` as `describe_run` gave it.
-        out: the folder; None writes nothing.
-        checkpoints: of the run, with its log.
-        settings: of the run, every value decided.
-    """
-    if out is None or checkpoints is None:
-        return
-    options = model.info["data"]["options"]
-    how = {k: v for k, v in options.items() if k in READING and v is not None and v != "[]"}
-    records = {
-        "settings.toml": to_toml(settings, model.info["recipe"], how),
-        "log.jsonl": checkpoints.log.read_text(encoding="utf-8"),
-    }
-    model.save(out, records)

@@ -1,6 +1,11 @@
 """The one frame of a training run: prepare, the recipe's steps, finish.
 
-Training sees labels sorted by text, so that the order in which they were given is no matter; `Prepared` sorts them, and
+A recipe is a module with ``train(data, settings, run) -> Model``. It learns from ``data`` without its ``valid_rows``,
+and does not look at the test part. ``run`` says where the run goes, and since when it lasts. Every recipe raises
+DataError where no document has a label, SettingsError for settings that do not go together, ResourceError where the run
+would not fit into memory, and CheckpointError for a state that does not fit.
+
+Training sees labels sorted by text, so that the order in which they were given is no matter; `prepare` sorts them, and
 `Running.model` puts them back. Nothing else knows of it.
 """
 
@@ -11,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -20,29 +25,31 @@ import torch
 from torch import Tensor, nn
 
 from ..base.machine import cache_folder, gigabytes, peak_memory, require_memory
+from ..data.loading import fingerprint
 from ..encoders import Encoder
+from ..encoders.gradcache import encode_both, encode_cached
 from ..encoders.tokens import Tokens, log_cut
 from ..errors import DataError
 from ..memory.memory import Memory
 from ..model.model import Model
-from ..training.batches import usable_rows
+from ..training.batches import Batches, PickedBatches, usable_rows
 from ..training.checkpoint import Checkpoints, State
+from ..training.config import flat, to_dict, to_toml
 from ..training.label_heads import LabelEncoder, TwoHeads
 from ..training.loop import FitReport, Log, Refresh, StopSignals, fit, stop_signals
+from ..training.negatives import HardNegatives
+from ..training.tracking import Tracker
 from ..types import Batch, Dataset
-from .preparation import (
-    Settings,
-    by_text,
-    describe_run,
-    give_memory,
-    make_encoder,
-    open_log,
-    save_run,
-    with_label_documents,
-)
+from .preparation import Settings, give_memory, make_encoder
 from .validation import MIN_VALID, calibrate
 
 logger = logging.getLogger(__name__)
+
+READING = (
+    *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
+    *("valid_fraction", "valid_max"),
+)
+"""How data files are read, as far as the settings file repeats it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +70,6 @@ class Run:
     checkpoints: Checkpoints | None = None
     state: State | None = None
     ending: Callable[[], float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """What a run takes beside the data.
-
-    Args:
-        needed: bytes.
-        remedy: what to change where they are not there.
-    """
-
-    needed: int
-    remedy: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,44 +120,41 @@ class Prepared(Generic[Settings]):
         """Whether there are validation documents enough to choose by."""
         return len(self.data.valid) >= MIN_VALID
 
+    def encode(self, batch: Batch, plan: Batches, negatives: HardNegatives | None) -> tuple[Batch, Tensor, Tensor]:
+        """Vectors of a batch's documents (B, D) and of its pool (P, D), which hard negatives widen if there are any.
 
-class Plan(Protocol):
-    """The batches of a run, as `training.batches` makes them."""
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of a pass over the documents."""
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """These batches, from one of them on."""
+        The batch returned is that of the pool returned.
+        """
+        tokens, chunk_size = self.learned.take(batch.rows), self.settings.encoding.chunk_size
+        if negatives is None:
+            labels = self.labels.tokens if batch.pool is None else self.labels.tokens.take(batch.pool)
+            return batch, *encode_both(self.encoder, tokens, labels, chunk_size, self.kept_tokens)
+        queries = encode_cached(self.encoder, tokens, chunk_size, self.kept_tokens)
+        drawn = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
+        batch = plan.widened(batch, np.concatenate(drawn))
+        return batch, queries, self.labels(batch.pool, self.kept_tokens - len(tokens.ids))
 
 
 def prepare(
-    data: Dataset, settings: Settings, decide: Callable[[Settings, Encoder, int], tuple[Settings, Need]]
+    data: Dataset, settings: Settings, decide: Callable[[Settings, Encoder, Dataset], tuple[Settings, int, str]]
 ) -> Prepared[Settings]:
     """Sort the labels, make the encoder, decide every setting, see that memory is there, cut all texts.
 
-    Args:
-        data: what to learn from; ``data.valid_rows`` are left out of the fit, the test part is not looked at.
-        settings: of the run.
-        decide: from settings, encoder and the number of rows that can be learned from to settings without anything
-            left open, and what the run takes.
-
-    Raises:
-        DataError: no document has a label.
-        ResourceError: the run would not fit into memory.
+    ``decide`` returns the settings with nothing left open, the bytes that the run takes beside the data, and what to
+    change where they are not there.
     """
-    given, order = data, by_text(data.labels)
+    given, texts, ids = data, data.labels.texts, data.labels.ids
+    order = np.array(sorted(range(len(texts)), key=lambda label: (texts[label], ids[label])), dtype=np.int64)
     data = data.renumbered(order)
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
     torch.manual_seed(settings.fit.seed)
     encoder = make_encoder(data, settings.encoding)
-    settings, need = decide(settings, encoder, len(rows))
+    settings, needed, remedy = decide(settings, encoder, data)
     used = gigabytes(peak_memory() or 0)
-    logger.info("this run needs about %s beside the data (%s used so far)", gigabytes(need.needed), used)
-    require_memory(need.needed, "this run", need.remedy, encoder.device)
+    logger.info("this run needs about %s beside the data (%s used so far)", gigabytes(needed), used)
+    require_memory(needed, "this run", remedy, encoder.device)
     if len(data.valid) < MIN_VALID:
         logger.warning(
             "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
@@ -176,24 +167,28 @@ def prepare(
         "labels": log_cut("labels", labels.tokens, encoder.limit),
     }
     targets, learned = data.train.targets, documents
-    if settings.batches.label_documents:
-        targets, rows = with_label_documents(targets, rows)
+    if settings.batches.label_documents:  # one more document for each label, after the others (Renee)
+        size = len(data.labels)
+        rows = np.concatenate([rows, len(documents) + np.arange(size)])
+        targets = sp.csr_array(sp.vstack([targets, sp.eye_array(size, dtype=np.float32)], format="csr"))
         learned = documents.followed_by(labels.tokens)
     return Prepared(
         given=given, data=data, order=order, settings=settings, encoder=encoder, documents=documents, labels=labels,
-        targets=targets, rows=rows, learned=learned, truncated=truncated, needed=need.needed,
+        targets=targets, rows=rows, learned=learned, truncated=truncated, needed=needed,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def running(start: Prepared[Settings], run: Run) -> Iterator[Running[Settings]]:
-    """The log of a run and its signals, from the first step to the saved model.
-
-    Args:
-        start: what the recipe starts from.
-        run: where it goes.
-    """
-    log = open_log(run.checkpoints, run.state, start.settings)
+    """The log of a run, its tracker and its signals, from the first step to the saved model."""
+    chosen, tracker, path, logged = start.settings.fit, None, None, 0
+    if chosen.track is not None:
+        tracker = Tracker(chosen.track, chosen.track_project, flat(start.settings))
+    if run.checkpoints is not None:
+        path = run.checkpoints.log
+    if run.state is not None:
+        logged = int(run.state.record["log_bytes"])
+    log = Log(path, logged, tracker)
     try:
         with stop_signals() as signals:
             if run.state is None:
@@ -211,14 +206,7 @@ def running(start: Prepared[Settings], run: Run) -> Iterator[Running[Settings]]:
 
 
 class Running(Generic[Settings]):
-    """A run between its first step and its end; made by `running`.
-
-    Args:
-        start: what the recipe starts from.
-        run: where it goes.
-        log: of the run.
-        signals: that end it.
-    """
+    """A run between its first step and its end; made by `running`."""
 
     def __init__(self, start: Prepared[Settings], run: Run, log: Log, signals: StopSignals):
         self.start: Prepared[Settings] = start
@@ -228,12 +216,12 @@ class Running(Generic[Settings]):
         self,
         module: nn.Module,
         step: Callable[[Batch], Tensor],
-        plan: Plan,
+        plan: Batches | PickedBatches,
         optimizers: list[torch.optim.Optimizer],
         *,
         evaluate: Callable[[], dict[str, float]] | None,
         refresh: Refresh | None,
-        ending: Callable[[], float] | None,
+        ending: Callable[[], float],
     ) -> FitReport:
         """Train to the end, by the loop that all recipes have.
 
@@ -264,28 +252,42 @@ class Running(Generic[Settings]):
             ending=self.run.ending or ending,
         )
 
-    def model(self, recipe: str, keys: Tensor, report: FitReport, heads: TwoHeads | None = None) -> Model:
+    def model(self, recipe: str, report: FitReport, keys: Tensor | None = None, heads: TwoHeads | None = None) -> Model:
         """The trained model, its labels in the order in which they were given; no documents in its memory yet.
 
-        Args:
-            recipe: its name.
-            keys: (L, D) of the sorted labels.
-            report: of the loop.
-            heads: behind the encoder.
+        ``keys`` are (L, D) of the sorted labels, by default their encoded texts; ``heads`` stand behind the encoder.
         """
-        start = self.start
-        start.encoder.precision = "float32"  # training is over
+        start, encoder, given = self.start, self.start.encoder, self.start.given
+        encoder.precision = "float32"  # training is over
+        if keys is None:
+            keys = torch.from_numpy(encoder.encode(start.labels.tokens, precision="float32")).to(encoder.device)
         back = torch.from_numpy(np.argsort(start.order)).to(keys.device)
-        info = describe_run(recipe, start.settings, start.given, start.truncated, report)
-        return Model(start.encoder, Memory.of_labels(keys[back]), start.given.labels, info, heads=heads)
+        info = {
+            "recipe": recipe,
+            "config": to_dict(start.settings),
+            "data": {
+                "name": given.name,
+                "fingerprint": fingerprint(given),
+                "documents": len(given.train),
+                "labels": len(given.labels),
+                "truncated": start.truncated,
+                "options": given.options,
+            },
+            "metrics": {"validation": report.metrics},
+            "fit": {
+                "steps": report.steps,
+                "best_step": report.best_step,
+                "stopped": report.stopped,
+                "seconds": round(report.seconds, 1),
+                "curve": report.curve,
+            },
+        }
+        return Model(encoder, Memory.of_labels(keys[back]), given.labels, info, heads=heads)
 
     def finish(self, model: Model, memory: bool, documents: Tokens | None = None) -> Model:
-        """Give a model its memory, calibrate and save it.
+        """Give a model its memory if documents become keys, calibrate it, and save it with its settings and its log.
 
-        Args:
-            model: what was trained.
-            memory: whether documents become keys.
-            documents: texts of all training documents as its first encoder takes them; None for those it began with.
+        ``documents`` are texts of all training documents as its first encoder takes them; None for those of `start`.
         """
         start, run = self.start, self.run
         if memory:
@@ -293,5 +295,12 @@ class Running(Generic[Settings]):
             give_memory(model, start.given, texts, start.settings, self.log, run.started)
         calibrate(model, start.given, start.settings.fit)
         self.log.close()
-        save_run(model, run.out, run.checkpoints, start.settings)
+        if run.out is not None and run.checkpoints is not None:
+            options = model.info["data"]["options"].items()
+            reading = {name: value for name, value in options if name in READING and value not in (None, "[]")}
+            records = {
+                "settings.toml": to_toml(start.settings, model.info["recipe"], reading),
+                "log.jsonl": run.checkpoints.log.read_text(encoding="utf-8"),
+            }
+            model.save(run.out, records)
         return model

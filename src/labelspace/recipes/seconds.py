@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..base.machine import minilm_folder
@@ -32,21 +33,21 @@ if TYPE_CHECKING:
 TUNING_SECONDS = 30.0
 """Time kept free for the tuning of the memory when a run must end by the clock; two idle cores take 25."""
 AFTER_GRID_SHARE = 0.4
-"""Part of it that comes after the grid: depths, the front, and saving."""
-ENCODED_SAMPLE = 512
+"""Part of it that comes after the grid: depths, the Pareto front, and saving."""
+SAMPLED_DOCUMENTS = 512
 """Documents encoded, or read, to foresee how long the memory will take."""
 LINEAR_DIM = 384
 """Dimensions of document keys where it is foreseen how long a linear classifier takes."""
 COMPANION_PASSES, COMPANION_LEAST_STEPS, COMPANION_MOST_PASSES = 3, 400, 30
-"""Passes over the documents, more where they would make fewer steps, and the most of them."""
+"""Passes of a companion over the documents, more where they would make fewer steps, and the most of them."""
 STATIC_TEXTS_PER_SECOND = 4000.0
-"""What a core makes of the documents in a pass, vocabulary and label keys included."""
+"""Documents that a core learns from in a second, vocabulary and label keys included."""
 STATIC_SETUP_SECONDS = 15.0
-"""Seconds before the first step."""
+"""Time before the first step."""
 CLASSIFIER_PASSES = 4
-"""Passes with a classifier, unless COMPANION_SHARE of the time is over before."""
+"""Passes of a companion with a classifier, unless COMPANION_SHARE of the time is over before."""
 CLASSIFIER_PRODUCTS_PER_PAIR = 5.8e3
-"""What training such a classifier on a pair of document and label takes, in multiplications of matrix products."""
+"""Multiplications of matrix products that training such a classifier on a pair of document and label takes."""
 COMPANION_SHARE = 0.2
 """Share of a time limit that a companion may take."""
 TRANSFORMER_PRODUCTS_PER_TOKEN = 5.8e7
@@ -54,71 +55,68 @@ TRANSFORMER_PRODUCTS_PER_TOKEN = 5.8e7
 BOTH_HEADS_PRODUCTS_PER_PAIR = 7.5e3
 """The same for both heads of ``static`` and a pair of document and label, where all labels are scored."""
 CHARACTERS_PER_TOKEN = 4
-"""Of a token, where there is no tokenizer to ask."""
+"""Mean length of a token, where there is no tokenizer to ask."""
 COUNTED_TEXTS = 500
 """Texts of a kind whose tokens are counted."""
 LINEAR_ENTRIES_PER_SECOND = 2.5e6
-"""That a core learns from, all iterations included."""
+"""Entries that a core learns a linear classifier from in a second, all iterations included."""
 CHARACTERS_PER_TERM = 5.0
-"""Of a text with both words and pairs, those met once left out."""
+"""Characters of a text for each of its terms: words and pairs of them, those met once left out."""
 LINEAR_TERMS_PER_SECOND = 6e5
-"""That texts are read in."""
+"""Terms that are read from texts in a second."""
 LINEAR_PRODUCTS_PER_SECOND, LINEAR_WEIGHING_SECONDS = 1.2e11, 8.0
-"""Numbers of keys that a core compares, and seconds in which a classifier is weighed on validation documents."""
+"""Products of numbers of keys that a core makes in a second; time to weigh a classifier on validation documents."""
 
 
-def tuned_on(fit: FitSettings, valid: int) -> int:
-    """Validation documents that the memory of a run is tuned on.
+def tuned_on(fit: FitSettings, data: Dataset) -> int:
+    """Validation documents that the memory of a run is tuned on."""
+    return min(len(data.valid), fit.valid_documents, tuning.DOCUMENTS)
 
-    Args:
-        fit: settings of the run.
-        valid: how many there are.
-    """
-    return min(valid, fit.valid_documents, tuning.DOCUMENTS)
+
+def tuning_seconds(fit: FitSettings, data: Dataset) -> float:
+    """How long tuning takes, about."""
+    documents = tuned_on(fit, data)
+    return TUNING_SECONDS * documents / tuning.DOCUMENTS if documents >= MIN_TUNING else 0.0
 
 
 def memory_seconds(encoder: Encoder, documents: Tokens, settings: RunSettings, data: Dataset) -> float:
-    """How long document keys, tuning and a linear classifier will take, from a sample of documents; 0 without a clock.
+    """How long document keys, tuning and a linear classifier take by the present weights; 0 without a time limit.
 
-    Args:
-        encoder: as far as it is trained.
-        documents: texts of all training documents.
-        settings: of the run.
-        data: its validation documents are tuned on.
+    A sample of ``documents``, the texts of all training documents, is encoded to see.
     """
     if settings.fit.max_minutes is None:
         return 0.0
-    rows = np.unique(np.linspace(0, len(documents) - 1, ENCODED_SAMPLE).astype(np.int64))
-    sample = documents.take(rows)
+    sample = documents.take(_spread(len(documents), SAMPLED_DOCUMENTS))
     begun = time.monotonic()
     encoder.encode(sample, precision=documents_precision(encoder, settings.voting))
     seconds = time.monotonic() - begun
     share = float(documents.lengths.sum()) / max(1.0, float(sample.lengths.sum()))
-    keys = 1.15 * seconds * share
-    return keys + tuning_seconds(tuned_on(settings.fit, len(data.valid))) + linear_seconds(data, settings.voting.linear)
+    return 1.15 * seconds * share + after_keys_seconds(settings, data)
 
 
-def linear_seconds(data: Dataset, wanted: bool = True) -> float:
-    """How long a linear classifier beside the keys takes, about.
+def after_keys_seconds(settings: RunSettings, data: Dataset) -> float:
+    """How long tuning and a linear classifier take once documents are keys, about."""
+    return tuning_seconds(settings.fit, data) + (linear_seconds(data) if settings.voting.linear else 0.0)
 
-    Args:
-        data: what it learns from.
-        wanted: whether there is to be one; it takes 0 seconds otherwise.
-    """
-    if not wanted or not len(data.train):
+
+def linear_seconds(data: Dataset) -> float:
+    """How long a linear classifier beside the keys takes, about."""
+    if not len(data.train):
         return 0.0
-    rows = np.unique(np.linspace(0, len(data.train) - 1, ENCODED_SAMPLE).astype(np.int64))
+    rows = _spread(len(data.train), SAMPLED_DOCUMENTS)
     characters = float(np.mean([len(data.train.texts[row]) for row in rows.tolist()]))
     return linear_seconds_of(characters, len(data.train), LINEAR_DIM, torch.get_num_threads())
 
 
-def tuning_seconds(valid: int) -> float:
-    """How long tuning takes, about.
+def linear_seconds_of(characters: float, documents: int, dim: int, cores: int) -> float:
+    """How long finding neighbours, learning and weighing a linear classifier take, about.
 
-    Args:
-        valid: validation documents looked at.
+    ``characters`` is the mean length of a document, ``dim`` the dimensions of document keys.
     """
-    return TUNING_SECONDS * valid / tuning.DOCUMENTS if valid >= MIN_TUNING else 0.0
+    terms, pairs = characters / CHARACTERS_PER_TERM, min(documents, linear.MOST_SEARCHED) * documents
+    each = 2 * linear.NEGATIVES / (LINEAR_ENTRIES_PER_SECOND * max(1, cores)) + 1 / LINEAR_TERMS_PER_SECOND
+    searching = pairs * dim / (LINEAR_PRODUCTS_PER_SECOND * max(1, cores))
+    return LINEAR_WEIGHING_SECONDS + documents * terms * each + searching
 
 
 def documents_precision(encoder: Encoder, voting: MemorySettings) -> Precision:
@@ -127,79 +125,52 @@ def documents_precision(encoder: Encoder, voting: MemorySettings) -> Precision:
 
 
 def companion_passes(data: Dataset, batch_size: int) -> int:
-    """How many passes over the documents the companion makes.
-
-    Args:
-        data: what it learns from.
-        batch_size: documents in a step.
-    """
+    """How many passes over the documents the companion makes."""
     count = max(1, len(usable_rows(data.train.targets, data.fit_rows)))
     return min(COMPANION_MOST_PASSES, max(COMPANION_PASSES, math.ceil(COMPANION_LEAST_STEPS * batch_size / count)))
 
 
 def companion_seconds(kind: str, data: Dataset, fit: FitSettings) -> float:
-    """How long a companion takes, about.
-
-    Args:
-        kind: as in the settings.
-        data: what it learns from.
-        fit: settings of the run.
-    """
-    count = companion_passes(data, fit.batch_size)
+    """How long a companion takes, about; ``kind`` is the setting ``companion``."""
     if kind == "none":
         return 0.0
+    passes = companion_passes(data, fit.batch_size)
     if kind == "static-unidec":
-        learning = max(CLASSIFIER_PASSES, count) * classifier_pass_seconds(data)
+        learning = max(CLASSIFIER_PASSES, passes) * classifier_pass_seconds(data)
         if fit.max_minutes is not None:
             learning = min(learning, COMPANION_SHARE * 60 * fit.max_minutes)
     else:
-        learning = count * len(data.train) / (STATIC_TEXTS_PER_SECOND * cores())
+        cores = min(torch.get_num_threads(), os.cpu_count() or 1)
+        learning = passes * len(data.train) / (STATIC_TEXTS_PER_SECOND * cores)
     return STATIC_SETUP_SECONDS + learning + sharing_seconds(data, fit)
 
 
 def sharing_seconds(data: Dataset, fit: FitSettings) -> float:
-    """How much longer tuning takes for two encoders, whose shares are chosen too: about three times as long in all.
-
-    Args:
-        data: what it is tuned on.
-        fit: settings of the run.
-    """
-    return 2 * tuning_seconds(tuned_on(fit, len(data.valid)))
+    """How much longer tuning takes for two encoders, whose shares are chosen too: about three times as long in all."""
+    return 2 * tuning_seconds(fit, data)
 
 
 def classifier_pass_seconds(data: Dataset) -> float:
-    """How long a pass over the documents takes where all labels are scored.
-
-    Args:
-        data: what is learnt from.
-    """
+    """How long a pass over the documents takes where all labels are scored."""
     pairs = (len(data.train) + len(data.labels)) * len(data.labels)
     return pairs * CLASSIFIER_PRODUCTS_PER_PAIR / products_per_second(torch.device("cpu"))
-
-
-def cores() -> int:
-    return min(torch.get_num_threads(), os.cpu_count() or 1)
 
 
 def texts_per_second(kinds: Sequence[Sequence[str]], device: torch.device, encoding: EncoderSettings) -> float:
     """How many texts a second the packaged minilm learns from, by the mean length of some in its tokens.
 
-    Args:
-        kinds: texts of documents, and those of labels where these are documents too.
-        device: that it runs on.
-        encoding: settings of the encoder.
+    ``kinds`` are the texts of documents, and those of labels where these are documents too.
     """
     most = encoding.max_tokens or TRANSFORMER_MAX_TOKENS
     limit = Limit(most, encoding.long_documents, encoding.max_chunks if encoding.long_documents == "chunks" else 1)
     tokenizer = _tokenizer()
     means = []
     for texts in kinds:
-        rows = np.unique(np.linspace(0, len(texts) - 1, min(COUNTED_TEXTS, len(texts))).astype(np.int64))
-        some = [texts[row] for row in rows.tolist()]
+        sample = [texts[row] for row in _spread(len(texts), min(COUNTED_TEXTS, len(texts))).tolist()]
         if tokenizer is None:
-            lengths = np.array([min(limit.capacity, len(text) / CHARACTERS_PER_TOKEN) for text in some])
+            lengths = np.array([min(limit.capacity, len(text) / CHARACTERS_PER_TOKEN) for text in sample])
         else:
-            lengths = tokenize(tokenizer, some, limit).lengths
+            lengths = tokenize(tokenizer, sample, limit).lengths
         means.append(2 + lengths.mean())
     tokens = np.average(means, weights=[len(texts) for texts in kinds])
     return float(products_per_second(device) / TRANSFORMER_PRODUCTS_PER_TOKEN / tokens)
@@ -218,17 +189,6 @@ def _tokenizer() -> Tokenizer | None:
     return tokenizer
 
 
-def linear_seconds_of(characters: float, documents: int, dim: int, cores: int) -> float:
-    """How long finding neighbours, learning and weighing a linear classifier take, about.
-
-    Args:
-        characters: of a document, on average.
-        documents: N.
-        dim: dimensions of their keys.
-        cores: to compute with.
-    """
-    terms, pairs = characters / CHARACTERS_PER_TERM, min(documents, linear.MOST_SEARCHED) * documents
-    each = 2 * linear.NEGATIVES / (LINEAR_ENTRIES_PER_SECOND * max(1, cores)) + 1 / LINEAR_TERMS_PER_SECOND
-    return (
-        LINEAR_WEIGHING_SECONDS + documents * terms * each + pairs * dim / (LINEAR_PRODUCTS_PER_SECOND * max(1, cores))
-    )
+def _spread(count: int, points: int) -> npt.NDArray[np.int64]:
+    """Distinct row numbers, spread evenly over all."""
+    return np.unique(np.linspace(0, count - 1, points).astype(np.int64))

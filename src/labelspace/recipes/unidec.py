@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,12 @@ from ..encoders.gradcache import encode_cached
 from ..encoders.tokens import Tokens
 from ..errors import SettingsError
 from ..model.model import Model
-from ..training.batches import PickedBatches
+from ..training.batches import PickedBatches, usable_rows
 from ..training.clusters import balanced_clusters
-from ..training.config import changed
+from ..training.config import changed, flat
 from ..training.label_heads import RANKINGS, LabelTable, OneVsAll, OneVsAllSGD, TwoHeads, xavier_rows
 from ..training.loop import Refresh, readable
-from ..training.losses import ClosedForm, closed_form
 from ..training.losses_fused import linear_loss
-from ..training.negatives import HardNegatives
 from ..training.optim import RowAdagrad, RowAdamW, make_optimizers
 from ..training.pools import PickSome
 from ..training.required_memory import training_bytes
@@ -33,10 +32,10 @@ from ..training.settings import UnidecSettings
 from ..types import Batch, Dataset
 from .choosing import Choice
 from .companion import with_companion
-from .preparation import fill_in, hard_negatives, optimizers_of, shape_of
-from .run import Need, Prepared, Run, prepare, running
-from .seconds import companion_seconds, linear_seconds, memory_seconds, tuned_on, tuning_seconds
-from .validation import Validation
+from .preparation import fill_in, hard_negatives, loss_form, on_device, optimizers_of, shape_of
+from .run import Prepared, Run, prepare, running
+from .seconds import after_keys_seconds, companion_seconds, memory_seconds
+from .validation import LabelKeys, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +44,12 @@ MOST_DECAY = 1e-4
 """Of the rows of one-vs-all, which decay in every step, whether they are met or not, at a far higher rate."""
 MOST_IN_POOL = 65_536
 """Up to so many labels all of them are scored unless told otherwise, where none is encoded by a transformer."""
-DOCUMENT_BLOCK = 16_384
-"""Documents encoded at a time when all are encoded anew."""
+ENCODED_BLOCK = 16_384
+"""Texts encoded at a time when all are encoded anew."""
 
 
 class UnidecModule(nn.Module):
-    """All that is trained.
-
-    Args:
-        encoder: of documents and label texts.
-        heads: behind it.
-        table: a row a label.
-    """
+    """All that is trained: the encoder of documents and label texts, the heads behind it, and a row a label."""
 
     def __init__(self, encoder: Encoder, heads: TwoHeads, table: LabelTable):
         super().__init__()
@@ -64,63 +57,50 @@ class UnidecModule(nn.Module):
 
 
 def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
-    """Train a dual encoder and a classifier on a data set.
-
-    Args:
-        data: what to learn from; ``data.valid_rows`` are left out of the fit, the test part is not looked at.
-        settings: of the run.
-        run: where it goes, and since when it lasts.
-
-    Raises:
-        DataError: no document has a label.
-        SettingsError: a static companion of a static encoder.
-        ResourceError: the run would not fit into memory.
-        CheckpointError: a state that does not fit.
-    """
-    start = prepare(data, settings, lambda given, encoder, rows: _decide(data, given, encoder, rows))
+    """Train a dual encoder and a classifier, which share an encoder, on a pool of labels picked for each batch."""
+    start = prepare(data, settings, _decide)
     settings, encoder, kept, device = start.settings, start.encoder, start.kept_tokens, start.encoder.device
-    module = untrained(start)
-    heads, table = module.heads, module.table
-    plan = batch_plan(start.targets, start.rows, settings)
-    negatives = hard_negatives(start.targets, settings.mining)
-    renewal = Renewal(module, start.learned, start.labels.tokens, plan, negatives, settings)
-    search = SearchKeys(module, start.labels.tokens)
+    module = _untrained(start)
+    heads, table, losses = module.heads, module.table, settings.losses
+    plan = _batches(start.targets, start.rows, settings)
+    renewal = Renewal(module, start, plan)
+    search_keys = LabelKeys(lambda: _search_keys(module, start.labels.tokens))
     score = PoolLoss(settings, start.low)
 
     def step(batch: Batch) -> Tensor:
-        search.forget()
+        search_keys.forget()
         assert batch.pool is not None
         pool = None if settings.batches.pool == "all" else batch.pool
         tokens = start.learned.take(batch.rows)
         queries = encode_cached(encoder, tokens, settings.encoding.chunk_size, kept)
-        positives = torch.from_numpy(batch.positives).to(device)
+        positives = on_device(batch.positives, device)
         loss = queries.new_zeros(())
-        if settings.losses.encoder_weight > 0:
+        if losses.encoder_weight > 0:
             keys = heads.dual(start.labels(pool, kept - len(tokens.ids)))
-            loss = loss + settings.losses.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
-        if settings.losses.encoder_weight < 1:
+            loss = loss + losses.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
+        if losses.encoder_weight < 1:
             vectors = heads.document(queries)
             if isinstance(table, OneVsAll):
                 # rates are those of the sum for the table, but the encoder learns from means
-                classified = table.loss(vectors, true_pairs(start.targets, batch.rows).to(device)) / len(vectors)
+                classified = table.loss(vectors, _true_pairs(start.targets[batch.rows]).to(device)) / len(vectors)
             else:
-                classified = score.classifier(
-                    vectors, heads.label(table(pool if all_at_once(settings) else batch.pool)), positives
-                )
-            loss = loss + (1 - settings.losses.encoder_weight) * classified
+                rows = heads.label(table(pool if _all_at_once(settings) else batch.pool))
+                classified = score.classifier(vectors, rows, positives)
+            loss = loss + (1 - losses.encoder_weight) * classified
         return loss
 
     def remaining() -> float:
         if settings.voting.documents_by == "companion":
-            return tuning_seconds(tuned_on(settings.fit, len(data.valid))) + linear_seconds(
-                data, settings.voting.linear
-            )
+            return after_keys_seconds(settings, data)
         return memory_seconds(encoder, start.documents, settings, data) if settings.voting.memory else 0.0
 
     beside = companion_seconds(settings.voting.companion, data, settings.fit)
-    choosing = settings.heads.search_weight is None and start.enough_valid
-    scaling = settings.classifier.classifier_norm == "tuned" and start.enough_valid
-    choice, valid = Choice(heads, choosing, scaling), Validation.of(start.data, encoder, search, settings.fit)
+    choice = Choice(
+        heads,
+        weight=settings.heads.search_weight is None and start.enough_valid,
+        power=settings.classifier.classifier_norm == "tuned" and start.enough_valid,
+    )
+    valid = Validation.of(start.data, encoder, search_keys, settings.fit)
 
     def evaluate() -> dict[str, float]:
         assert valid is not None
@@ -136,14 +116,14 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
             refresh=renewal.refresh(),
             ending=lambda: remaining() + beside,
         )
-        search.forget()
-        if (choosing or scaling) and valid is not None:
+        search_keys.forget()
+        if (choice.weight or choice.power) and valid is not None:
             report = dataclasses.replace(report, metrics=evaluate())
-            _tell(heads, choosing, scaling)
+            choice.log()
         encoder.precision = "float32"  # of the keys too
-        search.forget()
-        model = loop.model("unidec", search.now(), report, heads)
-        model.info["metrics"] = by_ranking(report.metrics)
+        search_keys.forget()
+        model = loop.model("unidec", report, search_keys.now(), heads)
+        model.info["metrics"] = _by_ranking(report.metrics)
         if run.ending is not None:
             return model
         if settings.voting.companion != "none" and report.stopped != "interrupted":
@@ -156,60 +136,121 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
         return loop.finish(model, settings.voting.memory, documents)
 
 
-def _decide(data: Dataset, settings: UnidecSettings, encoder: Encoder, rows: int) -> tuple[UnidecSettings, Need]:
-    """Every setting decided, and what the run takes."""
+def _decide(settings: UnidecSettings, encoder: Encoder, data: Dataset) -> tuple[UnidecSettings, int, str]:
+    """Every setting decided, the bytes that the run takes, and what to change where they are not there."""
     if settings.voting.companion != "none" and encoder.row_sparse:
         raise SettingsError(
             f"companion {settings.voting.companion!r} goes with a transformer, and the encoder "
             f"{settings.encoding.encoder!r} is itself a bag of token vectors; leave it out, or choose another encoder"
         )
-    settings = decided(settings, encoder, len(data.labels))
-    needed = _needed(settings, encoder, len(data.labels), rows)
-    if settings.voting.memory:
-        width = (settings.heads.encoder_dim or encoder.dim) + (settings.classifier.classifier_dim or encoder.dim)
-        needed += 2 * 4 * width * len(data.train)
+    settings = _filled_in(settings, encoder, len(data.labels))
     remedy = "lower --batch-size, --cap or --max-words, or take --table-dtype bf16 or --table-optimizer adagrad"
-    return settings, Need(needed=needed, remedy=remedy)
+    return settings, _needed_bytes(settings, encoder, data), remedy
 
 
-def _tell(heads: TwoHeads, choosing: bool, scaling: bool) -> None:
-    """Say what validation has chosen of the heads."""
-    if choosing:
-        share = 100 * heads.search_weight
-        logger.info("the dual encoder has %.0f%% of the score of both heads, by validation nDCG@5", share)
-    if scaling:
-        logger.info("rows keep their length to the power %g, by validation nDCG@5", heads.row_power)
+def _filled_in(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSettings:
+    """The settings with every automatic value decided for L labels, and the encoder set to the chosen precision."""
+    static = encoder.row_sparse
+    if settings.fit.weight_decay is None and not static:
+        settings = changed(settings, weight_decay=TRANSFORMER_DECAY)
+    settings = fill_in(settings, encoder)
+    classifier, pool = settings.classifier, settings.batches.pool
+    dim, dropout = (0, 0.0) if static else (TRANSFORMER_DIM, TRANSFORMER_DROPOUT)
+    one_vs_all = classifier.classifier_labels == "all"
+    if pool == "auto":
+        cheap = static or settings.losses.encoder_weight == 0  # no label text passes a transformer in a step
+        pool = "all" if cheap and size <= MOST_IN_POOL else "some"
+    unscaled = one_vs_all or classifier.classifier_loss == "bce"
+    rate = 0.01 if classifier.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
+    chosen = {
+        "pool": pool,
+        "cap": 8 * settings.fit.batch_size,
+        "encoder_dim": dim,
+        "classifier_dim": dim,
+        "table_init": "random" if one_vs_all else "labels",
+        "classifier_norm": "never" if unscaled else "search",
+        "head_dropout": dropout,
+        "table_dropout": None if one_vs_all else dropout,
+        "head_lr": 2 * (settings.fit.lr or 0.0),
+        "table_lr": 1e-3 if one_vs_all else rate,
+    }
+    values = flat(settings)
+    return changed(settings, **{name: value for name, value in chosen.items() if values[name] in (None, "auto")})
 
 
-def untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
-    """Encoder, heads and label table before the first step.
+def _needed_bytes(settings: UnidecSettings, encoder: Encoder, data: Dataset) -> int:
+    """Bytes that a run takes: of one head, the table and its optimiser, vectors, shortlists, and document keys."""
+    size, documents = len(data.labels), len(usable_rows(data.train.targets, data.fit_rows))
+    pool = size if settings.batches.pool == "all" else min(size, settings.batches.cap or size)
+    dual_width = settings.heads.encoder_dim or encoder.dim
+    width = settings.classifier.classifier_dim or encoder.dim
+    row = width * (2 if settings.classifier.table_dtype == "bf16" else 4)
+    if settings.classifier.classifier_labels == "all":
+        state = 4 * width if settings.classifier.table_momentum else 0
+    else:
+        state = 8 * width if settings.classifier.table_optimizer == "adamw" else 8
+    vectors = documents * (dual_width * 2 + 4 * settings.mining.range_max)
+    keys = 2 * 4 * (dual_width + width) * len(data.train) if settings.voting.memory else 0
+    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors + keys
 
-    Args:
-        start: what the recipe starts from.
-    """
-    settings, encoder = start.settings, start.encoder
+
+def _untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
+    """Encoder, heads and label table before the first step."""
+    settings, encoder, classifier = start.settings, start.encoder, start.settings.classifier
     heads = TwoHeads(
         encoder.dim,
         settings.heads.encoder_dim or 0,
-        settings.classifier.classifier_dim or 0,
+        classifier.classifier_dim or 0,
         dropout=settings.heads.head_dropout or 0.0,
         identity=settings.heads.identity,
-        classifier_norm=settings.classifier.classifier_norm or "search",
+        classifier_norm=classifier.classifier_norm or "search",
         unit=encoder.normalize,
     ).to(encoder.device)
     heads.search_weight = 0.5 if settings.heads.search_weight is None else settings.heads.search_weight
-    first = first_rows(settings, encoder, heads, start.labels.tokens)
-    if settings.classifier.classifier_labels == "all":
-        return UnidecModule(encoder, heads, OneVsAll(first, scale=1 / settings.losses.temperature))
-    return UnidecModule(encoder, heads, LabelTable(first, settings.classifier.table_dropout or 0.0))
+    dtype = torch.bfloat16 if classifier.table_dtype == "bf16" else torch.float32
+    if classifier.table_init == "random":
+        rows = xavier_rows(len(start.labels.tokens), heads.widths[1], dtype, encoder.device)
+    else:
+        rows = _rows_of_texts(encoder, heads, start.labels.tokens, dtype)
+    if classifier.classifier_labels == "all":
+        return UnidecModule(encoder, heads, OneVsAll(rows, scale=1 / settings.losses.temperature))
+    return UnidecModule(encoder, heads, LabelTable(rows, classifier.table_dropout or 0.0))
 
 
-def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
-    """Validation metrics with those of each ranking apart.
+@torch.no_grad()
+def _rows_of_texts(encoder: Encoder, heads: TwoHeads, labels: Tokens, dtype: torch.dtype) -> Tensor:
+    """Rows (L, d_C) of a label table that are the vectors of the label texts, unit length."""
+    rows = torch.empty(len(labels), heads.widths[1], dtype=dtype, device=encoder.device)
+    heads.eval()
+    for block, vectors in _encoded(encoder, labels):
+        rows[block] = nn.functional.normalize(heads.document(vectors), dim=1)
+    heads.train()
+    return rows
 
-    Args:
-        metrics: as `Validation.of_rankings` gives them.
-    """
+
+@torch.no_grad()
+def _search_keys(module: UnidecModule, labels: Tokens) -> Tensor:
+    """The present search keys (L, d_D + d_C) of all labels; bf16 where training multiplies in it."""
+    encoder, heads, table = module.encoder, module.heads, module.table.weight
+    # rows of a label are long, so not all lengths are taken at a time
+    heads.row_length = float(torch.cat([rows.float().norm(dim=1) for rows in table.split(65_536)]).mean())
+    dtype = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+    keys = torch.empty(len(labels), sum(heads.widths), dtype=dtype, device=encoder.device)
+    for block, vectors in _encoded(encoder, labels):
+        keys[block] = heads.keys(vectors, table[block])
+    return keys
+
+
+def _encoded(encoder: Encoder, tokens: Tokens) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of texts, and their vectors without a graph."""
+    for start in range(0, len(tokens), ENCODED_BLOCK):
+        block = slice(start, min(start + ENCODED_BLOCK, len(tokens)))
+        part = tokens.take(np.arange(block.start, block.stop))
+        yield block, torch.from_numpy(encoder.encode(part)).to(encoder.device)
+
+
+def _by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
+    """Validation metrics, as `Validation.of_rankings` gives them, with those of each ranking apart."""
     combined = {name: value for name, value in metrics.items() if " " not in name}
     if not combined:
         return {"validation": {}}
@@ -220,217 +261,49 @@ def by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
     return {"validation": combined, "rankings": {"combined": combined, **others}}
 
 
-def decided(settings: UnidecSettings, encoder: Encoder, size: int) -> UnidecSettings:
-    """The settings with every automatic value decided, and the encoder set to the chosen precision.
-
-    Args:
-        settings: of the run.
-        encoder: what will be trained.
-        size: L, labels.
-    """
-    static = encoder.row_sparse
-    if settings.fit.weight_decay is None and not static:
-        settings = changed(settings, weight_decay=TRANSFORMER_DECAY)
-    settings = fill_in(settings, encoder)
-    dim, dropout = (0, 0.0) if static else (TRANSFORMER_DIM, TRANSFORMER_DROPOUT)
-    every = settings.classifier.classifier_labels == "all"
-    pool = settings.batches.pool
-    if pool == "auto":
-        cheap = static or settings.losses.encoder_weight == 0  # no label text passes a transformer in a step
-        pool = "all" if cheap and size <= MOST_IN_POOL else "some"
-    never = every or settings.classifier.classifier_loss == "bce"
-    rate = 0.01 if settings.classifier.table_optimizer == "adagrad" else 3e-3 if static else 1e-3
-    return changed(
-        settings,
-        pool=pool,
-        cap=settings.batches.cap or 8 * settings.fit.batch_size,
-        encoder_dim=dim if settings.heads.encoder_dim is None else settings.heads.encoder_dim,
-        classifier_dim=dim if settings.classifier.classifier_dim is None else settings.classifier.classifier_dim,
-        table_init=settings.classifier.table_init or ("random" if every else "labels"),
-        classifier_norm=settings.classifier.classifier_norm or ("never" if never else "search"),
-        head_dropout=dropout if settings.heads.head_dropout is None else settings.heads.head_dropout,
-        table_dropout=settings.classifier.table_dropout
-        if settings.classifier.table_dropout is not None or every
-        else dropout,
-        head_lr=settings.heads.head_lr or 2 * (settings.fit.lr or 0.0),
-        table_lr=settings.classifier.table_lr or (1e-3 if every else rate),
-    )
+def _true_pairs(targets: sp.csr_array) -> Tensor:
+    """All true labels (B, L) of a batch's documents as pairs (place in the batch, label number), (2, M) int64."""
+    places = np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))
+    return torch.from_numpy(np.vstack([places, targets.indices]).astype(np.int64))
 
 
-def _needed(settings: UnidecSettings, encoder: Encoder, size: int, documents: int) -> int:
-    """Bytes that training takes beside the data: of one head, the table and its optimiser, vectors, shortlists."""
-    pool = size if settings.batches.pool == "all" else min(size, settings.batches.cap or size)
-    width = settings.classifier.classifier_dim or encoder.dim
-    row = width * (2 if settings.classifier.table_dtype == "bf16" else 4)
-    if settings.classifier.classifier_labels == "all":
-        state = 4 * width if settings.classifier.table_momentum else 0
-    else:
-        state = 8 * width if settings.classifier.table_optimizer == "adamw" else 8
-    vectors = documents * (settings.heads.encoder_dim or encoder.dim) * 2 + documents * 4 * settings.mining.range_max
-    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors
-
-
-def first_rows(settings: UnidecSettings, encoder: Encoder, heads: TwoHeads, labels: Tokens) -> Tensor:
-    """What the label table begins with.
-
-    Args:
-        settings: of the run.
-        encoder: untrained.
-        heads: untrained.
-        labels: texts of all labels.
-
-    Returns:
-        (L, d_C) of the wanted type.
-    """
-    kind = torch.bfloat16 if settings.classifier.table_dtype == "bf16" else torch.float32
-    width = heads.widths[1]
-    if settings.classifier.table_init == "random":
-        return xavier_rows(len(labels), width, kind, encoder.device)
-    rows = torch.empty(len(labels), width, dtype=kind, device=encoder.device)
-    heads.eval()
-    with torch.no_grad():
-        for start in range(0, len(labels), DOCUMENT_BLOCK):
-            part = labels.take(np.arange(start, min(start + DOCUMENT_BLOCK, len(labels))))
-            vectors = torch.from_numpy(encoder.encode(part)).to(encoder.device)
-            rows[start : start + DOCUMENT_BLOCK] = nn.functional.normalize(heads.document(vectors), dim=1)
-    heads.train()
-    return rows
-
-
-@torch.no_grad()
-def mean_length(table: Tensor) -> float:
-    """Mean length of the rows of a table.
-
-    Args:
-        table: (L, d_C).
-    """
-    return float(torch.cat([rows.float().norm(dim=1) for rows in table.split(65_536)]).mean())
-
-
-def true_pairs(targets: sp.csr_array, rows: npt.NDArray[np.int64]) -> Tensor:
-    """All true labels of documents as pairs (place in the batch, label number), (2, M) int64.
-
-    Args:
-        targets: the truth of all documents, (N, L).
-        rows: (B,) documents.
-    """
-    part = targets[rows]
-    places = np.repeat(np.arange(len(rows)), np.diff(part.indptr))
-    return torch.from_numpy(np.vstack([places, part.indices]).astype(np.int64))
-
-
-def batch_plan(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: UnidecSettings) -> PickedBatches:
-    """The batches of a run.
-
-    Args:
-        targets: the truth of all documents, (N, L).
-        rows: (n,) documents to train on.
-        settings: of the run.
-    """
-    if settings.batches.pool == "all":
-        every = np.arange(targets.shape[1])
-        return PickedBatches(
-            targets,
-            rows,
-            lambda draws, shortlists, rng: every,
-            settings.fit.batch_size,
-            settings.fit.seed,
-            settings.batches.clusters,
-        )
-    pick = PickSome(
-        settings.batches.num_positives or None,
-        settings.mining.num_negatives,
-        settings.batches.cap,
-        settings.batches.gap,
-    )
-    return PickedBatches(targets, rows, pick, settings.fit.batch_size, settings.fit.seed, settings.batches.clusters)
+def _batches(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: UnidecSettings) -> PickedBatches:
+    """The batches of a run on the given rows of the truth (N, L)."""
+    batches = settings.batches
+    cut = settings.fit.batch_size, settings.fit.seed, batches.clusters
+    if batches.pool == "all":
+        labels = np.arange(targets.shape[1])
+        return PickedBatches(targets, rows, lambda draws, shortlists, rng: labels, *cut)
+    pick = PickSome(batches.num_positives or None, settings.mining.num_negatives, batches.cap, batches.gap)
+    return PickedBatches(targets, rows, pick, *cut)
 
 
 class PoolLoss:
-    """The losses of the two heads on a pool.
-
-    Args:
-        settings: of the run.
-        dtype: of the matrix products; None for that of the vectors.
-    """
+    """The losses of the two heads on a pool; products are made in ``dtype``, None for that of the vectors."""
 
     def __init__(self, settings: UnidecSettings, dtype: torch.dtype | None):
-        self.settings, self.dtype = settings, dtype
-        self.bce = closed_form("bce")
-        self.of_encoder, self.of_classifier = (
-            self._form(x) for x in (settings.losses.encoder_loss, settings.classifier.classifier_loss)
-        )
-
-    def _form(self, name: str) -> ClosedForm:
-        if name == "bce":
-            return self.bce
-        if name == "soft_top_k":  # a pool may have fewer labels than places
-            return closed_form(name, k=self.settings.losses.k, alpha=self.settings.losses.alpha, clamp=True)
-        return closed_form(name)
+        self.losses, self.dtype = settings.losses, dtype
+        self.names = {"encoder": settings.losses.encoder_loss, "classifier": settings.classifier.classifier_loss}
+        self.forms = {head: loss_form(name, settings.losses) for head, name in self.names.items()}
 
     def encoder(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
-        """Loss of the dual encoder.
-
-        Args:
-            queries: (B, d_D) documents.
-            keys: (P, d_D) labels.
-            positives: (2, M) pairs.
-        """
-        both = self.settings.losses.directions in ("encoder", "both")
-        return self._loss(self.of_encoder, queries, keys, positives, both)
+        """Loss of the dual encoder for documents (B, d_D), labels (P, d_D) and pairs (2, M)."""
+        return self._loss("encoder", queries, keys, positives)
 
     def classifier(self, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
-        """Loss of the classifier.
+        """Loss of the classifier for documents (B, d_C), rows of the table (P, d_C) and pairs (2, M)."""
+        return self._loss("classifier", queries, keys, positives)
 
-        Args:
-            queries: (B, d_C) documents.
-            keys: (P, d_C) rows of the table.
-            positives: (2, M) pairs.
-        """
-        both = self.settings.losses.directions in ("classifier", "both")
-        loss = self._loss(self.of_classifier, queries, keys, positives, both)
-        return loss
-
-    def _loss(self, form: ClosedForm, queries: Tensor, keys: Tensor, positives: Tensor, both: bool) -> Tensor:
-        options: dict[str, Any] = {"temperature": self.settings.losses.temperature, "dtype": self.dtype}
+    def _loss(self, head: str, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
+        form = self.forms[head]
+        options: dict[str, Any] = {"temperature": self.losses.temperature, "dtype": self.dtype}
         loss = linear_loss(form, queries, keys, positives, **options)
-        if both:
-            if form is not self.bce:  # labels without a document add nothing, and need not be looked at
-                there, columns = torch.unique(positives[1], return_inverse=True)
-                keys, positives = keys[there], torch.stack([positives[0], columns])
-            loss = (loss + linear_loss(form, keys, queries, positives.flip(0), **options)) / 2
-        return loss
-
-
-class SearchKeys:
-    """The present search keys of all labels, computed once between two steps.
-
-    Args:
-        module: in training.
-        tokens: texts of all labels.
-    """
-
-    def __init__(self, module: UnidecModule, tokens: Tokens):
-        self.module, self.tokens = module, tokens
-        self._keys: Tensor | None = None
-
-    def now(self) -> Tensor:
-        """(L, d_D + d_C) without a graph; bf16 where training multiplies in it."""
-        if self._keys is None:
-            encoder, heads, table = self.module.encoder, self.module.heads, self.module.table.weight
-            heads.row_length = mean_length(table)
-            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
-            keys = torch.empty(len(self.tokens), sum(heads.widths), dtype=kind, device=encoder.device)
-            for start in range(0, len(keys), DOCUMENT_BLOCK):
-                rows = np.arange(start, min(start + DOCUMENT_BLOCK, len(keys)))
-                vectors = torch.from_numpy(encoder.encode(self.tokens.take(rows))).to(encoder.device)
-                keys[start : start + len(rows)] = heads.keys(vectors, table.detach()[start : start + len(rows)])
-            self._keys = keys
-        return self._keys
-
-    def forget(self) -> None:
-        """The weights are about to change."""
-        self._keys = None
+        if self.losses.directions not in (head, "both"):
+            return loss
+        if self.names[head] != "bce":  # labels without a document add nothing, and need not be looked at
+            labels, columns = torch.unique(positives[1], return_inverse=True)
+            keys, positives = keys[labels], torch.stack([positives[0], columns])
+        return (loss + linear_loss(form, keys, queries, positives.flip(0), **options)) / 2
 
 
 class Renewal:
@@ -438,47 +311,36 @@ class Renewal:
 
     Args:
         module: in training.
-        documents: texts of all documents.
-        labels: texts of all labels.
+        start: texts, truth and settings.
         plan: batches, which use what is made here.
-        negatives: searches and filters shortlists.
-        settings: of the run.
     """
 
-    def __init__(
-        self,
-        module: UnidecModule,
-        documents: Tokens,
-        labels: Tokens,
-        plan: PickedBatches,
-        negatives: HardNegatives,
-        settings: UnidecSettings,
-    ):
-        self.module, self.documents, self.labels, self.plan = module, documents, labels, plan
-        self.negatives, self.settings, self.count = negatives, settings, 0
+    def __init__(self, module: UnidecModule, start: Prepared[UnidecSettings], plan: PickedBatches):
+        self.module, self.plan, self.count = module, plan, 0
+        self.documents, self.labels, self.settings = start.learned, start.labels.tokens, start.settings
+        self.negatives = hard_negatives(start.targets, start.settings.mining)
 
     def refresh(self) -> Refresh | None:
         """When and how it is made; None where nothing is needed."""
         if self.settings.batches.pool != "some" and not self.settings.batches.clusters:
             return None
-        every = self.settings.mining.mine_every
-        return Refresh(
-            self.settings.mining.mine_from, every, self.run, self.state, self.restore, self.negatives.outcome
-        )
+        mining = self.settings.mining
+        return Refresh(mining.mine_from, mining.mine_every, self.run, self.state, self.restore, self.negatives.outcome)
 
     @torch.no_grad()
     def run(self) -> None:
         """Encode labels and documents, search shortlists, and cluster."""
-        rows, plan, keys = self.plan.rows, self.plan, self._vectors(self.labels)
-        self.negatives.refresh(keys)
+        plan, rows, width = self.plan, self.plan.rows, self.settings.mining.range_max
+        keys = self._dual(self.labels)
+        self.negatives.refresh(keys.bfloat16() if self.module.encoder.precision == "bf16" else keys)
         vectors = torch.empty(len(rows), keys.shape[1], dtype=torch.bfloat16, device=keys.device)
-        shortlists = np.full((self.plan.targets.shape[0], self.settings.mining.range_max), -1, dtype=np.int32)
-        for start in range(0, len(rows), DOCUMENT_BLOCK):
-            part = rows[start : start + DOCUMENT_BLOCK]
-            queries = self._vectors(self.documents.take(part))
-            vectors[start : start + DOCUMENT_BLOCK] = queries
+        shortlists = np.full((plan.targets.shape[0], width), -1, dtype=np.int32)
+        for start in range(0, len(rows), ENCODED_BLOCK):
+            part = rows[start : start + ENCODED_BLOCK]
+            queries = self._dual(self.documents.take(part))
+            vectors[start : start + ENCODED_BLOCK] = queries
             if self.settings.batches.pool == "some":
-                shortlists[part] = self.negatives.candidates(part, queries, self.settings.mining.range_max)
+                shortlists[part] = self.negatives.candidates(part, queries, width)
         self.negatives.index = None
         if self.settings.batches.pool == "some":
             plan.shortlists = shortlists
@@ -487,76 +349,58 @@ class Renewal:
             plan.clusters = rows[balanced_clusters(vectors, plan.depth, rng)]
         self.count += 1
 
-    def _vectors(self, tokens: Tokens) -> Tensor:
+    def _dual(self, tokens: Tokens) -> Tensor:
+        """Vectors of texts by the dual encoder, without dropout."""
         encoder, heads = self.module.encoder, self.module.heads
-        vectors = torch.from_numpy(encoder.encode(tokens)).to(encoder.device)
         training = heads.training
         heads.eval()
-        found = heads.dual(vectors)
+        vectors = heads.dual(torch.from_numpy(encoder.encode(tokens)).to(encoder.device))
         heads.train(training)
-        return found.bfloat16() if encoder.precision == "bf16" and tokens is self.labels else found
+        return vectors
 
     def state(self) -> dict[str, Tensor]:
         """Shortlists and clusters, for a checkpoint."""
-        found = {"count": torch.tensor(self.count)}
+        state = {"count": torch.tensor(self.count)}
         if self.plan.shortlists is not None:
-            found["shortlists"] = torch.from_numpy(self.plan.shortlists)
+            state["shortlists"] = torch.from_numpy(self.plan.shortlists)
         if self.plan.clusters is not None:
-            found["clusters"] = torch.from_numpy(self.plan.clusters)
-        return found
+            state["clusters"] = torch.from_numpy(self.plan.clusters)
+        return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave.
-
-        Args:
-            state: tensors by name.
-        """
+        """Put back what `state` gave."""
         self.count = int(state["count"])
         self.plan.shortlists = state["shortlists"].numpy() if "shortlists" in state else None
         self.plan.clusters = state["clusters"].numpy() if "clusters" in state else None
 
 
-def all_at_once(settings: UnidecSettings) -> bool:
-    """Whether every row of the label table is updated in every step, by torch's AdamW; `RowAdamW` does the same slower.
-
-    Args:
-        settings: of the run.
-    """
+def _all_at_once(settings: UnidecSettings) -> bool:
+    """Whether every row of the table is updated in every step, by torch's AdamW; `RowAdamW` does the same slower."""
     plain = settings.classifier.table_optimizer == "adamw" and settings.classifier.table_dtype == "float32"
     return plain and settings.batches.pool == "all" and settings.classifier.classifier_labels == "pool"
 
 
 def optimizers(module: UnidecModule, settings: UnidecSettings) -> list[torch.optim.Optimizer]:
-    """The optimisers of encoder, heads and table, each parameter in exactly one group.
-
-    Args:
-        module: what is trained.
-        settings: of the run, every value decided.
-    """
-    decay = settings.fit.weight_decay or 0.0
-    rate = settings.classifier.table_lr or 0.0
-    found = optimizers_of(module.encoder, settings.fit)
-    if list(module.heads.parameters()):
-        found += make_optimizers(module.heads, False, settings.heads.head_lr or 0.0, decay)
-    if isinstance(module.table, OneVsAll):
-        found.append(
-            OneVsAllSGD(
-                module.table, rate, min(decay, MOST_DECAY), settings.classifier.table_momentum, seed=settings.fit.seed
-            )
-        )
-    elif all_at_once(settings):
-        fused = module.table.weight.device.type in ("cpu", "cuda")
-        found.append(torch.optim.AdamW(module.table.parameters(), rate, weight_decay=decay, fused=fused))
+    """The optimisers of encoder, heads and table, each parameter in exactly one group."""
+    decay, seed = settings.fit.weight_decay or 0.0, settings.fit.seed
+    rate, momentum = settings.classifier.table_lr or 0.0, settings.classifier.table_momentum
+    heads, table = module.heads, module.table
+    of_encoder = optimizers_of(module.encoder, settings.fit)
+    of_heads = make_optimizers(heads, False, settings.heads.head_lr or 0.0, decay) if list(heads.parameters()) else []
+    of_table: torch.optim.Optimizer
+    if isinstance(table, OneVsAll):
+        of_table = OneVsAllSGD(table, rate, min(decay, MOST_DECAY), momentum, seed=seed)
+    elif _all_at_once(settings):
+        fused = table.weight.device.type in ("cpu", "cuda")
+        of_table = torch.optim.AdamW(table.parameters(), rate, weight_decay=decay, fused=fused)
     elif settings.classifier.table_optimizer == "adagrad":
-        found.append(RowAdagrad(module.table.parameters(), rate, weight_decay=decay, seed=settings.fit.seed))
+        of_table = RowAdagrad(table.parameters(), rate, weight_decay=decay, seed=seed)
     else:
-        found.append(
-            RowAdamW(
-                module.table.parameters(),
-                rate,
-                weight_decay=decay,
-                decay_by="touches" if module.encoder.row_sparse else "steps",
-                seed=settings.fit.seed,
-            )
+        of_table = RowAdamW(
+            table.parameters(),
+            rate,
+            weight_decay=decay,
+            decay_by="touches" if module.encoder.row_sparse else "steps",
+            seed=seed,
         )
-    return found
+    return [*of_encoder, *of_heads, of_table]

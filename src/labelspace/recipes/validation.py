@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,37 +29,48 @@ MIN_VALID = 20
 """Fewer validation documents than this are measured on, but nothing is chosen by them."""
 
 
-class Keys(Protocol):
-    """Where validation finds the present keys of all labels."""
+class LabelKeys:
+    """The present keys of all labels, made once between two steps.
+
+    Args:
+        make: makes them, (L, D) without a graph.
+    """
+
+    def __init__(self, make: Callable[[], Tensor]):
+        self._make = make
+        self._keys: Tensor | None = None
 
     def now(self) -> Tensor:
-        """(L, D) without a graph."""
+        """The keys (L, D) by the present weights."""
+        if self._keys is None:
+            self._keys = self._make()
+        return self._keys
 
     def forget(self) -> None:
-        """They are to be made anew."""
+        """The weights are about to change."""
+        self._keys = None
 
 
 class Validation:
     """The validation documents that a run looks at.
 
     Args:
-        data: its ``valid`` part is used, and propensities from all of ``train``.
+        data: its ``valid`` part is measured on, with propensities from all of ``train``.
         encoder: in training.
         label_keys: of all labels.
         fit: settings of the run.
     """
 
-    def __init__(self, data: Dataset, encoder: Encoder, label_keys: Keys, fit: FitSettings):
+    def __init__(self, data: Dataset, encoder: Encoder, label_keys: LabelKeys, fit: FitSettings):
         self.data, self.encoder, self.label_keys = data, encoder, label_keys
         self.corpus = looked_at(data.valid, fit)
         self.documents = encoder.tokenize(self.corpus.texts, cache_folder())
-        self.longest = longest_filter_row(self.corpus.filter_pairs)
-        self.size = len(data.labels)
+        self.filtered = longest_filter_row(self.corpus.filter_pairs)
 
     @classmethod
-    def of(cls, data: Dataset, encoder: Encoder, label_keys: Keys, fit: FitSettings) -> Validation | None:
+    def of(cls, data: Dataset, encoder: Encoder, label_keys: LabelKeys, fit: FitSettings) -> Validation | None:
         """The documents, or None where there are none with a label or the run looks at none."""
-        if not len(data.valid) or not data.valid.targets.nnz or fit.evaluations == 0:
+        if not data.valid.targets.nnz or fit.evaluations == 0:
             return None
         return cls(data, encoder, label_keys, fit)
 
@@ -68,14 +79,8 @@ class Validation:
         return torch.from_numpy(self.encoder.encode(self.documents)).to(self.encoder.device)
 
     def best(self, queries: Tensor, keys: Tensor, k: int) -> Predictions:
-        """The k best labels of the documents by the product of vectors, and as many more as may be filtered.
-
-        Args:
-            queries: (n, D).
-            keys: (L, D).
-            k: labels a document.
-        """
-        return Predictions(*Memory.of_labels(keys).predict(Query(queries), min(k + self.longest, self.size)))
+        """The k best labels by products of queries (n, D) and keys (L, D), and as many more as may be filtered."""
+        return Predictions(*Memory.of_labels(keys).predict(Query(queries), min(k + self.filtered, len(keys))))
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the present weights."""
@@ -84,17 +89,14 @@ class Validation:
     def of_rankings(self, queries: Tensor, keys: Tensor, heads: TwoHeads) -> dict[str, float]:
         """Metrics of both heads together, and of each alone under names like ``classifier P@1``.
 
-        Args:
-            queries: (n, d_D + d_C).
-            keys: (L, d_D + d_C).
-            heads: whose columns these are.
+        Queries are (n, d_D + d_C), keys (L, d_D + d_C).
         """
         metrics: dict[str, float] = {}
         for ranking in RANKINGS:
             columns = heads.columns(ranking)
-            before = "" if ranking == "combined" else f"{ranking} "
+            prefix = "" if ranking == "combined" else f"{ranking} "
             own = _metrics(self.best(queries[:, columns], keys[:, columns], 100), self.corpus, self.data)
-            metrics.update({before + name: value for name, value in own.items()})
+            metrics.update({prefix + name: value for name, value in own.items()})
         return metrics
 
 
@@ -104,12 +106,7 @@ def _metrics(predictions: Predictions, corpus: Corpus, data: Dataset) -> dict[st
 
 
 def looked_at(corpus: Corpus, fit: FitSettings) -> Corpus:
-    """The validation documents that a run looks at.
-
-    Args:
-        corpus: all of them.
-        fit: settings of the run.
-    """
+    """Those of all validation documents that a run looks at."""
     if len(corpus) <= fit.valid_documents:
         return corpus
     chosen = np.random.default_rng(fit.seed).choice(len(corpus), fit.valid_documents, replace=False)
@@ -117,28 +114,16 @@ def looked_at(corpus: Corpus, fit: FitSettings) -> Corpus:
 
 
 def with_memory(model: Model, data: Dataset, fit: FitSettings) -> dict[str, float]:
-    """Metrics of a model on the validation documents that its run looks at, which do not vote; {} without such.
-
-    Args:
-        model: with document keys.
-        data: as it was given.
-        fit: settings of the run.
-    """
+    """Metrics of a model on the validation documents that its run looks at, which do not vote; {} without such."""
     corpus = looked_at(data.valid, fit)
-    if not len(corpus) or not corpus.targets.nnz:
+    if not corpus.targets.nnz:
         return {}
     depth = min(100 + longest_filter_row(corpus.filter_pairs), len(data.labels))
     return _metrics(model.predict(corpus.texts, depth, left_out=model.held_out(data)), corpus, data)
 
 
 def calibrate(model: Model, data: Dataset, fit: FitSettings) -> None:
-    """Calibrate a trained model on the validation documents that its run looked at, or say why it is not.
-
-    Args:
-        model: what was trained; nothing but its calibration changes.
-        data: as it was given.
-        fit: settings of the run.
-    """
+    """Calibrate a trained model on the validation documents that its run looked at, or say why it is not."""
     if fit.evaluations == 0 or model.info["fit"]["stopped"] == "interrupted":
         logger.info("the model is not calibrated; labelspace calibrate does it")
         return
