@@ -32,20 +32,12 @@ RECIPES: dict[str, type[RunSettings | Request]] = {
 
 
 def components(kind: type[AnySettings]) -> dict[str, type]:
-    """Components of the settings of a recipe: name in Python and in files, and class.
-
-    Args:
-        kind: class of the settings.
-    """
+    """Components of the settings of a recipe: name in Python and in files, and class."""
     return {field.name: type(field.default) for field in dataclasses.fields(kind)}
 
 
 def defaults(kind: type[AnySettings]) -> dict[str, Any]:
-    """All settings of a recipe by their flat names, with their defaults.
-
-    Args:
-        kind: class of the settings.
-    """
+    """All settings of a recipe by their flat names, with their defaults."""
     return {field.name: field.default for part in components(kind).values() for field in dataclasses.fields(part)}
 
 
@@ -53,8 +45,6 @@ KNOWN: frozenset[str] = frozenset(name for kind in RECIPES.values() for name in 
 """Names of all settings of all recipes."""
 COMPONENTS = frozenset(name for kind in RECIPES.values() for name in components(kind))
 """Names of all components of all recipes, which are tables in files."""
-
-
 GONE: dict[str, tuple[Any, str]] = {
     "add_bce": (0.0, "it cost 2.8 points of P@1"),
     "refresh_steps": (50, "negatives 'stale' were level with 'mined' after thirty minutes"),
@@ -65,24 +55,15 @@ GONE: dict[str, tuple[Any, str]] = {
 
 
 def recipe_with(names: Iterable[str]) -> str:
-    """The recipe that is meant when none is named: auto, or the first of the others that has all settings given.
-
-    Args:
-        names: of settings that were given.
-    """
+    """The recipe that is meant when none is named: auto, or the first of the others that has all settings given."""
     return next((recipe for recipe, kind in RECIPES.items() if set(names) <= defaults(kind).keys()), "auto")
 
 
 def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings | Request:
-    """The settings of a recipe with the given values put over its defaults.
+    """The settings of a recipe with values, by flat name or by component and name, put over its defaults.
 
-    Args:
-        recipe: ``auto``, ``dexml``, ``unidec`` or ``raexmc``.
-        given: values by flat name, or by component and name.
-        source: where they came from, for error messages.
-
-    Raises:
-        SettingsError: an unknown recipe or name, or a value out of bounds, one sentence.
+    ``source`` is where they came from, for error messages. An unknown recipe or name, or a value out of bounds, is a
+    SettingsError of one sentence.
     """
     if recipe not in RECIPES:
         raise SettingsError(f"unknown recipe {recipe!r}; choose one of: {', '.join(RECIPES)}")
@@ -104,28 +85,13 @@ def resolve(recipe: str, given: dict[str, Any], source: str = "") -> RunSettings
 
 
 def made(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
-    """Settings with the given values put over the defaults.
-
-    Args:
-        kind: class of the settings.
-        values: by flat name; names that this class does not have are passed over.
-
-    Raises:
-        ValidationError: a value out of bounds.
-    """
-    return changed(kind(), **{name: value for name, value in values.items() if name in defaults(kind)})
+    """Settings with values by flat name put over the defaults; names that this class does not have are passed over."""
+    known = defaults(kind)
+    return changed(kind(), **{name: value for name, value in values.items() if name in known})
 
 
 def changed(settings: AnySettings, **values: Any) -> AnySettings:
-    """The settings with some replaced.
-
-    Args:
-        settings: of a run.
-        values: by flat name.
-
-    Raises:
-        ValidationError: a value out of bounds.
-    """
+    """The settings with some replaced, by flat name; a value out of bounds is pydantic's ValidationError."""
     parts = {}
     for name in components(type(settings)):
         part = getattr(settings, name)
@@ -138,8 +104,7 @@ def changed(settings: AnySettings, **values: Any) -> AnySettings:
 def flat(settings: Any) -> dict[str, Any]:
     """All settings by their flat names, as plain values.
 
-    Args:
-        settings: of a run, or values by name, some of which may be whole components; a saved record is either.
+    They come from a run, or from values by name, some of which may be whole components; a saved record is either.
     """
     values: dict[str, Any] = {}
     for name, value in (settings if isinstance(settings, dict) else vars(settings)).items():
@@ -149,11 +114,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 
 def in_one_sentence(error: ValidationError) -> str:
-    """The first complaint of pydantic in our words: setting, what is wrong, what was given.
-
-    Args:
-        error: what was raised.
-    """
+    """The first complaint of pydantic in our words: setting, what is wrong, what was given."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     name = next((part for part in first["loc"] if part in KNOWN), None)
@@ -163,22 +124,12 @@ def in_one_sentence(error: ValidationError) -> str:
 
 
 def to_dict(settings: RunSettings | Request) -> dict[str, dict[str, Any]]:
-    """All settings by component and name, as plain values.
-
-    Args:
-        settings: of a run.
-    """
+    """All settings by component and name, as plain values."""
     return dataclasses.asdict(settings)
 
 
 def to_toml(settings: RunSettings | Request, recipe: str, data: dict[str, Any] | None = None) -> str:
-    """A configuration file that gives these settings back; unset ones are left out.
-
-    Args:
-        settings: settings of a run.
-        recipe: name of the recipe.
-        data: how the data files were read, to go with them.
-    """
+    """A configuration file that gives these settings back, and how data files were read; unset ones are left out."""
     lines: list[str] = []
     for table, values in {"": {"recipe": recipe, **(data or {})}, **to_dict(settings)}.items():
         lines += ["", f"[{table}]"] if table else []
@@ -189,11 +140,7 @@ def to_toml(settings: RunSettings | Request, recipe: str, data: dict[str, Any] |
 def read_config(path: str | Path) -> dict[str, Any]:
     """Values by flat name from a TOML, YAML or JSON file, with or without tables of components.
 
-    Args:
-        path: the file; its suffix says which.
-
-    Raises:
-        SettingsError: a file that cannot be read, does not hold settings, or gives one of them twice.
+    A file that cannot be read, does not hold settings, or gives one of them twice, is a SettingsError.
     """
     path = Path(path)
     try:
@@ -220,7 +167,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: a configuration file holds names and values, this one a {type(values).__name__}")
-    found: dict[str, Any] = {}
+    flat_values: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and name not in COMPONENTS:
             raise SettingsError(
@@ -231,7 +178,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             key = str(key).replace("-", "_")
             if isinstance(entry, dict):
                 raise SettingsError(f"{path}: {key!r} in {name!r} is a table, where a value is wanted")
-            if key in found:
+            if key in flat_values:
                 raise SettingsError(f"{path}: {key!r} is given twice; leave one of them out")
-            found[key] = entry
-    return found
+            flat_values[key] = entry
+    return flat_values
