@@ -221,10 +221,9 @@ def _untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
 def _rows_of_texts(encoder: Encoder, heads: TwoHeads, labels: Tokens, dtype: torch.dtype) -> Tensor:
     """Rows (L, d_C) of a label table that are the vectors of the label texts, unit length."""
     rows = torch.empty(len(labels), heads.widths[1], dtype=dtype, device=encoder.device)
-    heads.eval()
-    for block, vectors in _encoded(encoder, labels):
-        rows[block] = nn.functional.normalize(heads.document(vectors), dim=1)
-    heads.train()
+    with heads.without_dropout():
+        for block, vectors in _encoded(encoder, labels):
+            rows[block] = nn.functional.normalize(heads.document(vectors), dim=1)
     return rows
 
 
@@ -352,11 +351,8 @@ class Renewal:
     def _dual(self, tokens: Tokens) -> Tensor:
         """Vectors of texts by the dual encoder, without dropout."""
         encoder, heads = self.module.encoder, self.module.heads
-        training = heads.training
-        heads.eval()
-        vectors = heads.dual(torch.from_numpy(encoder.encode(tokens)).to(encoder.device))
-        heads.train(training)
-        return vectors
+        with heads.without_dropout():
+            return heads.dual(torch.from_numpy(encoder.encode(tokens)).to(encoder.device))
 
     def state(self) -> dict[str, Tensor]:
         """Shortlists and clusters, for a checkpoint."""

@@ -33,23 +33,15 @@ SEARCH_SETTINGS = ("search_weight", "row_length", "row_power")
 
 
 class LabelEncoder:
-    """The dual encoder's head: a label's vector is its text, encoded.
-
-    Args:
-        encoder: the encoder, shared with the documents.
-        tokens: texts of all L labels.
-        chunk_size: texts of full length encoded at a time.
-    """
+    """The dual encoder's head: a label's vector is its text, encoded as documents are, ``chunk_size`` at a time."""
 
     def __init__(self, encoder: Encoder, tokens: Tokens, chunk_size: int):
         self.encoder, self.tokens, self.chunk_size = encoder, tokens, chunk_size
 
     def __call__(self, pool: npt.NDArray[np.int64] | None, kept_tokens: int = 0) -> Tensor:
-        """Vectors (P, D) float32 of the labels of a pool, with a graph.
+        """Vectors (P, D) float32 of the labels of a pool (P,), None for all, with a graph.
 
-        Args:
-            pool: (P,) label numbers; None for all.
-            kept_tokens: tokens whose activations may stay in memory.
+        Activations of ``kept_tokens`` tokens may stay in memory.
         """
         tokens = self.tokens if pool is None else self.tokens.take(pool)
         return encode_cached(self.encoder, tokens, self.chunk_size, kept_tokens)
@@ -71,10 +63,9 @@ class LabelTable(nn.Module):
         self.dropout = dropout
 
     def forward(self, pool: npt.NDArray[np.int64] | None) -> Tensor:
-        """Vectors (P, D) float32 of the labels of a pool, with a graph.
+        """Vectors (P, D) float32 of a pool of distinct, rising label numbers (P,), with a graph.
 
-        Args:
-            pool: (P,) distinct label numbers, rising; None for all, whose gradient is dense.
+        None stands for all labels, whose gradient is dense.
         """
         if pool is None:
             rows = self.weight.float()
@@ -84,14 +75,7 @@ class LabelTable(nn.Module):
 
 
 def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The first vectors of a table, Xavier-uniform.
-
-    Args:
-        count: L, rows.
-        dim: D, columns.
-        dtype: float32 or bf16.
-        device: of the table.
-    """
+    """The first vectors (L, D) of a table, Xavier-uniform."""
     bound = (6 / (count + dim)) ** 0.5
     return torch.empty(count, dim, dtype=dtype, device=device).uniform_(-bound, bound)
 
@@ -134,24 +118,17 @@ class OneVsAll(LabelTable):
         """Queries and positives of the last loss, until the weights are updated for it."""
 
     def loss(self, queries: Tensor, positives: Tensor) -> Tensor:
-        """BCE summed over documents and labels; its gradient in the queries uses the weights as they are now.
+        """BCE summed over documents (B, D) and labels; its gradient in the queries uses the weights as they are now.
 
-        Args:
-            queries: (B, D) float32 documents.
-            positives: (2, M) int64 pairs (row of the batch, label number), in any order.
+        Positives are (2, M) pairs (row of the batch, label number), in any order.
         """
         positives = positives[:, torch.argsort(positives[1])]
         self.pending = (queries.detach(), positives)
         value: Tensor = _OneVsAll.apply(queries, self, positives)
         return value
 
-    def chunks(self, queries: Tensor, positives: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Labels of each chunk, their rows in the type of the products, and logits (B, c) that may be overwritten.
-
-        Args:
-            queries: (B, D) documents.
-            positives: (2, M) pairs, sorted by label.
-        """
+    def chunks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Labels of each chunk, their rows in the type of the products, and logits (B, c) that may be overwritten."""
         low = torch.bfloat16 if self.weight.dtype == torch.bfloat16 else queries.dtype
         scaled = (queries * self.scale).to(low)
         for start in range(0, len(self.weight), self.chunk):
@@ -171,7 +148,7 @@ class _OneVsAll(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, head: OneVsAll, positives: Tensor) -> Tensor:
         gradient = torch.zeros_like(queries)
         value = torch.zeros((), dtype=torch.float64, device=queries.device)
-        for labels, rows, logits in head.chunks(queries, positives):
+        for labels, rows, logits in head.chunks(queries):
             where = _positives_within(positives, labels)
             value -= logits[where].sum()
             value += logits.clamp(min=0).sum() + logits.abs().neg_().exp_().log1p_().sum()
@@ -219,7 +196,7 @@ class OneVsAllSGD(BaseOptimizer):
         if group["momentum"] and "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         generator = torch.Generator(weight.device).manual_seed((group["seed"] * 1_000_003 + state["step"]) % 2**63)
-        for labels, rows, logits in self.head.chunks(queries, positives):
+        for labels, rows, logits in self.head.chunks(queries):
             g = logits.sigmoid_()
             g[_positives_within(positives, labels)] -= 1
             change = (g.to(rows.dtype).T @ queries.to(rows.dtype)).to(queries.dtype).mul_(self.head.scale)
@@ -231,11 +208,7 @@ class OneVsAllSGD(BaseOptimizer):
             weight[labels] = round_stochastically(new, generator) if weight.dtype == torch.bfloat16 else new
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the last loss.
-
-        Args:
-            set_to_none: as in torch.
-        """
+        """Forget the last loss."""
         super().zero_grad(set_to_none)
         self.head.pending = None
 
@@ -302,7 +275,8 @@ class TwoHeads(nn.Module):
         return dropout(vectors, self.dropout) if self.training and self.dropout else vectors
 
     @contextlib.contextmanager
-    def _without_dropout(self) -> Iterator[None]:
+    def without_dropout(self) -> Iterator[None]:
+        """As in search, whatever the module does at present."""
         training = self.training
         self.eval()
         try:
@@ -333,15 +307,8 @@ class TwoHeads(nn.Module):
 
     @torch.no_grad()
     def queries(self, vectors: Tensor) -> Tensor:
-        """Queries of documents: [g_D; g_C], g_C of unit length unless it is ``never`` scaled.
-
-        Args:
-            vectors: (n, D) of the encoder.
-
-        Returns:
-            (n, d_D + d_C) float32.
-        """
-        with self._without_dropout():
+        """Queries (n, d_D + d_C) float32 of documents: [g_D; g_C], g_C of unit length unless it is ``never`` scaled."""
+        with self.without_dropout():
             dual, classifier = self.dual(vectors), self.document(vectors)
         if self.classifier_norm != "never":
             classifier = normalize(classifier, dim=1)
@@ -353,16 +320,11 @@ class TwoHeads(nn.Module):
 
     @torch.no_grad()
     def keys(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
-        """Keys of labels: [2 s g_D; 2 (1 - s) W], with the length of W that `classifier_norm` says.
+        """Keys (n, d_D + d_C) float32 of labels: [2 s g_D; 2 (1 - s) W], W as long as `classifier_norm` says.
 
-        Args:
-            vectors: (n, D) of the encoder, from the label texts.
-            rows: (n, d_C) of the table; None for labels without a row, which take g_C of their text.
-
-        Returns:
-            (n, d_D + d_C) float32.
+        ``vectors`` (n, D) are the encoder's of their texts. Labels without rows (n, d_C) of the table take g_C of them.
         """
-        with self._without_dropout():
+        with self.without_dropout():
             dual = self.dual(vectors)
             rows = self.row_length * normalize(self.document(vectors), dim=1) if rows is None else rows.float()
         if self.classifier_norm == "tuned" and self.row_power:
@@ -392,16 +354,7 @@ class TwoHeads(nn.Module):
 
     @classmethod
     def load(cls, file: Path, settings: dict[str, Any], device: str = "cpu") -> TwoHeads:
-        """Read what `save` wrote.
-
-        Args:
-            file: the file.
-            settings: what `save` returned.
-            device: where to put the weights.
-
-        Raises:
-            ModelError: a file that is damaged, or heads of another kind.
-        """
+        """Read what `save` wrote; a damaged file, or heads of another kind, is a ModelError."""
         if settings.get("kind") != "two heads":
             raise ModelError(f"{file} holds heads of the unknown kind {settings.get('kind')!r}")
         try:
@@ -440,9 +393,9 @@ def best_search_weight(
     Args:
         queries: (n, d_D + d_C) of documents, not weighted.
         keys: (L, d_D + d_C) of labels.
-        first: d_D.
+        first: d_D, columns of the dual encoder.
         targets: (n, L) truth.
-        filter_pairs: (M, 2) pairs of document and label that no ranking may show; None for none.
+        filter_pairs: (M, 2) pairs of document and label that no ranking may show.
     """
     targets = binary_truth(targets)
     barred = barred_labels(filter_pairs, *targets.shape)
@@ -470,6 +423,7 @@ def best_search_weight(
 
 
 def _linear(dim: int, out: int, identity: bool) -> nn.Linear:
+    """A layer that begins as the identity, as far as its sizes allow, or at random."""
     layer = nn.Linear(dim, out)
     nn.init.zeros_(layer.bias)
     if not identity:

@@ -52,8 +52,8 @@ class Pairs:
     """The positives of a batch, and what is known of all its logits before a scan.
 
     Args:
-        rows: (M,) rows of the positives.
-        columns: (M,) columns of the positives.
+        rows: (M,) their rows.
+        columns: (M,) their columns.
         logits: (M,) their logits.
         weights: (M,) their relevances r.
         per_row: (B,) m_i, at least 1.
@@ -149,10 +149,10 @@ def decoupled_softmax(
 
 
 def supcon(logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
-    """Supervised contrastive loss: softmax over all columns, averaged over the positives of a row (UniDEC).
+    """Supervised contrastive loss (UniDEC): `softmax`, averaged over the positives of a row.
 
-    It is `softmax` with each positive weighted by 1/m_i, so that a document with many labels counts as one; weights do
-    not change m_i. Arguments, result and errors are those of `softmax`.
+    So a document with many labels counts as one. Weights do not change m_i. Arguments, result and errors are those of
+    `softmax`.
     """
     return apply(closed_form("supcon"), logits, positives, weights, reduce)
 
@@ -189,13 +189,8 @@ def soft_top_k(
     ``z_j = sigmoid(alpha (s_j + t))`` with the one t that makes ``sum_j z_j = k``, found by `find_shift` without a
     gradient; the gradient is that of the implicit function.
 
-    Args:
-        logits: as for `softmax`.
-        positives: as for `softmax`.
-        weights: as for `softmax`.
-        reduce: as for `softmax`.
-        k: the number of places, one for all rows or a (B,) tensor.
-        alpha: steepness of the sigmoid.
+    ``k`` is the number of places, one for all rows or a (B,) tensor, and ``alpha`` the steepness of the sigmoid. The
+    other arguments and the result are those of `softmax`.
 
     Raises:
         ValueError: as for `softmax`, or k is not between 0 and the number of columns that count.
@@ -207,7 +202,7 @@ def closed_form(name: str, **options: Any) -> ClosedForm:
     """A loss by name, in the form that can be computed in blocks.
 
     Args:
-        name: one of ``softmax``, ``decoupled_softmax``, ``supcon``, ``balanced``, ``bce``, ``soft_top_k``.
+        name: that of a function of this module.
         options: ``k``, ``alpha`` and ``clamp`` of ``soft_top_k``.
 
     Raises:
@@ -263,17 +258,9 @@ class _Loss(torch.autograd.Function):
 def apply(
     form: ClosedForm, logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None
 ) -> Tensor:
-    """A loss of logits that are there, as a scalar that autograd can differentiate once.
+    """The loss of a form, from logits of any floating type that are there; autograd can differentiate it once.
 
-    Args:
-        form: the loss.
-        logits: (B, P), any floating type.
-        positives: (2, M) int64 pairs (row, column).
-        weights: (M,) relevance of each positive.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
-
-    Raises:
-        ValueError: shapes that do not fit together, pairs outside the logits, or a positive whose logit is -inf.
+    The other arguments, the result and the errors are those of `softmax`.
     """
     check_pairs(logits.shape, positives, weights)
     if not len(logits):  # nothing to learn from
@@ -283,12 +270,7 @@ def apply(
 
 
 def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights: Tensor | None) -> None:
-    """Refuse logits, pairs or weights that do not fit together.
-
-    Args:
-        shape: shape of the logits, (B, P).
-        positives: (2, M) int64.
-        weights: (M,) or None.
+    """Refuse positives (2, M) or weights (M,) that do not fit logits of the shape (B, P).
 
     Raises:
         ValueError: naming the shape that is wrong, or the pair that is outside the logits.
@@ -305,15 +287,10 @@ def check_pairs(shape: torch.Size | tuple[int, ...], positives: Tensor, weights:
 
 
 def check_range(shape: torch.Size | tuple[int, ...], pairs: Tensor, name: str) -> None:
-    """Refuse pairs outside the logits, which indexing would wrap around to others.
-
-    Args:
-        shape: shape of the logits, (B, P).
-        pairs: (2, M) int64.
-        name: of the pairs.
+    """Refuse pairs (2, M) outside logits of the shape (B, P), which indexing would wrap around to others.
 
     Raises:
-        ValueError: naming the first pair that is outside.
+        ValueError: naming the pairs, and the first of them that is outside.
     """
     sizes = torch.tensor(shape, device=pairs.device)[:, None]
     outside = ((pairs < 0) | (pairs >= sizes)).any(dim=0)
@@ -335,16 +312,10 @@ def gather(
     bound: float = math.inf,
     reduce: Reduce | None = None,
 ) -> Pairs:
-    """Make `Pairs` of a batch's positives.
+    """Make `Pairs` of the positives (2, M) of a batch of ``n_rows`` rows, of their logits (M,) and their relevances.
 
-    Args:
-        positives: (2, M) int64 pairs (row, column).
-        logits: (M,) their logits.
-        weights: (M,) their relevances; None for 1.
-        n_rows: B, the rows of the batch.
-        entries: B P of all shards.
-        bound: no logit is larger in size.
-        reduce: combines a (B,) tensor over label shards; None for one shard.
+    The other arguments are those of `Pairs`; without ``weights`` all relevances are 1, without ``reduce`` there is one
+    shard.
 
     Raises:
         ValueError: a positive whose logit is -inf.
@@ -370,12 +341,7 @@ def _log_sum_exp(pairs: Pairs) -> Callable[[Tensor, slice], Tensor]:
 
 
 def small_log_sum_exp(block: Tensor, rows: slice) -> Tensor:
-    """The logsumexp of the rows of a block, whose exp cannot overflow and is left in its memory.
-
-    Args:
-        block: (b, c) logits.
-        rows: those of the block.
-    """
+    """The logsumexp of the rows of a block (b, c), whose exp cannot overflow and is left in its memory."""
     return block.exp_().sum(dim=1).log()
 
 
@@ -527,15 +493,7 @@ def top_k_shift(
 def find_shift(scan: Scan, k: int | Tensor, alpha: float, dtype: torch.dtype, clamp: bool = False) -> Tensor:
     """`top_k_shift` of logits that are scanned: Newton's steps inside a bracket, which is halved where they leave it.
 
-    Args:
-        scan: goes over the logits.
-        k: as for `top_k_shift`.
-        alpha: as for `top_k_shift`.
-        dtype: of the logits.
-        clamp: as for `top_k_shift`.
-
-    Raises:
-        ValueError: as for `top_k_shift`.
+    Arguments and errors are those of `top_k_shift`; ``dtype`` is that of the logits.
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be above 0, got {alpha}")
