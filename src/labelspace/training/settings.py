@@ -23,27 +23,25 @@ class EncoderSettings:
     Args:
         encoder: ``static``, ``minilm``, a model folder (of labelspace too: a warm start), or a name of the hub.
         base: the transformer from which ``static`` is made.
-        vocabulary: of ``static``: ``words`` adds the corpus's whole words to the word pieces of the base, ``phrases``
+        vocabulary: tokens of ``static``: ``pieces`` of the base; ``words`` adds the corpus's whole words, ``phrases``
             also label texts and common pairs of words.
-        max_words: of ``static``: at most this many added words, and as many phrases.
-        frequency_weight: of ``static``: a of the token weight a / (a + frequency); 0 for equal weights.
+        max_words: most words added to ``static``, and most phrases.
+        frequency_weight: a in the token weight a / (a + frequency) of ``static``; 0 for equal weights.
         pooling: of a transformer; its own when not given.
         projection: dimensions of a linear layer added to a transformer; none when not given.
-        normalize: unit vectors; raw ones want a temperature near 1.
-        dropout: of a transformer's hidden and attention layers in training; ``own`` keeps the pretrained model's, most
-            often 0.1, as the papers train. In runs of some hundred steps 0 is as good.
-        attention: of a transformer; ``packed`` lays texts end to end and computes no padding; ``auto`` is packed on a
-            CPU where the architecture allows it, or else eager for training on short texts there, sdpa elsewhere. Up
-            to which length of text eager attention is faster is measured once.
-        max_tokens: texts are cut here; when not given, 256 for ``static``, and 128 for a transformer or what it can
-            take if that is less.
+        normalize: make unit vectors; raw ones want a temperature near 1.
+        dropout: of a transformer in training; ``own`` keeps the pretrained model's, most often 0.1, as the papers do.
+            In runs of some hundred steps 0 is as good.
+        attention: of a transformer; ``packed`` computes no padding. ``auto`` is packed on a CPU where the architecture
+            allows it, else eager for training on short texts on a CPU, else sdpa.
+        max_tokens: texts are cut here; when not given, 256 for ``static`` and 128, or fewer where it must, for a
+            transformer.
         long_documents: what is kept of a longer text: ``head`` the first tokens; ``head+tail`` the first and the last,
             three to one; ``chunks`` up to ``max_chunks`` times ``max_tokens``, encoded apart, their vectors averaged.
-        max_chunks: chunks of a text, with ``chunks``.
-        chunk_size: texts of full length (or chunks of long ones) encoded at a time in training; of shorter ones as many
-            more.
-        activations_gb: memory for activations of a transformer; what does not fit is computed again in the backward
-            pass, which costs a third more time.
+        max_chunks: most chunks of a text, with ``chunks``.
+        chunk_size: texts, or chunks, of full length encoded at a time in training; of shorter ones as many more.
+        activations_gb: memory for activations of a transformer; what does not fit is computed again, in a third more
+            time.
         device: ``auto`` is cuda or mps where there is one, else cpu.
         precision: of training; ``auto`` is bf16 where the device multiplies faster in it.
     """
@@ -74,18 +72,17 @@ class FitSettings:
     Args:
         epochs: passes over the training documents.
         batch_size: documents in a step.
-        lr: highest learning rate; when not given, 3e-3 for ``static``, and for a transformer 4e-4 times 384 / width,
-            4e-4 at most.
-        token_lr_factor: of a transformer: the rate of its token table, as a multiple of ``lr``; rare words are met
-            seldom in a short run.
-        weight_decay: 0 for ``static`` and 0.01 for a transformer when not given; never on biases and norms.
+        lr: highest learning rate; when not given, 3e-3 for ``static``, 1e-3 for it in RAE-XMC, and for a transformer
+            4e-4 times 384 / width, 4e-4 at most.
+        token_lr_factor: rate of a transformer's token table, as a multiple of ``lr``; rare words are met seldom.
+        weight_decay: never on biases and norms; when not given, 0 for ``static`` and 0.01 for a transformer, 0.05 in
+            UniDEC.
         warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
         max_minutes: end within this time, reading and saving included; the rate follows the clock.
         evaluations: how often a run looks at the validation documents, the end included.
-        valid_documents: how many validation documents are looked at, also by the tuning of a memory, where it is 3,000
-            at most.
-        checkpoint_minutes: write the state of the run, from which --resume goes on, so often; 0 for never.
+        valid_documents: most validation documents that are looked at; a memory is tuned on 3,000 of them at most.
+        checkpoint_minutes: minutes between two states of the run, from which --resume goes on; 0 for none.
         patience: stop after this many evaluations without a better nDCG@5; 0 for never.
         seed: of every random choice.
         track: send the records of ``log.jsonl`` to ``trackio`` or ``wandb`` as well.
@@ -120,8 +117,7 @@ class MiningSettings:
         range_min: best labels of a shortlist that are passed over.
         range_max: length of a shortlist.
         max_score: highest similarity of a hard negative; no limit when not given.
-        absolute_margin: a hard negative is less similar than the document's best label by this much; no
-            limit when not given.
+        absolute_margin: a hard negative is less similar than the document's best label by this; no limit if not given.
         relative_margin: the same as a share of the similarity of that label; no limit when not given.
     """
 
@@ -144,7 +140,7 @@ class BatchSettings:
     """What a step learns from.
 
     Args:
-        label_documents: the text of every label is a training document too, with that label alone.
+        label_documents: in training the text of every label is a document too, with that label alone.
     """
 
     label_documents: bool = False
@@ -158,8 +154,8 @@ class MemorySettings:
         objective: metrics apart by commas, by whose mean the memory is tuned: P, nDCG or PSP at 1, 3 or 5.
         key_precision: of document keys and of encoding them; ``bf16`` takes half the space, and ``auto`` is that on a
             CPU that is faster in it, else ``float32``.
-        linear: learn a linear classifier on words beside the keys, which judges what they found; it is kept where it
-            ranks validation documents better.
+        linear: learn a linear classifier on words, which reranks what the keys find; it is kept where validation
+            documents are ranked better.
     """
 
     objective: str = "P@1,P@3,P@5"
@@ -172,7 +168,7 @@ class OptionalMemory(MemorySettings):
     """A memory of training documents, if one is wanted.
 
     Args:
-        memory: after training the training documents become keys that vote, as of RAE-XMC, and how keys vote is tuned.
+        memory: after training, training documents become keys that vote, as in RAE-XMC, and how they vote is tuned.
     """
 
     memory: bool = False
@@ -198,7 +194,7 @@ class DexmlLoss:
     """The loss of DEXML.
 
     Args:
-        loss: ``decoupled_softmax``, ``softmax``, ``soft_top_k`` or ``bce``.
+        loss: of a document over the labels of the pool.
         k: places of ``soft_top_k``.
         alpha: steepness of ``soft_top_k``.
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
@@ -218,10 +214,9 @@ class DexmlBatches(BatchSettings):
         negatives: ``all`` scores every label in every step, ``in-batch`` the labels of the batch's documents, ``mined``
             also labels that the model itself ranks high for them.
         positives: ``all``, or ``sample`` to draw one of a document's labels a step (k for ``soft_top_k``).
-        pool_positives: of all but ``all``: how many of a document's labels are drawn into the pool; when not given, all
-            for ``in-batch`` and 1 for the others.
-        weighted: weigh each positive by its relevance (``target_rel``) instead of by 1; with ``sample``, on top of the
-            draw in proportion to it.
+        pool_positives: labels drawn for a document into the pool; when not given, all, or 1 with ``mined``. With the
+            negatives ``all`` it does nothing.
+        weighted: weigh each positive by its relevance (``target_rel``), by which ``sample`` draws in any case.
     """
 
     negatives: Literal["all", "in-batch", "mined"] = "all"
@@ -251,8 +246,7 @@ class UnidecLoss:
     """The loss of UniDEC: of its dual encoder, and of both heads together.
 
     Args:
-        encoder_loss: of the dual encoder: ``decoupled_softmax``, ``softmax``, ``supcon``, ``balanced``, ``soft_top_k``
-            or ``bce``.
+        encoder_loss: loss of the dual encoder.
         directions: which heads also learn from labels to documents, with half the weight of their loss.
         encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
         k: places of ``soft_top_k``.
@@ -285,8 +279,8 @@ class UnidecBatches(BatchSettings):
         num_positives: labels of a document drawn into the pool; 0 for all.
         cap: most labels in a pool; 8 times the batch size when not given.
         gap: no more is added to a pool once so few places are left.
-        pool: ``some`` picks labels as described; ``all`` scores every label in every step; ``auto`` is ``all`` for
-            up to 65,536 labels with ``static`` or an encoder weight of 0, else ``some``.
+        pool: ``all`` scores every label in every step, ``some`` a pool of positives and hard negatives; ``auto`` is
+            ``all`` for up to 65,536 labels with ``static`` or an encoder weight of 0, else ``some``.
         clusters: make each batch of documents that are alike, once hard negatives are made, as the paper does.
     """
 
@@ -303,13 +297,12 @@ class HeadSettings:
     """The layers behind the encoder of UniDEC, and the shares of its two rankings.
 
     Args:
-        encoder_dim: of the dual encoder's vectors; 0 for those of the encoder itself; 0 for ``static`` and 384 for a
-            transformer when not given.
+        encoder_dim: dimensions of the dual encoder's vectors; 0 takes those of the encoder itself. When not given, 0
+            for ``static`` and 384 for a transformer.
         identity: heads begin as the identity, instead of at random.
         head_dropout: of the heads' vectors of texts; 0 for ``static`` and 0.1 for a transformer when not given.
         head_lr: learning rate of the heads; twice that of the encoder when not given.
-        search_weight: share of the dual encoder in the score of both heads; chosen on the validation documents when not
-            given.
+        search_weight: share of the dual encoder in the score; chosen on validation documents when not given.
     """
 
     encoder_dim: Annotated[int, Field(ge=0)] | None = None
@@ -324,20 +317,19 @@ class ClassifierSettings:
     """The classifier of UniDEC: a table with a row for each label.
 
     Args:
-        classifier_loss: of the classifier, one of those of the dual encoder.
-        classifier_labels: ``pool`` trains the label table on the labels of the pool; ``all`` by one-vs-all BCE on every
-            label in every step, a chunk of labels at a time (Renee, ELMO), by stochastic gradient descent.
-        classifier_dim: of the label table and the classifier's vectors of documents; as for encoder_dim.
-        classifier_norm: where vectors and rows of the classifier are scaled to unit length: in ``search``, in ``both``
-            search and training, or ``never``; ``tuned`` as in search, but rows keep as much of their length as ranks
-            validation documents best, which counts where few labels are very frequent; when not given, ``never`` after
-            one-vs-all or ``bce``, else ``search``.
-        table_init: ``labels`` begins the label table with the vectors of the label texts, ``random`` at random; random
-            for one-vs-all when not given.
+        classifier_loss: loss of the classifier.
+        classifier_labels: ``pool`` trains the rows of the pool; ``all`` every row in every step, by one-vs-all BCE and
+            stochastic gradient descent (Renee, ELMO).
+        classifier_dim: dimensions of the label table; as for encoder_dim.
+        classifier_norm: where vectors and rows of the classifier have unit length: in ``search``, ``both`` in search
+            and training, or ``never``. With ``tuned``, in search, but rows keep as much of their length as ranks
+            validation documents best. When not given, ``never`` for one-vs-all or ``bce``, else ``search``.
+        table_init: ``labels`` begins with the vectors of the label texts, ``random`` at random; random for one-vs-all
+            and labels otherwise when not given.
         table_dropout: of the rows of the label table; as for head_dropout.
-        table_lr: learning rate of the label table; when not given, 3e-3 for ``static`` and 1e-3 for a transformer, 0.01
-            with ``adagrad``, and 1e-3 for one-vs-all.
-        table_momentum: of one-vs-all: of the gradient, which takes four bytes a weight.
+        table_lr: learning rate of the label table; when not given, 1e-3 for one-vs-all, else 0.01 with ``adagrad``,
+            else 3e-3 for ``static`` and 1e-3 for a transformer.
+        table_momentum: of the gradient of one-vs-all; it takes four bytes a weight.
         table_optimizer: ``adamw``, or ``adagrad``, which needs next to no memory beside the table.
         table_dtype: ``float32``, or ``bf16`` rounded stochastically.
     """
@@ -378,11 +370,10 @@ class CompanionMemory(OptionalMemory):
     """A memory of training documents, and a second encoder that answers beside the first.
 
     Args:
-        companion: ``static`` trains a bag of token vectors by RAE-XMC too, in a few passes, and joins the model with it
-            before it is tuned; ``static-unidec`` one with a classifier of its own, which takes longer and adds more;
-            for a transformer with a memory.
-        documents_by: whose vectors the training documents vote by: the ``encoder``, which has to encode all of them
-            once more, or its ``companion``, which does that in seconds.
+        companion: a second encoder joined with a transformer that has a memory: ``static``, trained by RAE-XMC in a few
+            passes, or ``static-unidec``, with a classifier of its own, which takes longer and adds more.
+        documents_by: by whose vectors the training documents vote: the ``encoder``'s, which has to encode all of them
+            once more, or the ``companion``'s, which takes seconds.
     """
 
     companion: Literal["none", "static", "static-unidec"] = "none"
@@ -440,7 +431,6 @@ class RaexmcMining(MiningSettings):
 
     Args:
         num_negatives: hard negatives drawn for a document in a step; they cost more than they bring.
-        range_max: length of a shortlist.
     """
 
     num_negatives: Annotated[int, Field(ge=0)] = 0
@@ -453,7 +443,6 @@ class RaexmcBatches(BatchSettings):
 
     Args:
         positives: labels of a document that are drawn as positives in a step; 0 for all.
-        label_documents: in training the text of every label is a document too, with that label alone.
     """
 
     positives: Annotated[int, Field(ge=0)] = 0
@@ -474,8 +463,8 @@ class EncoderRequest(EncoderSettings):
     """How texts become vectors, the encoder chosen where none is given.
 
     Args:
-        encoder: as for every recipe; when not given, ``minilm``, or ``static`` where the time allows a transformer less
-            than a third of a pass over the documents, or than a tenth where ``static`` is joined with it.
+        encoder: as for every recipe; when not given, ``minilm``, or ``static`` where there is no time for a third of a
+            pass with a transformer, or for a tenth where ``static`` is joined with it.
     """
 
     encoder: str | None = None  # type: ignore[assignment]
@@ -487,7 +476,7 @@ class FitRequest(FitSettings):
 
     Args:
         epochs: passes over the training documents; chosen when not given.
-        batch_size: documents in a step; 32 to 512, by the number of documents, when not given.
+        batch_size: documents in a step; when not given, 32 to 512, by the number of documents.
         max_minutes: end within this time, reading and saving included; 60 when not given.
     """
 
@@ -500,7 +489,7 @@ class LossRequest(UnidecLoss):
     """The loss of UniDEC, its share of the dual encoder chosen where it is not given.
 
     Args:
-        encoder_weight: share of the dual encoder in the loss; when not given, 0 for a transformer, 0.5 for ``static``.
+        encoder_weight: share of the dual encoder in the loss; 0 for a transformer and 0.5 for ``static`` if not given.
     """
 
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # type: ignore[assignment]
@@ -511,14 +500,12 @@ class MemoryRequest(CompanionMemory):
     """What answers beside the encoder, chosen where it is not given.
 
     Args:
-        memory: after training the training documents become keys that vote, and how keys vote is tuned.
-        companion: as for UniDEC; when not given, ``static-unidec`` beside a transformer where two passes of it take at
-            most a fifth of the time, else ``static`` where that takes at most a third, and 500 validation documents
-            tell how much it should count.
-        documents_by: as for UniDEC; when not given, the ``companion`` where encoding the documents would take the
+        companion: as for UniDEC; when not given, with 500 validation documents to weigh it: ``static-unidec`` beside a
+            transformer where two passes take at most a fifth of the time, else ``static`` where it takes a third.
+        documents_by: as for UniDEC; when not given, the ``companion`` where encoding all documents would take the
             transformer more than three tenths of the time.
-        linear: as for UniDEC; when not given, where it takes at most a fifth of the time, and 500 validation
-            documents tell how much it should count.
+        linear: as for UniDEC; when not given, where it takes at most a fifth of the time, and 500 validation documents
+            weigh it.
     """
 
     memory: bool = True
