@@ -135,8 +135,8 @@ class _Blocks:
         self.keys, self.low, self.high = keys, low, queries.dtype
         self.small = bound <= KEPT_EXPONENT
         self.queries = (queries / temperature).to(low)
-        self.height = min(ROW_BLOCK, max(1, len(queries)))
-        self.width = min(max(1, len(keys)), max(1, LOGITS_BLOCK_BYTES // (queries.element_size() * self.height)))
+        self.height = min(ROW_BLOCK, len(queries))
+        self.width = min(len(keys), max(1, LOGITS_BLOCK_BYTES // (queries.element_size() * self.height)))
         device = queries.device
         self.keys_low = torch.empty(self.width, keys.shape[1], dtype=low, device=device)
         slot = self.height * self.width
@@ -231,6 +231,8 @@ class _Places:
 
 
 class _Linear(torch.autograd.Function):
+    """`linear_loss` of a query at least and a label at least."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -245,8 +247,8 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         at_positives = _pair_products(queries, keys, positives).div_(temperature)
         entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
-        size = torch.linalg.vector_norm(queries, dim=1).amax() if len(queries) else entries
-        bound = float(size * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up
+        longest = torch.linalg.vector_norm(queries, dim=1).amax()
+        bound = float(longest * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up
         low = dtype if dtype is not None and bound <= LOW_LOGITS else queries.dtype
         blocks = _Blocks(queries, keys, temperature, positives, hidden, low, bound)
         wanted = any(ctx.needs_input_grad[:2])
@@ -295,10 +297,8 @@ def _blocks_backward(
 
     Of exps that are scaled by row the scale goes to the queries and to the product with the keys, which are small.
     """
-    some = grad_queries if grad_queries is not None else grad_keys
-    assert some is not None
-    part_queries = torch.empty(blocks.height, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
-    part_keys = torch.empty(blocks.width, blocks.queries.shape[1], dtype=blocks.low, device=some.device)
+    part_queries = torch.empty(blocks.height, queries.shape[1], dtype=blocks.low, device=queries.device)
+    part_keys = torch.empty(blocks.width, queries.shape[1], dtype=blocks.low, device=queries.device)
     scale, multiplied = None, blocks.queries
     if blocks.small and gradient.log_scale is not None:
         scale = gradient.log_scale.exp()[:, None]
@@ -339,5 +339,4 @@ def _pair_products(queries: Tensor, keys: Tensor, pairs: Tensor) -> Tensor:
 
 def _largest_norm(keys: Tensor) -> Tensor:
     """The largest length of a key."""
-    parts = [torch.linalg.vector_norm(part.float(), dim=1).amax() for part in keys.split(PAIR_BLOCK) if len(part)]
-    return torch.stack(parts).amax() if parts else keys.new_zeros(()).float()
+    return torch.stack([torch.linalg.vector_norm(part.float(), dim=1).amax() for part in keys.split(PAIR_BLOCK)]).amax()
