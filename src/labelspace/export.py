@@ -399,7 +399,7 @@ def card(model: Model, kind: str = "model") -> str:
         ("longest text", f"{model.encoder.max_tokens} tokens, {model.encoder.long_documents} of a longer one"),
         ("labels", f"{len(model.labels):,}"),
         ("documents that vote", f"{memory.n_documents:,}" if memory.n_documents else None),
-        ("judged by words", f"{reranked:,} labels, by a linear classifier" if reranked else None),
+        ("reranked by words", f"{reranked:,} labels, by a linear classifier" if reranked else None),
         ("training documents", f"{data['documents']:,}" if "documents" in data else None),
         ("data", name if data.get("name") else None),
         ("data fingerprint", data.get("fingerprint")),

@@ -221,7 +221,7 @@ def test_it_ranks_better_and_votes_are_multiplied(folder: Path, plain: Path, dat
     unjudged = model.predict(texts, 25)
     model.memory.voting = judge
     factors = model.memory.factors(model.memory.linear.features(texts), unjudged.indices)
-    with pytest.raises(ValueError, match="judges by words; make the query with Memory.ask"):
+    with pytest.raises(ValueError, match="reranks by words; make the query with Memory.ask"):
         model.memory.predict(Query(torch.zeros(1, model.encoder.dim)), 5)
     for row in range(len(texts)):
         expected = dict(zip(unjudged.indices[row], unjudged.scores[row] * factors[row], strict=True))

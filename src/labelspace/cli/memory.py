@@ -87,8 +87,8 @@ def tune(
     votes
         Try only raw votes, or only normalized ones, which a document shares between its labels.
     linear
-        Learn a linear classifier on words beside the keys, which judges what they found, or drop the one that is there;
-        one that is there is weighed anew when not given.
+        Learn a linear classifier on words beside the keys, which reranks what they found, or drop the one that is
+        there; one that is there is weighed anew when not given.
     like
         Folder of another model for the same labels, whose keys vote as was chosen for it: choose nothing, let keys vote
         by its settings and probabilities be made by its calibration. For a last training on all documents

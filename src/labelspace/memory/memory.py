@@ -252,7 +252,7 @@ class Memory:
             nearest = self.search(own, k, 0)
             return Answer(*_padded(nearest.labels, nearest.label_similarities, k), nearest)
         if self.reranks and query.words is None:
-            raise ValueError("a linear classifier judges by words; make the query with Memory.ask, from the texts")
+            raise ValueError("a linear classifier reranks by words; make the query with Memory.ask, from the texts")
         nearest = self.search(query, *self.voting.depths())
         if not self.reranks:
             return Answer(*self.rank(nearest, self.voting, k, query.allowed, among), nearest)

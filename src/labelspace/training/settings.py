@@ -175,7 +175,7 @@ class OptionalMemory(MemorySettings):
 
     def __post_init__(self) -> None:
         if self.linear and not self.memory:
-            raise ValueError("linear: it judges what a memory of documents found; give memory too, or leave it out")
+            raise ValueError("linear: it reranks what a memory of documents finds; give memory too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
