@@ -22,57 +22,34 @@ if TYPE_CHECKING:
     from .recipes import train
     from .types import Corpus, Dataset, Labels, Predictions
 
-_HOMES = {
-    "load": ".data",
-    "convert": ".data.conversion",
-    "train": ".recipes",
-    "evaluate": ".evaluation",
-    "join": ".model.joining",
-    "Model": ".model.model",
-    "Predictions": ".types",
-    "Corpus": ".types",
-    "Dataset": ".types",
-    "Labels": ".types",
-    "LabelspaceError": ".errors",
-    "DataError": ".errors",
-    "SettingsError": ".errors",
-    "ModelError": ".errors",
-    "MissingExtraError": ".errors",
-    "ResourceError": ".errors",
+_NAMES = {
+    ".data": ["load"],
+    ".data.conversion": ["convert"],
+    ".recipes": ["train"],
+    ".evaluation": ["evaluate"],
+    ".model.joining": ["join"],
+    ".model.model": ["Model"],
+    ".types": ["Corpus", "Dataset", "Labels", "Predictions"],
+    ".errors": ["DataError", "LabelspaceError", "MissingExtraError", "ModelError", "ResourceError", "SettingsError"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Corpus",
-    "DataError",
-    "Dataset",
-    "LabelspaceError",
-    "Labels",
-    "MissingExtraError",
-    "Model",
-    "ModelError",
-    "Predictions",
-    "ResourceError",
-    "SettingsError",
-    "__version__",
-    "convert",
-    "evaluate",
-    "join",
-    "load",
-    "losses",
+    "Corpus", "DataError", "Dataset", "LabelspaceError", "Labels", "MissingExtraError", "Model", "ModelError",
+    "Predictions", "ResourceError", "SettingsError", "__version__", "convert", "evaluate", "join", "load", "losses",
     "train",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "losses" or name in _HOMES:
-        from .base.machine import ask_for_huge_pages
+    if name != "losses" and name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .base.machine import ask_for_huge_pages
 
-        ask_for_huge_pages()
+    ask_for_huge_pages()
     if name == "losses":
         return importlib.import_module(".losses", __name__)
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def __dir__() -> list[str]:

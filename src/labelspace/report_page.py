@@ -1,9 +1,5 @@
 """A report as one HTML page: the public names of `report.page`."""
 
-from .report.page import (
-    render,
-)
+from .report.page import render
 
-__all__ = [
-    "render",
-]
+__all__ = ["render"]
