@@ -355,6 +355,26 @@ def test_a_failed_change_leaves_the_old_state(model: ls.Model, tmp_path: Path, m
     assert ls.Model.load(folder).memory.n_documents == 4
 
 
+def test_a_failed_copy_leaves_a_model_that_can_be_saved(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(tmp_path / "m")
+    for texts in ({"L3": "x"}, {"L3": "y"}):  # its own files are of a later revision than those of a copy
+        model.rename_labels(texts)
+        model.save()
+    model = ls.Model.load(tmp_path / "m")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr("labelspace.model.folder.save_manifest", fail)
+        model.save(tmp_path / "copy")
+    model.save()
+    again = ls.Model.load(tmp_path / "m")
+    assert np.array_equal(again.predict(TEXTS, 4).scores, model.predict(TEXTS, 4).scores)
+
+
 def test_what_cannot_be_written_is_named_and_nothing_is_left(
     model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,7 @@ from ..types import Predictions
 from .model import Model
 
 BLOCK = 4096
-"""Documents read, predicted and written at a time; as many as `Model.predict` looks at at once, so that blocks change
-nothing."""
+"""Documents predicted at a time: as many as `Model.predict` looks at at once, so that blocks change nothing."""
 SUFFIXES = (".jsonl", ".parquet", ".tsv", ".txt", ".npz")
 
 Block = tuple[list[str], list[str], Predictions]
@@ -71,10 +70,9 @@ def predict_file(
     Args:
         model: predicts.
         texts: file of texts, or "-" for standard input, as for `labelspace.data.TextSource`.
-        out: file to write; its suffix says what: .jsonl, .parquet, .tsv, .txt (a table to read) or .npz (sparse
-            scores).
-        text_column: column of a table that holds the text.
-        fields: of ``title`` and ``content``, as for `labelspace.data.TextSource`.
+        out: file to write: .jsonl, .parquet, .tsv, .txt (a table to read) or .npz (sparse scores).
+        text_column: as for `labelspace.data.TextSource`, and so are the next two.
+        fields: of LF json.
         encoding: of the file; None finds it out.
         block: documents at a time.
         progress: show a progress bar on standard error, where that is a terminal.
@@ -84,8 +82,7 @@ def predict_file(
         The number of documents.
 
     Raises:
-        SettingsError: a name that says nothing, reasons in a format that has no place for them, or an ``out`` that is
-            the file of texts.
+        SettingsError: as from `check_out`.
         DataError: a row that cannot be read, with file and line; nothing is written.
         ModelError: probabilities of a model that is not calibrated.
         MissingExtraError: Parquet without its package.
@@ -95,16 +92,18 @@ def predict_file(
     with TextSource(texts, text_column=text_column, fields=fields, encoding=encoding) as source:
         blocks = predict_blocks(model, source, block=block, progress=progress, **options)
         with contextlib.closing(blocks):
-            match out.suffix:
-                case ".npz":
-                    save_scores(joined([found for _, _, found in blocks]), len(model.labels), out)
-                case ".parquet":
-                    probable = bool(options.get("probabilities")) or options.get("threshold") is not None
-                    with atomic_file(out) as part:
-                        _to_parquet(blocks, part, probable, bool(options.get("why")))
-                case suffix:
-                    with atomic_file(out) as part, part.open("w", encoding="utf-8") as stream:
-                        write_blocks(blocks, {".txt": "table"}.get(suffix, suffix[1:]), stream)
+            if out.suffix == ".npz":
+                save_scores(joined([predictions for _, _, predictions in blocks]), len(model.labels), out)
+            elif out.suffix == ".parquet":
+                probable, why = options.get("probabilities") or options.get("threshold") is not None, options.get("why")
+                with atomic_file(out) as part:
+                    parquet = writers.ParquetPredictions(part, probabilities=bool(probable), why=bool(why))
+                    with contextlib.closing(parquet):
+                        for ids, rows, predictions in blocks:
+                            parquet.write(predictions, ids, rows)
+            else:
+                with atomic_file(out) as part, part.open("w", encoding="utf-8") as stream:
+                    write_blocks(blocks, "table" if out.suffix == ".txt" else out.suffix[1:], stream)
         return len(source)
 
 
@@ -135,33 +134,17 @@ def write_blocks(blocks: Iterable[Block], style: str, stream: TextIO) -> None:
         style: ``jsonl``, ``tsv`` or ``table``.
         stream: open text.
     """
-    first = True
-    for ids, texts, predictions in blocks:
-        match style:
-            case "jsonl":
-                writers.write_jsonl(predictions, ids, texts, stream)
-            case "tsv":
-                writers.write_tsv(predictions, ids, stream, header=first)
-            case _:
-                writers.write_table(predictions, ids, stream)
-        first = False
-
-
-def _to_parquet(blocks: Iterable[Block], path: Path, probabilities: bool, why: bool) -> None:
-    file = writers.ParquetPredictions(path, probabilities=probabilities, why=why)
-    try:
-        for ids, texts, predictions in blocks:
-            file.write(predictions, ids, texts)
-    finally:
-        file.close()
+    for number, (ids, texts, predictions) in enumerate(blocks):
+        if style == "jsonl":
+            writers.write_jsonl(predictions, ids, texts, stream)
+        elif style == "tsv":
+            writers.write_tsv(predictions, ids, stream, header=number == 0)
+        else:
+            writers.write_table(predictions, ids, stream)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of blocks as those of one, padded to the widest.
-
-    Args:
-        parts: at least one, for the same labels.
-    """
+    """Predictions of blocks, at least one, as those of one, padded to the widest."""
     width = max(part.indices.shape[1] for part in parts)
 
     def stacked(name: str, fill: float) -> Any:
@@ -170,8 +153,6 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
             return None
         return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=fill) for a in arrays])
 
-    first = parts[0]
-    return Predictions(
-        stacked("indices", -1), stacked("scores", -np.inf), first.label_ids, first.label_texts,
-        probabilities=stacked("probabilities", 0),
-    )  # fmt: skip
+    first, probabilities = parts[0], stacked("probabilities", 0)
+    indices, scores = stacked("indices", -1), stacked("scores", -np.inf)
+    return Predictions(indices, scores, first.label_ids, first.label_texts, probabilities=probabilities)

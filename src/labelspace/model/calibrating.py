@@ -29,12 +29,12 @@ def calibrate(core: Core, data: Dataset, split: str, predictions: Predictions | 
     _warn_of_split(core, data, split)
     truth = metrics.binary_truth(corpus.targets)
     barred = metrics.barred_labels(corpus.filter_pairs, *truth.shape)
-    here = truth
+    in_model = truth
     if list(data.labels.ids) != list(core.labels.ids):
         number = numbers_in(data.labels.ids, core.labels.ids)
         if (number < 0).all():
             raise DataError(f"{data.name} and the model have no label id in common")
-        here, barred = (renumbered_pairs(matrix, number, len(core.labels)) for matrix in (truth, barred))
+        in_model, barred = (renumbered_pairs(matrix, number, len(core.labels)) for matrix in (truth, barred))
     if predictions is None:
         left_out = held_out(core, data) if core.memory.n_documents and split == "valid" else None
         texts = checked_texts(corpus.texts, "text")
@@ -43,23 +43,19 @@ def calibrate(core: Core, data: Dataset, split: str, predictions: Predictions | 
     elif len(predictions) != len(corpus):
         raise DataError(f"there are {len(predictions)} rows of predictions but {len(corpus)} documents")
     indices, scores = predictions.indices, predictions.scores
-    made = calibration.fit(
-        np.where(indices >= 0, scores, -np.inf),
-        metrics.membership(indices, here),
-        ~metrics.membership(indices, barred),
-        int(truth.nnz),
-        scoring=core.memory.settings,
-    )
-    made.fitted.update(data=data.name, split=split)
-    core.calibration = made
-    best = made.fitted["best_f1"]
+    scores, kept = np.where(indices >= 0, scores, -np.inf), ~metrics.membership(indices, barred)
+    right, settings = metrics.membership(indices, in_model), core.memory.settings
+    fitted = calibration.fit(scores, right, kept, int(truth.nnz), scoring=settings)
+    figures = fitted.fitted
+    figures.update(data=data.name, split=split)
+    core.calibration = fitted
     logger.info(
         "calibrated on %d %s documents: %s; on held-out folds log-loss %.4f, calibration error %.3f, best F1 %.3f "
         "at threshold %.2f",
-        *(made.fitted["documents"], split, made.name, min(made.fitted["log_loss"].values())),
-        *(made.fitted["ece"], best["f1"], best["threshold"]),
+        *(figures["documents"], split, fitted.name, min(figures["log_loss"].values())),
+        *(figures["ece"], figures["best_f1"]["f1"], figures["best_f1"]["threshold"]),
     )
-    return made
+    return fitted
 
 
 def calibrate_if_possible(core: Core, data: Dataset, predictions: Predictions | None = None) -> None:

@@ -16,19 +16,16 @@ from tqdm import tqdm
 
 from ..base.machine import require_memory
 from ..base.rates import bf16_pays
-from ..encoders import Encoder, Precision
+from ..encoders import Precision
 from ..errors import DataError, SettingsError
 from ..evaluation.calibration import Calibration
 from ..labels import LabelNames
 from ..memory.keys import Keys
 from ..memory.memory import Memory
-from ..training.label_heads import TwoHeads
 from ..types import Labels
-from .towers import Tower
+from .towers import Tower, Vectors
 
 logger = logging.getLogger(__name__)
-
-Vectors = npt.NDArray[np.float32]
 
 ENCODE_BLOCK = 16_384
 """Texts encoded between two steps of a progress bar."""
@@ -42,7 +39,7 @@ class Core:
         memory: keys made by them, and their votes.
         labels: the L labels that are voted for.
         info: what made the model: recipe, config, data, metrics; all of it JSON.
-        calibration: from scores to probabilities, as it was fitted, see `current_calibration`.
+        calibration: from scores to probabilities, as it was fitted; `current_calibration` says whether it still holds.
 
     Attributes:
         history: changes of labels, documents and voting, the oldest first.
@@ -83,29 +80,13 @@ class Core:
         self.precision: Precision = "float32"
         self._names: LabelNames | None = None
 
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder, of the first tower."""
-        return self.towers[0].encoder
-
-    @property
-    def heads(self) -> TwoHeads | None:
-        """The heads behind the encoder, of the first tower."""
-        return self.towers[0].heads
-
     def set_precision(self, value: Literal["auto", "float32", "bf16"]) -> None:
-        """In which texts are encoded.
-
-        Args:
-            value: ``auto`` is what the device multiplies faster in.
-
-        Raises:
-            SettingsError: an unknown precision.
-        """
+        """Encode texts in a precision from now on; ``auto`` is the one that the device is faster in."""
         if value not in ("auto", "float32", "bf16"):
             raise SettingsError(f"unknown precision {value!r}; choose one of auto, float32, bf16")
-        chosen: Precision = value if value != "auto" else "bf16" if bf16_pays(self.encoder.device) else "float32"
-        self.precision = chosen
+        if value == "auto":
+            value = "bf16" if bf16_pays(self.towers[0].encoder.device) else "float32"
+        self.precision = value
 
     def encode(self, texts: Sequence[str], batch_size: int) -> Vectors:
         """(n, D) queries of checked texts, those of all towers side by side."""
@@ -142,12 +123,14 @@ class Core:
 
     def current_calibration(self) -> Calibration | None:
         """From scores to probabilities; None where there is none, or the memory was made to score otherwise since."""
-        made = self.calibration
-        if made is None or one_line(made.scoring) == one_line(self.memory.settings):
-            return made
+        if self.calibration is None:
+            return None
+        fitted_on, now = one_line(self.calibration.scoring), one_line(self.memory.settings)
+        if fitted_on == now:
+            return self.calibration
         logger.warning(
             "the calibration does not count: it was fitted on scores of %s, and the memory now has %s; calibrate again",
-            *(one_line(made.scoring), one_line(self.memory.settings)),
+            *(fitted_on, now),
         )
         return None
 
@@ -158,7 +141,7 @@ class Core:
         self._names = None
 
     def keys_of(self, kind: str) -> Keys:
-        """Keys of ``labels`` or of ``documents``."""
+        """Keys of a kind, ``labels`` or ``documents``."""
         return self.memory.label_keys if kind == "labels" else self.memory.document_keys
 
     def note(self, change: str, names: Sequence[str] = ()) -> None:
@@ -170,15 +153,7 @@ class Core:
 
 
 def checked_texts(texts: Sequence[str] | str, kind: str) -> list[str]:
-    """Texts as a list, a single one counting as one.
-
-    Args:
-        texts: n texts.
-        kind: what they are, in the singular, for the error.
-
-    Raises:
-        DataError: something that is not a text, by its place.
-    """
+    """Texts as a list, a single one too; `DataError` for anything else, which it calls by ``kind``."""
     if isinstance(texts, str):
         return [texts]
     try:

@@ -20,14 +20,12 @@ logger = logging.getLogger(__name__)
 def join(models: Sequence[Model]) -> Model:
     """One model that answers from the label keys of several and the documents of the first.
 
-    The query of a text is that of every model, side by side, and so is the key of a label; the product is the sum of
-    the models' similarities, each times its share. Documents are compared by the first model alone, so that their keys
-    are no longer than before: give the model first whose documents vote best, a transformer say. Shares are equal
-    until `Model.tune` chooses them, together with how keys vote, on validation documents.
+    Queries of the models stand side by side, and so do keys of a label; their product is the sum of the similarities,
+    each times the model's share. Documents are compared by the first model alone, so that their keys grow no longer:
+    name first the model whose documents vote best, a transformer say. Shares are equal until `Model.tune` chooses them.
 
     Args:
-        models: two or more, of the same labels by id; they are not changed; their encoders are shared, and large
-            arrays of the first.
+        models: two or more, of the same labels by id. They are not changed; encoders and large arrays are shared.
 
     Raises:
         ModelError: fewer than two models, or models of other labels.
@@ -62,12 +60,12 @@ def join(models: Sequence[Model]) -> Model:
         "data": first.info.get("data", {}),
         "metrics": {},
     }
-    return Model(towers[0].encoder, memory, first.labels, info, heads=towers[0].heads, more=towers[1:],
-                 share=towers[0].share)  # fmt: skip
+    tower, *more = towers
+    return Model(tower.encoder, memory, first.labels, info, heads=tower.heads, more=more, share=tower.share)
 
 
 def _warn_of_data(first: Model, other: Model, number: int) -> None:
-    """Say it when a model was trained on documents that the first held out."""
+    """Warn when a model was trained on documents that the first held out."""
     mine, theirs = (model.info.get("data", {}) for model in (first, other))
     prints = [data.get("fingerprint") for data in (mine, theirs)]
     seeds = [data.get("options", {}).get("seed") for data in (mine, theirs)]

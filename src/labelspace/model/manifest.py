@@ -18,18 +18,17 @@ from .towers import names as tower_files
 
 FORMAT, FORMAT_VERSION = "labelspace model", 3
 HASH_UP_TO = 1 << 28
-"""Bytes of files that are compared by content when a model is opened, small files first; the others by size."""
+"""Bytes of files that are compared by content when a model is loaded, small files first; the others by size."""
+NEEDED_ENTRIES = {
+    "files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int, "history": list, "revision": int,
+    "documents": int,
+}  # fmt: skip
+OTHER_ENTRIES = {"encoder": dict, "heads": dict, "joined": list, "shares": list}
+"""Types of entries; without "encoder" texts are cut at their head, and only models with heads have those."""
 
 
 def require_writable(path: str | Path) -> None:
-    """Refuse to replace anything but a labelspace model or an empty folder.
-
-    Args:
-        path: where a model shall be written.
-
-    Raises:
-        ModelError: something else is there, a folder that cannot be written to, or one with another model inside.
-    """
+    """Refuse to save a model in place of anything but a model or an empty folder that can be written to."""
     folder = Path(path).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not is_model(folder):
         raise ModelError(f"{folder} holds something that is not a labelspace model; choose another folder to write to")
@@ -48,30 +47,14 @@ def require_writable(path: str | Path) -> None:
 
 
 def require_free(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse to write a model where one is, unless that is asked for.
-
-    Args:
-        path: where a model shall be written.
-        overwrite: whether a model there may be replaced; anything else never is.
-
-    Raises:
-        ModelError: something is there.
-    """
+    """`require_writable`, which refuses a model too where none may be overwritten."""
     require_writable(path)
     if not overwrite and is_model(Path(path).expanduser()):
         raise ModelError(f"{path} holds a model already; add --overwrite to replace it, or choose another folder")
 
 
 def require_changeable(folder: str | Path, remedy: str = "") -> None:
-    """Refuse to change a model's folder that cannot be written to, before anything is computed.
-
-    Args:
-        folder: of the model.
-        remedy: what else can be done about it.
-
-    Raises:
-        ModelError: not a model folder, or one that cannot be written to.
-    """
+    """Refuse to change a model's folder that cannot be written to; the error ends with the ``remedy``."""
     place = Path(folder).expanduser()
     read_manifest(place)
     for part in (place, place / "memory"):
@@ -80,11 +63,7 @@ def require_changeable(folder: str | Path, remedy: str = "") -> None:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder's manifest says that it is a labelspace model, of whatever version.
-
-    Args:
-        folder: any.
-    """
+    """Whether a folder's manifest says that it is a labelspace model, of whatever version."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -93,13 +72,10 @@ def is_model(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a model's folder, without opening the model.
-
-    Args:
-        folder: the folder.
+    """The manifest of a model's folder.
 
     Raises:
-        ModelError: not a model folder, a damaged manifest, or one of a later version.
+        ModelError: not a model folder, a damaged manifest, or one of another version.
     """
     file = folder / "manifest.json"
     if not folder.exists():
@@ -120,12 +96,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has model format {version}, written by labelspace {manifest.get('labelspace_version', '?')}; "
             f"this is labelspace {__version__}, which reads format {FORMAT_VERSION}; install the other version"
         )
-    kinds = {"files": dict, "memory": dict, "info": dict, "dimensions": int, "labels": int}
-    kinds |= {"history": list, "revision": int, "documents": int}
-    # without "encoder" texts are cut at their head, and only models with heads have those
-    kinds.update({name: dict for name in ("encoder", "heads") if name in manifest})
-    kinds.update({name: list for name in ("joined", "shares") if name in manifest})
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    kinds = NEEDED_ENTRIES | {name: kind for name, kind in OTHER_ENTRIES.items() if name in manifest}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
     if "files" not in wrong and not all(
         isinstance(stamp, dict) and isinstance(stamp.get("bytes"), int) for stamp in manifest["files"].values()
     ):
@@ -142,24 +114,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for number, entry in enumerate(entries, 1):
         encoder, heads = tower_files(number)
         own += [f"{encoder}/modules.json", *([heads] if "heads" in entry else [])]
-    lost = [name for name in own if name not in manifest["files"]]
-    if lost:
-        raise ModelError(f"{file} is damaged: it does not list {', '.join(lost)}")
+    unlisted = [name for name in own if name not in manifest["files"]]
+    if unlisted:
+        raise ModelError(f"{file} is damaged: it does not list {', '.join(unlisted)}")
     return manifest
 
 
 def checking(
     folder: Path, files: Mapping[str, Mapping[str, Any]], graphs: Collection[str]
 ) -> Callable[[Iterable[str]], None]:
-    """What compares files of a model with those that were saved: the smallest by content, the others by size.
+    """A function that refuses files, by name, that are missing or not those of the manifest.
 
-    Args:
-        folder: of the model.
-        files: size and SHA-256 by name, as the manifest has them.
-        graphs: names of files that can be made again.
-
-    Returns:
-        A function of names; it raises `ModelError` for a file that is missing or another.
+    The smallest are compared by content, the others by size. ``graphs`` are names of files that can be made again.
     """
     small_first = sorted(files.items(), key=lambda item: (item[1]["bytes"], item[0]))
     ends = itertools.accumulate(stamp["bytes"] for _, stamp in small_first)
@@ -173,50 +139,34 @@ def checking(
             file, known = folder / name, stamps[name]
             again = f"make it again: labelspace index {folder} --kind hnsw" if name in graphs else ""
             try:
-                found = stamp_of(file, known=known)
+                stamp = stamp_of(file, known=known)
             except OSError as error:
                 again = again or "the model folder is incomplete, copy or train it again"
                 raise ModelError(f"{file} is missing or cannot be read ({error.strerror}); {again}") from error
-            if found != known:
+            if stamp != known:
                 raise ModelError(
-                    f"{file} is damaged: it is not the file that was saved "
-                    f"({found['bytes']} bytes, {known['bytes']} expected); "
-                    f"{again or 'copy or train the model again'}"
+                    f"{file} is damaged: it is not the file that was saved ({stamp['bytes']} bytes, "
+                    f"{known['bytes']} expected); {again or 'copy or train the model again'}"
                 )
 
     return check
 
 
 def remove_others(place: Path, files: Iterable[str]) -> None:
-    """Remove files of a memory that its manifest does not name, and what a change that was killed left.
-
-    Args:
-        place: the folder of the memory.
-        files: names that the manifest has.
-    """
-    gone = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
-    for file in (*gone, *place.parent.glob(".manifest.writing-*")):
+    """Remove from the folder of a memory files that its manifest does not name, and what a killed change left."""
+    unnamed = [file for file in place.iterdir() if f"memory/{file.name}" not in files]
+    for file in (*unnamed, *place.parent.glob(".manifest.writing-*")):
         with contextlib.suppress(OSError):
             file.unlink()
 
 
-def write_manifest(file: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest.
-
-    Args:
-        file: where; to be put in its place by whoever asks.
-        manifest: its entries, JSON.
-    """
+def save_manifest(file: Path, manifest: dict[str, Any]) -> None:
+    """Save a manifest in a file that the caller puts in its place."""
     file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stamp_of(file: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Size and SHA-256 of a file; its content is read only if that can tell more than its size does.
-
-    Args:
-        file: the file.
-        known: what it is compared with; None where nothing is known.
-    """
+    """Size and SHA-256 of a file; its content is read only if that says more than the size of ``known``."""
     size = file.stat().st_size
     if known is not None and (known["bytes"] != size or "sha256" not in known) or size > HASH_UP_TO:
         return {"bytes": size}

@@ -37,31 +37,24 @@ class Model:
         labels: the L labels that are voted for.
         info: what made the model: recipe, config, data, metrics; all of it JSON.
         calibration: from scores to probabilities.
-        heads: what stands between the encoder and the memory; None where the encoder's vectors are the queries.
-        more: further towers of a joined model: their queries and label keys stand beside those of the first, which
+        heads: between the encoder and the memory; None where the encoder's vectors are the queries.
+        more: further towers of a joined model, whose queries and label keys stand beside those of the first. The first
             alone makes document keys.
         share: of the first tower in the label keys.
 
     Attributes:
-        precision: in which texts are encoded: ``float32``, or ``bf16``, which is faster where the processor or GPU
-            multiplies faster in it; cosines to the float32 vectors are above 0.999. ``auto`` chooses by the device.
-            Not saved: a model opens in float32.
+        precision: in which texts are encoded: ``float32``, or ``bf16``, which is faster on some processors and GPUs;
+            cosines to the float32 vectors are above 0.999. ``auto`` chooses by the device. It is not saved.
 
     Raises:
         ValueError: encoder, memory and labels that do not fit together.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        memory: Memory,
-        labels: Labels,
-        info: dict[str, Any] | None = None,
-        calibration: Calibration | None = None,
-        heads: TwoHeads | None = None,
-        more: Sequence[Tower] = (),
+        self, encoder: Encoder, memory: Memory, labels: Labels, info: dict[str, Any] | None = None,
+        calibration: Calibration | None = None, heads: TwoHeads | None = None, more: Sequence[Tower] = (),
         share: float = 1.0,
-    ):
+    ):  # fmt: skip
         self.core = Core((Tower(encoder, heads, share), *more), memory, labels, info, calibration)
 
     @classmethod
@@ -100,18 +93,18 @@ class Model:
 
     @property
     def folder(self) -> Path | None:
-        """Where the model was opened or saved; None for nowhere yet."""
+        """Where the model was loaded or saved; None for nowhere yet."""
         return self.core.folder
 
     @property
     def encoder(self) -> Encoder:
         """The encoder, of the first tower."""
-        return self.core.encoder
+        return self.core.towers[0].encoder
 
     @property
     def heads(self) -> TwoHeads | None:
         """The heads behind the encoder, of the first tower."""
-        return self.core.heads
+        return self.core.towers[0].heads
 
     @property
     def calibration(self) -> Calibration | None:
@@ -136,8 +129,8 @@ class Model:
     ) -> Model:  # fmt: skip
         """A model without training: label texts as keys of an encoder that already understands text.
 
-        With a data set its training documents are keys as well, how keys vote is tuned on its validation documents, and
-        the model is calibrated on them. The vectors are those of the recipe ``raexmc`` with no epochs.
+        With a data set its training documents are keys too, and keys vote as tuned and calibrated on its validation
+        documents. The vectors are those of the recipe ``raexmc`` with no epochs.
 
         Args:
             encoder: a name or folder as for training, or an opened encoder; ``static`` is made from minilm and the
@@ -149,7 +142,7 @@ class Model:
             long_documents: ``head``, ``head+tail`` or ``chunks``; None as the encoder has it.
             max_chunks: chunks of a text, with ``chunks``; None as the encoder has it.
             objective: with a data set, as for `tune`.
-            precision: with a data set, of the document keys and of encoding them, as for `tune`.
+            precision: with a data set, as for `tune`.
 
         Raises:
             DataError: no labels, or a name that is given twice.
@@ -158,7 +151,7 @@ class Model:
             SettingsError: an unknown way to cut, or an unknown objective.
             ResourceError: the document keys would not fit into memory.
         """
-        cut = zero_shot.Cut(max_tokens=max_tokens, long_documents=long_documents, max_chunks=max_chunks)
+        cut = {"max_tokens": max_tokens, "long_documents": long_documents, "max_chunks": max_chunks}
         if isinstance(labels, Dataset):
             how = tuning.TuneOptions(objective=objective, precision=precision, batch_size=batch_size)
             return cls._of(zero_shot.of_data(encoder, labels, device, cut, how))
@@ -173,7 +166,7 @@ class Model:
         return self.core.encode(checked_texts(texts, "text"), batch_size)
 
     def encode_labels(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
-        """Keys (n, D) float32 of labels known by their texts alone, the rows of a classifier made from these too."""
+        """Keys (n, D) float32 of labels known by their texts alone; so are the rows of a classifier."""
         return self.core.encode_labels(checked_texts(texts, "text"), batch_size)
 
     def encode_documents(self, texts: Sequence[str] | str, batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -202,8 +195,7 @@ class Model:
 
         Raises:
             DataError: something that is not a text, an unknown label, or a mask of another length.
-            SettingsError: k or a threshold out of bounds.
-            SettingsError: a batch_size below 1.
+            SettingsError: k, a threshold or a batch_size out of bounds.
             ModelError: probabilities of a model that is not calibrated.
             ResourceError: n times k predictions would not fit into memory.
         """
@@ -217,18 +209,18 @@ class Model:
     ) -> dict[str, Predictions]:  # fmt: skip
         """The best k labels of each text by each ranking of the model, the model's own first.
 
-        A model with two heads ranks by both together (``combined``), and by the label keys of its dual encoder
-        (``encoder``) and of its ``classifier`` alone; any other has ``combined`` only. Arguments and errors are those
-        of `predict`; ``probabilities`` and ``left_out`` hold for the first ranking.
+        A model with two heads ranks by both together (``combined``), by its dual encoder (``encoder``) and by its
+        ``classifier``; any other has ``combined`` only. Arguments and errors are those of `predict`;
+        ``probabilities`` and ``left_out`` hold for the first ranking.
         """
         checked = checked_texts(texts, "text")
         wanted = Wanted(k=k, probabilities=probabilities, left_out=left_out)
         return predicting.rankings(self.core, checked, lambda part: self.encode(checked[part], batch_size), wanted)
 
     def with_weight(self, weight: float) -> Model:
-        """The same model with another weight of the documents' votes; keys are shared, nothing is copied.
+        """The same model with another weight of the documents' votes, for predictions; nothing is copied.
 
-        It is for predictions: it is not calibrated, and a change of one of the two may not be seen by the other.
+        It is not calibrated, and a change of one of the two may not be seen by the other.
 
         Args:
             weight: 0 lets the label keys vote alone, 1 the documents.
@@ -247,23 +239,20 @@ class Model:
         return self.core.label_numbers(labels)
 
     def held_out(self, data: Dataset) -> npt.NDArray[np.bool_]:
-        """A mask (places,) of the document keys that must not vote when the validation documents of ``data`` are
-        measured: these themselves, and equal texts.
-        """
+        """A mask (places,) of document keys that are validation documents of a data set, or equal to one."""
         return predicting.held_out(self.core, data)
 
     def calibrate(
         self, data: Dataset, split: str = "valid", *, predictions: Predictions | None = None, batch_size: int = 256
     ) -> Calibration:
-        """Fit probabilities to the scores, on documents that the model was not fitted on, and keep them with the model.
+        """Fit probabilities to the scores, on documents that the model was not fitted on.
 
-        Its ``fitted`` tells how well it did on held-out folds.
+        The model keeps the calibration; its ``fitted`` says how good it was on held-out folds.
 
         Args:
             data: read with the seed of the training run, so that the same documents are held out; labels match by id.
             split: ``valid``, ``train``, which makes probabilities too high, or ``test``, which then measures nothing.
-            predictions: for those documents, in this model's label numbers and at least 20 deep; None predicts them
-                without the votes of validation documents.
+            predictions: of these documents, at least 20 deep; None predicts without votes of validation documents.
             batch_size: texts encoded at a time.
 
         Raises:
@@ -285,12 +274,12 @@ class Model:
     ) -> Tuned | None:  # fmt: skip
         """Make the training documents of a data set keys, as far as they are not, and choose how keys vote.
 
-        The choice is made on validation documents, which do not vote while it is made, nor do documents of the same
-        text; afterwards all do. Scores are calibrated anew on the same documents.
+        It is chosen on validation documents. While it is, they and equal texts do not vote; afterwards all do. Scores
+        are calibrated anew on the same documents.
 
         Args:
             data: read with the seed of the training run, so that the same documents are held out; labels match by id.
-            objective: metrics apart by commas, the mean of which shall be the highest: P, nDCG or PSP at 1, 3 or 5.
+            objective: metrics apart by commas, whose mean shall be the highest: P, nDCG or PSP at 1, 3 or 5.
             grid: what to try; None tries everything. What has one value holds even where nothing can be tried.
             tolerance: points of that mean that may be given up for a higher R@100; 0 for none.
             precision: of new document keys, and of encoding them where the device is faster in it.
@@ -299,8 +288,7 @@ class Model:
             calibrated: calibrate on the same validation documents, if there are at least 100.
             documents: validation documents to choose by, at most; of more, some are drawn.
             until: when, by `time.monotonic`, no more of them are looked at, though some hundreds are in any case.
-            linear: learn a linear classifier on words beside the keys, kept where it adds to the objective; None keeps
-                one that is there and weighs it anew, False drops it.
+            linear: learn a linear classifier on words; None weighs one that is there anew, False drops it.
             first: from rows of the training documents to their queries (n, D) of the first tower; None encodes them.
 
         Returns:
@@ -322,16 +310,17 @@ class Model:
     ) -> None:
         """Make the training documents of a data set keys, and let keys vote as was chosen for another model.
 
-        For a last training on all documents, with nothing held out to choose by: a training with the same settings that
-        held some out tells how keys should vote. Its linear classifier is learned again from all documents, and its
-        calibration is taken over. Of ``data`` the validation documents are not looked at; else as for `tune`.
+        For a last training on all documents: one of the same settings that held some out says how keys vote. Its linear
+        classifier is learned again from all documents, its calibration is taken over, and validation documents are not
+        looked at; else as for `tune`.
 
         Raises:
             DataError: no texts, or no label in common.
             ModelError: keys of the other model do not vote, or it has other labels or encoders.
             ResourceError: the document keys would not fit into memory.
         """
-        tuning.vote_like(self.core, other.core, data, precision, batch_size)
+        how = tuning.TuneOptions(precision=precision, batch_size=batch_size)
+        tuning.vote_like(self.core, other.core, data, how)
 
     def add_documents(
         self, texts: Sequence[str], labels: Sequence[Iterable[str | int]], ids: Sequence[str] | None = None, *,
@@ -343,13 +332,13 @@ class Model:
             texts: n texts, none empty.
             labels: for each document its labels, by id, text or number; at least one.
             ids: n ids, without blanks around them, line ends or tabs; None makes new ones.
-            relevances: for each document a number above 0 and at most 1 for each of its labels; None for 1.
-            replace: documents that are there already take the new text and labels; otherwise they are refused.
+            relevances: for each label of each document a number above 0 and at most 1; None for 1.
+            replace: documents that are there already take the new text and labels, instead of being refused.
             batch_size: texts encoded at a time.
 
         Raises:
             DataError: an unknown label, a document without one, an empty text, a relevance out of bounds, or an id that
-                no line could hold, is there already, is given twice, or was that of a document with another text.
+                no line could hold, is there already, is given twice, or was that of another document.
         """
         return editing.add_documents(self.core, texts, labels, ids, relevances, replace, batch_size)
 
@@ -366,12 +355,11 @@ class Model:
 
         Args:
             texts: n label texts, none empty.
-            ids: n ids, which are returned, without blanks around them, line ends or tabs; None takes the texts.
+            ids: n ids, which are returned, as for `add_documents`; None takes the texts.
             batch_size: texts encoded at a time.
 
         Raises:
-            DataError: an empty text, an id that no line could hold, one that is there already, is given twice, or was
-                that of a label with another text.
+            DataError: an empty text, or an id that `add_documents` would refuse.
         """
         return editing.add_labels(self.core, texts, ids, batch_size)
 
@@ -386,8 +374,8 @@ class Model:
     def remove_labels(self, ids: Iterable[str]) -> None:
         """Take labels away. They may come back later with the text that they have, but not with another.
 
-        Documents that have no other label vote no more. They stay, and are listed without labels, until they are
-        removed, or get labels by `add_documents` with ``replace`` or by `tune` on data that has some for them.
+        Documents that have no other label vote no more. They stay, listed without labels, until they are removed or get
+        labels by `add_documents` with ``replace`` or by `tune`.
 
         Raises:
             DataError: an unknown id, one that is given twice, or all labels.
@@ -395,9 +383,7 @@ class Model:
         editing.remove_labels(self.core, ids)
 
     def compact(self) -> None:
-        """Rewrite the memory as one segment a kind, without what was removed; predictions stay as they are, but
-        labels of equal scores may change places.
-        """
+        """Rewrite the memory without what was removed; in predictions only labels of equal scores may change places."""
         editing.compact(self.core)
 
     def build_index(
@@ -405,11 +391,10 @@ class Model:
         depth: int | None = None, texts: Sequence[str] | None = None, links: int = 24, ef_construction: int = 80,
         seed: int = 0, batch_size: int = 256,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Choose how keys are searched: every key is scanned, or large segments of keys through a graph.
+        """Choose how keys are searched: all are scanned, or large segments of them searched through a graph.
 
-        A graph (HNSW, Malkov and Yashunin 2016) finds most of the nearest keys in a fraction of the time. It is saved
-        with the model. Keys added later are scanned; `compact` drops graphs, and a warning says so. Returns how each
-        segment is searched, see `Memory.indexes`.
+        A graph (HNSW, Malkov and Yashunin 2016) finds most of the nearest keys in a fraction of the time. Keys added
+        later are scanned, and `compact` drops graphs. Returns how each segment is searched, see `Memory.indexes`.
 
         Args:
             kind: ``hnsw`` or ``exact``.
@@ -431,13 +416,11 @@ class Model:
         return editing.build_index(self.core, kind, texts, batch_size, graph | {"ef_construction": ef_construction})
 
     def save(self, path: str | Path | None = None, records: dict[str, str] | None = None) -> None:
-        """Write the model's folder, whole or not at all.
-
-        Without a path only what changed since the model was opened or saved is written there: a kill at any moment
-        leaves the old state or the new one. With a path all of it is written; an older model at that place is replaced.
+        """Save the model in a folder, whole or not at all: a kill leaves the old state or the new one.
 
         Args:
-            path: the folder; None for the one that the model was opened from or saved to.
+            path: the folder, where an older model is replaced; None saves what changed in the one that the model was
+                loaded from or saved in.
             records: text files of the run to put beside the model, by name; they may be deleted later.
 
         Raises:
@@ -446,7 +429,7 @@ class Model:
         folder.save(self.core, path, records)
 
     def save_calibration(self, path: str | Path) -> None:
-        """Write the calibration into the folder of this model, whose other files stay as they are.
+        """Save the calibration in the folder of this model, whose other files stay as they are.
 
         Raises:
             ModelError: not a model folder, or one of a model with other labels or another memory.
@@ -458,7 +441,7 @@ class Model:
         cls, path: str | Path, device: str = "auto", *, precision: Literal["auto", "float32", "bf16"] = "float32",
         graphs: bool = True,
     ) -> Model:  # fmt: skip
-        """Open a model's folder.
+        """Load a model from its folder.
 
         Args:
             path: the folder.
@@ -467,8 +450,8 @@ class Model:
             graphs: whether to search through the graphs that it has; what is saved without them has none.
 
         Raises:
-            ModelError: not a model folder, one of another format version, a file that is missing or damaged, by name,
-                or a folder that another process changes without a pause.
+            ModelError: not a model folder, one of another format version, a file that is missing or damaged, or a
+                folder that another process changes without a pause.
             SettingsError: an unknown precision.
         """
         return cls._of(folder.load(path, device, precision, graphs))

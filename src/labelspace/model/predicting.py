@@ -23,7 +23,8 @@ from ..memory.memory import Memory
 from ..memory.voting import Answer, Query, Scores
 from ..training.label_heads import RANKINGS
 from ..types import Dataset, Predictions, Reason
-from .core import Core, Vectors, require_room
+from .core import Core, require_room
+from .towers import Vectors
 
 QUERY_BLOCK = 4096
 """Texts encoded and answered at a time."""
@@ -34,6 +35,9 @@ UNFILLED: tuple[tuple[float, Any], ...] = ((-1, np.int64), (-np.inf, np.float32)
 
 Encode = Callable[[slice], Vectors]
 """Queries of a slice of the texts; each slice is asked for once."""
+Numbers = npt.NDArray[np.int64]
+Arrays = list[npt.NDArray[Any]]
+"""Label numbers and scores of n texts, (n, k), and probabilities where they are wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,41 +54,31 @@ class Wanted:
 
 def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> Predictions:
     """`Model.predict` for checked texts."""
-    left_out, k, count, size = _checked_mask(core, wanted.left_out), wanted.k, len(texts), len(core.labels)
-    if k is not None:
-        require_count("k, the number of labels a text,", k)
+    left_out, count = _checked_mask(core, wanted.left_out), len(texts)
+    if wanted.k is not None:
+        require_count("k, the number of labels a text,", wanted.k)
     calibration = _calibration(core, wanted.threshold) if wanted.threshold is not None or wanted.probabilities else None
-    if k is None and wanted.threshold is None:
-        k = DEFAULT_K
+    if wanted.k is None and wanted.threshold is None:
+        wanted = dataclasses.replace(wanted, k=DEFAULT_K)
+    k = wanted.k
     if k is not None:
         require_room(count, k)
     chosen = None if wanted.labels is None else core.label_numbers(wanted.labels)
     reasons: list[list[list[Reason]]] | None = [] if wanted.why else None
-    parts = 2 if calibration is None else 3  # label numbers, scores, and probabilities where they are wanted
-    whole = None if k is None else [np.full((count, int(k)), empty, kind) for empty, kind in UNFILLED[:parts]]
-    blocks: list[list[npt.NDArray[Any]]] = []  # where it shows at the end only how many labels a text has
+    parts = 2 if calibration is None else 3
+    whole = None if k is None else _gathered([], count, int(k), parts)
+    blocks: list[Arrays] = []  # where only the end shows how many labels a text has
     for start in range(0, count, QUERY_BLOCK):
-        part = slice(start, min(start + QUERY_BLOCK, count))
-        vectors = core.on_device(encode(part))
+        part = slice(start, start + QUERY_BLOCK)
         # probabilities depend on what is found among all labels, so all of them take part
-        query = core.memory.ask(
-            vectors, texts[part], allowed=chosen if calibration is None else None, left_out=left_out
-        )
+        allowed = chosen if calibration is None else None
+        query = core.memory.ask(core.on_device(encode(part)), texts[part], allowed=allowed, left_out=left_out)
         if calibration is None:
             assert k is not None
-            answer = core.memory.answer(query, min(int(k), size))
-            block: list[npt.NDArray[Any]] = [answer.numbers, answer.scores]
+            answer = core.memory.answer(query, min(int(k), len(core.labels)))
+            block: Arrays = [answer.numbers, answer.scores]
         else:
-            depth, threshold = DEPTH if k is None else int(k), wanted.threshold or 0
-            while True:
-                require_room(count, depth)
-                answer, probable = _probable(core, query, min(depth, size), chosen, calibration)
-                passed = (answer.numbers >= 0) & (probable >= threshold)
-                if k is not None or depth >= size or not passed[:, -1].any():
-                    break
-                depth *= 4  # more labels pass than were looked at
-            block = [answer.numbers, answer.scores, probable]
-            block = [np.where(passed, x, kind(empty)) for x, (empty, kind) in zip(block, UNFILLED, strict=True)]
+            answer, block = _predict_probable(core, query, count, chosen, calibration, wanted)
         if reasons is not None:
             reasons += explain(core.memory, query, block[0], answer.nearest)
         if whole is None:
@@ -93,17 +87,21 @@ def predict(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) ->
             _put(block, whole, start)
     if whole is None:
         widest = max((int((block[0] >= 0).sum(axis=1).max()) for block in blocks), default=0)
-        whole = [np.full((count, max(1, widest)), empty, kind) for empty, kind in UNFILLED]
-        for number, block in enumerate(blocks):
-            _put(block, whole, QUERY_BLOCK * number)
-    probabilities = None if calibration is None else whole[2]
-    return Predictions(
-        whole[0], whole[1], core.labels.ids, core.labels.texts, probabilities=probabilities, reasons=reasons
-    )
+        whole = _gathered(blocks, count, max(1, widest), parts)
+    labels, probabilities = core.labels, None if calibration is None else whole[2]
+    return Predictions(whole[0], whole[1], labels.ids, labels.texts, probabilities=probabilities, reasons=reasons)
 
 
-def _put(block: list[npt.NDArray[Any]], whole: list[npt.NDArray[Any]], start: int) -> None:
-    """Write what was found for a block of texts into the rows from a text on."""
+def _gathered(blocks: list[Arrays], count: int, k: int, parts: int) -> Arrays:
+    """The answers of blocks of texts as those of all, in so many arrays (count, k)."""
+    whole = [np.full((count, k), empty, kind) for empty, kind in UNFILLED[:parts]]
+    for number, block in enumerate(blocks):
+        _put(block, whole, QUERY_BLOCK * number)
+    return whole
+
+
+def _put(block: Arrays, whole: Arrays, start: int) -> None:
+    """Write the answers of a block of texts into the rows from ``start`` on."""
     for array, into in zip(block, whole, strict=True):
         into[start : start + len(array), : array.shape[1]] = array[:, : into.shape[1]]
 
@@ -123,31 +121,27 @@ def _calibration(core: Core, threshold: float | None) -> Calibration:
 
 def rankings(core: Core, texts: Sequence[str], encode: Encode, wanted: Wanted) -> dict[str, Predictions]:
     """`Model.rankings` for checked texts; what is wanted beside k holds for the first of them."""
-    heads, k = core.heads, wanted.k or DEFAULT_K
+    heads, k = core.towers[0].heads, wanted.k or DEFAULT_K
     if heads is None or len(core.towers) > 1:
         return {"combined": predict(core, texts, encode, wanted)}
     keys = core.memory.keys
-    parts = {name: Memory.of_labels(keys[:, heads.columns(name)]) for name in RANKINGS[1:]}
-    others: dict[str, list[tuple[npt.NDArray[Any], ...]]] = {name: [] for name in parts}
+    memories = {name: Memory.of_labels(keys[:, heads.columns(name)]) for name in RANKINGS[1:]}
+    others: dict[str, list[Arrays]] = {name: [] for name in memories}
 
     def encode_and_rank(part: slice) -> Vectors:
         vectors = encode(part)
         queries = torch.from_numpy(vectors).to(keys.device)
-        for name, memory in parts.items():
+        for name, memory in memories.items():
             own = Query(queries[:, heads.columns(name)])
-            indices, scores = memory.predict(own, min(k, len(core.labels)))
-            others[name].append((indices, scores / np.float32(heads.weight(name))))
+            numbers, scores = memory.predict(own, min(k, len(core.labels)))
+            others[name].append([numbers, scores / np.float32(heads.weight(name))])
         return vectors
 
-    found = {"combined": predict(core, texts, encode_and_rank, wanted)}
-    none = np.zeros((0, min(k, len(core.labels))))
+    rankings = {"combined": predict(core, texts, encode_and_rank, wanted)}
     for name, blocks in others.items():
-        blocks = blocks or [(none.astype(np.int64), none.astype(np.float32))]
-        indices, scores = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
-        wide = ((0, 0), (0, k - indices.shape[1]))
-        indices, scores = np.pad(indices, wide, constant_values=-1), np.pad(scores, wide, constant_values=-np.inf)
-        found[name] = Predictions(indices, scores, core.labels.ids, core.labels.texts)
-    return found
+        numbers, scores = _gathered(blocks, len(texts), k, parts=2)
+        rankings[name] = Predictions(numbers, scores, core.labels.ids, core.labels.texts)
+    return rankings
 
 
 def with_weight(core: Core, weight: float) -> Core:
@@ -176,15 +170,31 @@ def _checked_mask(core: Core, left_out: npt.NDArray[np.bool_] | None) -> npt.NDA
     return mask
 
 
+def _predict_probable(
+    core: Core, query: Query, count: int, chosen: Numbers | None, calibration: Calibration, wanted: Wanted
+) -> tuple[Answer, Arrays]:
+    """The labels of enough probability: k a text, or all of them, as long as there is room for ``count`` texts."""
+    size, depth = len(core.labels), DEPTH if wanted.k is None else int(wanted.k)
+    while True:
+        require_room(count, depth)
+        answer, probable = _probable(core, query, min(depth, size), chosen, calibration)
+        passed = (answer.numbers >= 0) & (probable >= (wanted.threshold or 0))
+        if wanted.k is not None or depth >= size or not passed[:, -1].any():
+            break
+        depth *= 4  # more labels pass than were looked at
+    arrays: Arrays = [answer.numbers, answer.scores, probable]
+    return answer, [np.where(passed, x, kind(empty)) for x, (empty, kind) in zip(arrays, UNFILLED, strict=True)]
+
+
 def _probable(
-    core: Core, query: Query, depth: int, chosen: npt.NDArray[np.int64] | None, calibration: Calibration
+    core: Core, query: Query, depth: int, chosen: Numbers | None, calibration: Calibration
 ) -> tuple[Answer, Scores]:
     """The best labels of texts, all or some, and their probabilities, (n, depth)."""
     around = min(DEPTH, len(core.labels))
     if chosen is None:
         answer = core.memory.answer(query, max(depth, around))
         ranking = answer.scores
-    else:  # what the document is like is judged by all labels, as when the calibration was fitted
+    else:  # features of the document come from all labels, as when the calibration was fitted
         answer = core.memory.answer(query, depth, among=chosen)
         ranking = core.memory.answer(query, around).scores if calibration.looks_around else answer.scores
     answer = Answer(answer.numbers[:, :depth], answer.scores[:, :depth], answer.nearest)
@@ -196,24 +206,22 @@ def _probable(
 
 def held_out(core: Core, data: Dataset) -> npt.NDArray[np.bool_]:
     """`Model.held_out`."""
-    keys = core.memory.document_keys
     names = distinct(data.train.ids)
     own = {names[i] for i in data.valid_rows.tolist()}
     starts = {first_words(text) for text in data.valid.texts}
     texts = {plain_words(text) for text in data.valid.texts}
-    left_out = np.zeros(int(keys.starts[-1]), dtype=bool)
-    for segment, start in zip(keys.segments, keys.starts, strict=False):
-        for row, (name, text) in enumerate(zip(segment.ids, segment.texts, strict=True)):
-            if name in own or (first_words(text) in starts and plain_words(text) in texts):
-                left_out[start + row] = True
-    return left_out
+    left_out = (
+        name in own or (first_words(text) in starts and plain_words(text) in texts)
+        for segment in core.memory.document_keys.segments
+        for name, text in zip(segment.ids, segment.texts, strict=True)
+    )
+    return np.fromiter(left_out, dtype=bool)
 
 
 def distinct(ids: Sequence[str]) -> list[str]:
     """Ids, those met before with a number behind them."""
     counts: Counter[str] = Counter()
-    names = []
-    taken = set(ids)
+    names, taken = [], set(ids)
     for name in ids:
         counts[name] += 1
         while counts[name] > 1 and f"{name}#{counts[name]}" in taken:

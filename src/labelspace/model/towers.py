@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..encoders import Encoder, Precision, open_encoder
-from ..encoders.tokens import Tokens
 from ..training.label_heads import TwoHeads
 
-FloatArray = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
 
 
 class Tower:
     """One encoder, and the heads behind it where it has such.
+
+    Its methods take n texts, how many of them are encoded at a time, and in which precision.
 
     Args:
         encoder: of texts.
@@ -42,100 +43,44 @@ class Tower:
         """Dimensions of document keys, which are compared with the first columns of a query."""
         return self.encoder.dim if self.heads is None else self.heads.document_dim
 
-    def queries(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> FloatArray:
-        """What documents ask with.
+    def queries(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> Vectors:
+        """(n, D) queries of documents."""
+        return self._vectors(texts, batch_size, precision, TwoHeads.queries)
 
-        Args:
-            texts: n texts.
-            batch_size: texts encoded at a time.
-            precision: of encoding.
+    def document_keys(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> Vectors:
+        """(n, document_dim) keys of documents."""
+        return self._vectors(texts, batch_size, precision, TwoHeads.documents)
 
-        Returns:
-            (n, D) float32.
-        """
-        vectors = self._vectors(texts, batch_size, precision)
-        return vectors if self.heads is None else self._found(self.heads.queries(self._placed(vectors)))
-
-    def document_keys(
-        self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32"
-    ) -> FloatArray:
-        """Keys of documents.
-
-        Args:
-            texts: n texts.
-            batch_size: texts encoded at a time.
-            precision: of encoding.
-
-        Returns:
-            (n, document_dim) float32.
-        """
-        vectors = self._vectors(texts, batch_size, precision)
-        return vectors if self.heads is None else self._found(self.heads.documents(self._placed(vectors)))
-
-    def label_keys(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> FloatArray:
-        """Keys of labels that are known by their texts alone.
-
-        Args:
-            texts: n label texts.
-            batch_size: texts encoded at a time.
-            precision: of encoding.
-
-        Returns:
-            (n, D) float32, times the share; with heads, the classifier's row is made from the text too.
-        """
-        vectors = self._vectors(texts, batch_size, precision)
-        if self.heads is not None:
-            vectors = self._found(self.heads.keys(self._placed(vectors), None))
+    def label_keys(self, texts: Sequence[str], batch_size: int = 256, precision: Precision = "float32") -> Vectors:
+        """(n, D) keys, times the share, of labels known by their texts alone; so is the row of a classifier."""
+        vectors = self._vectors(texts, batch_size, precision, lambda heads, vectors: heads.keys(vectors, None))
         return vectors if self.share == 1 else np.float32(self.share) * vectors
 
     def renamed(
-        self,
-        old: Tensor,
-        before: Sequence[str],
-        texts: Sequence[str],
-        batch_size: int = 256,
-        precision: Precision = "float32",
+        self, old: Tensor, before: Sequence[str], texts: Sequence[str], batch_size: int, precision: Precision
     ) -> Tensor:
-        """Keys of labels under new texts; what a classifier learned of a label stays.
-
-        Args:
-            old: (n, D) keys that they have.
-            before: n texts that they have.
-            texts: n new texts.
-            batch_size: texts encoded at a time.
-            precision: of encoding.
-
-        Returns:
-            (n, D) float32.
-        """
+        """(n, D) keys of labels whose keys were ``old`` under the texts ``before``; what a classifier learned stays."""
         keys = torch.from_numpy(self.label_keys(texts, batch_size, precision)).to(old.device)
         if self.heads is not None and texts:
             part = self.heads.columns("classifier")
-            made = torch.from_numpy(self.label_keys(before, batch_size, precision)).to(old.device)[:, part]
+            from_text = torch.from_numpy(self.label_keys(before, batch_size, precision)).to(old.device)[:, part]
             rows = old[:, part].to(keys)
-            learned = (rows - made).norm(dim=1) > 0.01 * made.norm(dim=1)  # others were made from the text
+            learned = (rows - from_text).norm(dim=1) > 0.01 * from_text.norm(dim=1)  # others were made from the text
             keys[:, part] = torch.where(learned[:, None], rows, keys[:, part])
         return keys
 
-    def _vectors(self, texts: Sequence[str], batch_size: int, precision: Precision) -> FloatArray:
-        tokens: Tokens = self.encoder.tokenize(texts)
-        return self.encoder.encode(tokens, batch_size, precision=precision, keep=True)  # training is over
-
-    def _placed(self, vectors: FloatArray) -> Tensor:
-        return torch.from_numpy(vectors).to(self.encoder.device)
-
-    def _found(self, vectors: Tensor) -> FloatArray:
-        return vectors.cpu().numpy()
-
-    # Folders
+    def _vectors(
+        self, texts: Sequence[str], batch_size: int, precision: Precision, head: Callable[[TwoHeads, Tensor], Tensor]
+    ) -> Vectors:
+        """What the encoder makes of texts, and a method of the heads of that, where there are heads."""
+        tokens = self.encoder.tokenize(texts)
+        vectors = self.encoder.encode(tokens, batch_size, precision=precision, keep=True)  # training is over
+        if self.heads is None:
+            return vectors
+        return head(self.heads, torch.from_numpy(vectors).to(self.encoder.device)).cpu().numpy()
 
     def save(self, folder: Path, number: int) -> dict[str, Any]:
-        """Write the encoder's folder and the heads' file, and say what `load` needs.
-
-        Args:
-            folder: of the model.
-            number: of the tower, from 1.
-        """
+        """Save encoder and heads as tower ``number``, from 1, of a model's folder; returns what `load` needs."""
         place, heads = names(number)
         (folder / place).mkdir()
         self.encoder.save(folder / place)
@@ -143,33 +88,22 @@ class Tower:
         return {"encoder": cut} | ({} if self.heads is None else {"heads": self.heads.save(folder / heads)})
 
     @classmethod
-    def load(cls, folder: Path, number: int, entry: dict[str, Any], device: str, share: float = 1.0) -> Tower:
-        """Read what `save` wrote.
-
-        Args:
-            folder: of the model.
-            number: of the tower, from 1.
-            entry: what `save` returned; without ``encoder`` long texts are cut at their head.
-            device: where to put the weights.
-            share: of its label keys.
+    def load(cls, folder: Path, number: int, entry: dict[str, Any], device: str, share: float) -> Tower:
+        """Load what `save` saved and described by ``entry``.
 
         Raises:
             ModelError: a file that is damaged, or heads of another kind.
         """
         place, heads = names(number)
-        cut = entry.get("encoder") or {}
         encoder = open_encoder(str(folder / place), device=device)
-        if number > 1:
+        if number > 1:  # `open_encoder` looks up how the first one cuts texts
+            cut = entry.get("encoder") or {}
             encoder.long_documents, encoder.max_chunks = cut["long_documents"], cut["max_chunks"]
         loaded = TwoHeads.load(folder / heads, entry["heads"], device) if "heads" in entry else None
         return cls(encoder, loaded, share)
 
 
 def names(number: int) -> tuple[str, str]:
-    """The folder of a tower's encoder and the file of its heads.
-
-    Args:
-        number: from 1.
-    """
+    """The folder of an encoder and the file of its heads, of the tower ``number``, from 1."""
     more = "" if number == 1 else f"-{number}"
     return f"encoder{more}", f"head{more}.safetensors"
