@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,17 @@ def test_what_is_written_to_a_file_is_utf_8(tmp_path: Path, encoding: str, tiny_
     answered = subprocess.run(asked, input=b"boats\n", capture_output=True, env=environment)
     assert answered.returncode == 0 and {"Łódź", "日本"} <= set(answered.stdout.decode().split())
     assert np.all([b"?" not in answered.stdout])
+
+
+# Forms of Unicode in texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["हिन्दी साहित्य", "বাংলা কবিতা", "தமிழ் இலக்கியம்", "తెలుగు కవిత", "שָׁלוֹם עוֹלָם", "tiếng Việt", "ภาษาไทย", "中文书", "Bücher"],
+)  # fmt: skip
+def test_both_forms_of_a_text_get_the_same_answers(text: str, tiny_transformer: Path) -> None:
+    model = ls.Model.from_encoder(str(tiny_transformer), labels=["oak", "moss", text], device="cpu")
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    first, second = model.predict([composed], k=3), model.predict([decomposed], k=3)
+    assert first.indices.tolist() == second.indices.tolist() and (first.scores == second.scores).all()
