@@ -94,6 +94,8 @@ def plain_metrics(predicted, targets, weights, ks, depth, skip_empty=False):
     for k in (10, 100):
         if depth >= k:
             values[f"R@{k}"] = sum(len(ranks_hit(row, k)) / len(true[row]) for row in kept if true[row]) / n
+    if depth >= 10:
+        values["MRR@10"] = sum(1 / min(ranks_hit(row, 10), default=math.inf) for row in kept) / n
     return {key: 100 * value for key, value in values.items()}
 
 
@@ -116,7 +118,7 @@ def test_deep_predictions_report_recall_at_10_and_100():
     pred, targets, train, pairs = random_case(7, n=30, n_labels=150, depth=110)
     ours = evaluate(pred, targets, train, filter_pairs=pairs, gains="binary")
     plain = plain_metrics(plain_order(pred, pairs), targets, plain_weights(train, 0.55, 1.5), (1, 3, 5), 110)
-    assert list(ours)[-2:] == ["R@10", "R@100"]
+    assert list(ours)[-3:] == ["R@10", "R@100", "MRR@10"]
     assert ours == pytest.approx(plain, rel=1e-12)
 
 
@@ -124,12 +126,12 @@ def test_keys_and_their_order():
     pred, targets, train, _ = random_case(0, depth=12)
     shallow = Predictions(pred.indices[:, :3], pred.scores[:, :3])
     every = [f"{metric}@{k}" for metric in ("P", "nDCG", "PSP") for k in (1, 3, 5)]
-    assert list(evaluate(pred, targets, train)) == [*every, "PSnDCG@5", "coverage@5", "R@10"]
+    assert list(evaluate(pred, targets, train)) == [*every, "PSnDCG@5", "coverage@5", "R@10", "MRR@10"]
     assert list(evaluate(shallow, targets, train)) == [*every, "PSnDCG@5", "coverage@5"]
     assert list(evaluate(shallow, targets, ks=[3, 1])) == ["P@3", "P@1", "nDCG@3", "nDCG@1"]
     ten = Predictions(pred.indices[:, :10], pred.scores[:, :10])
-    assert list(evaluate(ten, targets, ks=(1,))) == ["P@1", "nDCG@1", "coverage@5", "R@10"]
-    assert list(evaluate(pred, targets, ks=(1, 1))) == ["P@1", "nDCG@1", "coverage@5", "R@10"]
+    assert list(evaluate(ten, targets, ks=(1,))) == ["P@1", "nDCG@1", "coverage@5", "R@10", "MRR@10"]
+    assert list(evaluate(pred, targets, ks=(1, 1))) == ["P@1", "nDCG@1", "coverage@5", "R@10", "MRR@10"]
     assert all(type(value) is float for value in evaluate(pred, targets, train).values())
 
 

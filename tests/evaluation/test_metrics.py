@@ -32,6 +32,7 @@ from labelspace.evaluation.metrics import (
     psndcg,
     psp,
     recall,
+    reciprocal_rank,
     sizes,
 )
 
@@ -70,6 +71,13 @@ def test_precision_and_recall_by_hand(table):
     assert percent(precision(found, 5)) == pytest.approx(100 * 4 / 20)  # missing places are misses
     assert percent(recall(found, sizes(truth), 1)) == pytest.approx(100 * (1 / 2 + 0 + 0 + 1 / 4) / 4)
     assert percent(recall(found, sizes(truth), 3)) == pytest.approx(100 * (2 / 2 + 1 / 1 + 0 + 1 / 4) / 4)
+
+
+def test_reciprocal_rank_by_hand(table):
+    found = table[1]
+    assert percent(reciprocal_rank(found, 1)) == 50.0
+    assert percent(reciprocal_rank(found, 3)) == pytest.approx(100 * (1 + 1 / 2 + 0 + 1) / 4)
+    assert percent(reciprocal_rank(found[:, :0], 3)) == 0.0
 
 
 def test_ndcg_by_hand(table):
@@ -211,10 +219,11 @@ def test_membership_of_no_pairs():
 def reference(predicted: list[list[int]], true: list[set[int]], weights: list[float], k: int) -> dict[str, float]:
     """All metrics in the dullest way; ``predicted`` holds lists of any length, without empty places."""
     n = len(true)
-    p = r = g = psp_above = psp_below = psg_above = psg_below = 0.0
+    p = r = g = m = psp_above = psp_below = psg_above = psg_below = 0.0
     for guess, own in zip(predicted, true, strict=True):
         heaviest = sorted((weights[label] for label in own), reverse=True)
         ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(own)) + 1))
+        m += max((1 / rank for rank, label in enumerate(guess[:k], start=1) if label in own), default=0) / n
         for rank, label in enumerate(guess[:k], start=1):
             if label in own:
                 p += 1 / k / n
@@ -230,6 +239,7 @@ def reference(predicted: list[list[int]], true: list[set[int]], weights: list[fl
     return {
         "P": 100 * p,
         "R": 100 * r,
+        "MRR": 100 * m,
         "nDCG": 100 * g,
         "PSP": 100 * psp_above / psp_below if psp_below else 0.0,
         "PSnDCG": 100 * psg_above / psg_below if psg_below else 0.0,
@@ -262,6 +272,7 @@ def all_metrics(indices, given_truth, weights, k):
     return {
         "P": percent(precision(found, k)),
         "R": percent(recall(found, counts, k)),
+        "MRR": percent(reciprocal_rank(found, k)),
         "nDCG": percent(ndcg(found, counts, k)),
         "PSP": percent(psp(gained, best, k)),
         "PSnDCG": percent(psndcg(gained, best, counts, k)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -198,6 +199,17 @@ def test_schedule_rises_and_falls() -> None:
     for total in (1, 3, 5, 9, 11):
         short = Schedule(FitSettings(warmup=0.1), total, time.monotonic())
         assert all(0 < short.factor(short.progress(s)) <= 1 for s in range(total))
+
+
+def test_the_rate_falls_along_a_cosine_after_so_many_steps() -> None:
+    schedule = Schedule(FitSettings(warmup_steps=20, schedule="cosine"), 100, time.monotonic())
+    expected = [0.05, 0.5, *((1 + math.cos(math.pi * (s - 20) / 80)) / 2 for s in (20, 40, 60, 100))]
+    found = [schedule.factor(schedule.progress(s)) for s in (0, 10, 20, 40, 60, 100)]
+    assert found == pytest.approx(expected, abs=1e-12)
+    at_once = Schedule(FitSettings(warmup_steps=0), 10, time.monotonic())
+    assert at_once.factor(at_once.progress(0)) == 1
+    only_up = Schedule(FitSettings(warmup_steps=200), 100, time.monotonic())
+    assert [only_up.factor(only_up.progress(s)) for s in (20, 99)] == [0.1, 0.495]
 
 
 def test_work_after_the_loop_is_kept_free() -> None:

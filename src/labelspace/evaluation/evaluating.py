@@ -107,6 +107,8 @@ class _Scored:
             return metrics.ndcg(self.found, self.sizes, k, self.graded)
         if metric == "R":
             return metrics.recall(self.found, self.sizes, k)
+        if metric == "MRR":
+            return metrics.reciprocal_rank(self.found, k)
         assert self.gained is not None and self.best is not None
         if metric == "PSP":
             return metrics.psp(self.gained, self.best, k)
@@ -214,13 +216,14 @@ def _checked_ks(ks: Iterable[int]) -> list[int]:
 
 
 def _plan(ks: Sequence[int], *scored: _Scored) -> list[tuple[str, int]]:
-    """The metrics to report, in order, as (metric, k); recall as deep as all predictions go, or labels."""
+    """The metrics to report, in order, as (metric, k); recall and MRR as deep as all predictions go, or labels."""
     depth = min(one.indices.shape[1] for one in scored)
     weighted = scored[0].gained is not None
     plan = [(metric, k) for metric in ("P", "nDCG", *["PSP"] * weighted) for k in ks]
     if 5 in ks or depth >= 5:
         plan += [("PSnDCG", 5)] * weighted + [("coverage", 5)]
-    return plan + [("R", k) for k in (10, 100) if depth >= min(k, scored[0].truth.shape[1])]
+    deep = [k for k in (10, 100) if depth >= min(k, scored[0].truth.shape[1])]
+    return plan + [("R", k) for k in deep] + [("MRR", k) for k in deep if k == 10]
 
 
 def _score(
@@ -313,7 +316,7 @@ def evaluate(
 
     Returns:
         In this order: P@k, nDCG@k, PSP@k (with propensities) for each k; PSnDCG@5 (with propensities) and coverage@5
-        if 5 is in ``ks`` or there are 5 predicted places; R@10 and R@100 if there are so many predicted places.
+        if 5 is in ``ks`` or there are 5 predicted places; R@10, R@100 and MRR@10 if there are so many predicted places.
 
     Raises:
         DataError: if shapes do not fit, a label number or filter pair is out of range, a document predicts a label

@@ -369,6 +369,18 @@ def ndcg(found: BoolArray, counts: IntArray, k: int, graded: tuple[FloatArray, F
     return Terms(_ratio(_sum_places(found, _discounts(k)), _ideal_gain(counts, k)), np.ones(len(found)))
 
 
+def reciprocal_rank(found: BoolArray, k: int) -> Terms:
+    """MRR@k: 1 / rank of the first hit among the first k places, 0 without one.
+
+    Args:
+        found: (n, d) from :func:`hits`.
+        k: places that count.
+    """
+    near = found[:, :k]
+    rank = near.argmax(axis=1) + 1.0 if near.shape[1] else np.ones(len(found))
+    return Terms(np.where(near.any(axis=1), 1 / rank, 0.0), np.ones(len(found)))
+
+
 def label_gains(targets: Any, truth: sp.csr_array, gains: Gains) -> sp.csr_array | None:
     """The gain of each true label of each document, (n, L) CSR of float64 with the places of ``truth``.
 

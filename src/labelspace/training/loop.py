@@ -138,13 +138,15 @@ class Schedule:
     """Progress of a run, by steps and by the clock, and the learning rate that follows from it.
 
     Args:
-        settings: epochs, rate, warm-up and time limit.
+        settings: rate, warm-up, its fall and the time limit.
         total_steps: steps of the whole run.
         started: when the command began, by `time.monotonic`.
     """
 
     def __init__(self, settings: FitSettings, total_steps: int, started: float):
-        self.warmup, self.total_steps = settings.warmup, max(1, total_steps)
+        self.warmup, self.total_steps, self.fall = settings.warmup, max(1, total_steps), settings.schedule
+        if settings.warmup_steps is not None:
+            self.warmup = settings.warmup_steps / self.total_steps
         self.begun = time.monotonic()
         self.deadline = None if settings.max_minutes is None else started + 60 * settings.max_minutes
         saving = SAVING_SECONDS if settings.max_minutes is None else SAVING_SHARE * 60 * settings.max_minutes
@@ -187,10 +189,11 @@ class Schedule:
         return 0.0 if self.deadline is None else seconds / max(1e-9, self.deadline - self.begun)
 
     def factor(self, progress: float) -> float:
-        """Factor of the learning rate at a share of the run: a linear rise in the warm-up, then a linear fall to 0."""
+        """Factor of the learning rate at a share of the run: a linear rise in the warm-up, then the fall to 0."""
         if progress < self.warmup:
             return min(1.0, max(progress, 1 / self.total_steps) / self.warmup)
-        return (1 - progress) / (1 - self.warmup)
+        left = (1 - progress) / max(1e-9, 1 - self.warmup)
+        return left if self.fall == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def fit(
@@ -416,7 +419,7 @@ class _Run:
             report.metrics = metrics
         elif self.best.offer(metrics.get(SELECT_BY, 0.0), report.steps):
             report.metrics, self.bad_evaluations = metrics, 0
-        elif self.progress >= self.settings.warmup:
+        elif self.progress >= self.schedule.warmup:
             self.bad_evaluations += 1
 
     def end(self) -> None:

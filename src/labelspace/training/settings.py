@@ -77,7 +77,9 @@ class FitSettings:
         token_lr_factor: rate of a transformer's token table, as a multiple of ``lr``; rare words are met seldom.
         weight_decay: never on biases and norms; when not given, 0 for ``static`` and 0.01 for a transformer, 0.05 in
             UniDEC.
-        warmup: share of the run in which the rate rises; it falls linearly to 0 afterwards.
+        warmup: share of the run in which the rate rises; afterwards it falls to 0.
+        warmup_steps: steps in which the rate rises, instead of ``warmup``; in a shorter run it only rises.
+        schedule: how the rate falls: ``linear``, or ``cosine``, along half a wave.
         max_grad_norm: gradients are scaled down to this norm; 0 for no limit.
         max_minutes: end within this time, reading and saving included; the rate follows the clock.
         evaluations: how often a run looks at the validation documents, the end included.
@@ -95,6 +97,8 @@ class FitSettings:
     token_lr_factor: Positive = 5.0
     weight_decay: NotNegative | None = None
     warmup: Probability = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    schedule: Literal["linear", "cosine"] = "linear"
     max_grad_norm: NotNegative = 1.0
     max_minutes: Positive | None = None
     evaluations: Annotated[int, Field(ge=0)] = 8
