@@ -126,7 +126,8 @@ class LabelNames:
             else:
                 near = difflib.get_close_matches(str(label), list(self._numbers)[:COMPARED_MAX_NAMES], n=3)
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
-                raise DataError(f"the model has no label {label!r}{hint}")
+                said = repr(label) if len(repr(label)) < 200 else f"{repr(label)[:200]}…"
+                raise DataError(f"the model has no label {said}{hint}")
         return np.array(sorted(numbers), dtype=np.int64)
 
 

@@ -37,7 +37,9 @@ from labelspace.evaluation.calibration import Calibration
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
+from labelspace.cli.serve import _address, _listening
 from labelspace.serving.app import make_app
+from labelspace.serving.cors import origin
 from labelspace.serving.http import BodyLimit
 from labelspace.serving.labels import LabelSearch
 from labelspace.serving.service import Settings
@@ -181,10 +183,105 @@ def test_bodies_may_be_gzip(client: TestClient) -> None:
         (plain, "gzip", 400, "the body is not gzip"),
         (gzip.compress(plain)[:-12], "gzip", 400, "cut short"),
         (gzip.compress(b" " * 2_000_000 + plain), "gzip", 413, "20000 bytes at most, this one has more"),
-        (plain, "br", 415, "plain or with Content-Encoding: gzip, got 'br'"),
+        (gzip.compress(plain) + b"more", "gzip", 400, "the body is not gzip"),
+        *((plain, coding, 415, f"gzip, got {coding!r}") for coding in ("br", "deflate", "zstd", "gzip, gzip")),
     ):
         answer = post(content, encoding)
         assert answer.status_code == status and part in answer.json()["error"]["message"]
+        assert ("accept-encoding" in answer.headers) == (status == 415)
+    in_parts = gzip.compress(plain[:9]) + gzip.compress(plain[9:])
+    assert post(in_parts, "x-gzip").json()["predictions"] == labels[0]  # of which the first was read alone
+
+
+def test_only_some_labels_can_be_asked_for(client: TestClient, saved: Path) -> None:
+    model = ls.Model.load(saved, "cpu")
+    some = ["L2", "red oak", "dry moss"]  # an id, and texts
+    pred = model.predict(TEXTS, 9, some, probabilities=True)
+    found = client.post("/v1/predict", json={"texts": TEXTS, "k": 9, "labels": some}).json()["predictions"]
+    for row, told in enumerate(found):
+        assert [label["id"] for label in told["labels"]] == [name for name, _, _ in pred.named(row)]
+        for place, label in enumerate(told["labels"]):
+            assert label["probability"] == pytest.approx(float(pred.probabilities[row, place]), rel=1e-4)
+    assert {label["id"] for label in found[0]["labels"]} == {"L2", IDS[0], "L3"}
+    weighted = model.with_weight(0.75).predict(TEXTS[:1], 9, some)
+    asked = {"texts": TEXTS[:1], "labels": some, "weight": 0.75, "why": True}
+    told = client.post("/v1/predict", json=asked).json()["predictions"][0]["labels"]
+    assert [label["id"] for label in told] == [name for name, _, _ in weighted.named(0)] and told[0]["why"]
+    form = urlencode([("text", TEXTS[0]), *(("labels", name) for name in some)])
+    single = client.post("/projects/toy/suggest", content=form, headers=FORM).json()["results"]
+    body = {"documents": [{"text": text} for text in TEXTS]}
+    batch = client.post("/projects/toy/suggest-batch", params={"labels": some}, json=body).json()
+    assert [hit["uri"] for hit in single] == [label["id"] for label in found[0]["labels"]]
+    assert [[hit["uri"] for hit in item["results"]] for item in batch] == [
+        [label["id"] for label in told["labels"]] for told in found
+    ]
+    for labels, part in (
+        (["tall fern", "wild rosé"], "no label 'wild rosé'; the nearest are 'wild rose'"),
+        (["x" * 9000], "xxx…"), ([], "labels: "), ([""], "labels[0]: "), ([3], "labels[0]: "), ("L1", "labels: "),
+    ):  # fmt: skip
+        answer = client.post("/v1/predict", json={"texts": ["a"], "labels": labels})
+        assert answer.status_code == 422 and part in message(answer) and len(message(answer)) < 400
+    answer = client.post("/projects/toy/suggest", data={"text": "a", "labels": "wild rosé"})
+    assert answer.status_code == 422 and "the nearest are 'wild rose'" in message(answer)
+
+
+def test_scripts_of_other_origins_may_ask_where_they_are_allowed(
+    saved: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, other = "https://app.example.org", {"Origin": "http://other.example"}
+    ask = {"Origin": app, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-y"}
+    assert client.options("/v1/predict", headers=ask).status_code == 405
+    assert "access-control-allow-origin" not in client.get("/healthz", headers=ask).headers
+    for origins, allowed in (((app, "http://localhost:3000"), app), (("*",), "*")):
+        with served(saved, origins=origins, max_body=1000) as open_:
+            before = open_.options("/v1/predict", headers=ask)
+            assert before.status_code == 200 and before.headers["access-control-allow-origin"] == allowed
+            assert "PATCH" in before.headers["access-control-allow-methods"]
+            assert before.headers["access-control-allow-headers"] == "content-type,x-y"
+            answers = [
+                open_.post("/v1/predict", json={"texts": ["a"]}, headers=ask),
+                open_.post("/projects/toy/suggest", data={"text": "a"}, headers=ask),
+                open_.post("/v1/predict", json={"texts": []}, headers=ask),
+                open_.post("/v1/predict", json={"texts": ["a" * 2000]}, headers=ask),
+                open_.get("/nothing", headers=ask),
+                open_.put("/v1/model", headers=ask),
+                open_.head("/v1/model", headers=ask),
+                open_.post("/v1/labels", json={}, headers=ask),
+            ]
+            with monkeypatch.context() as patched:
+                patched.setattr(open_.app.state.service, "described", lambda: 1 / 0)  # type: ignore[attr-defined]
+                answers.append(open_.get("/v1/model", headers=ask))
+            assert [answer.status_code for answer in answers] == [200, 200, 422, 413, 404, 405, 200, 403, 500]
+            for answer in answers:
+                assert answer.headers["access-control-allow-origin"] == allowed, answer.request.url
+                assert (
+                    "Origin" in answer.headers["vary"]
+                    and "Retry-After" in (answer.headers["access-control-expose-headers"])
+                )
+            for answer in (open_.get("/healthz", headers=other), open_.get("/healthz")):
+                assert answer.headers.get("access-control-allow-origin") == (
+                    "*" if allowed == "*" and "origin" in answer.request.headers else None
+                )
+                assert answer.headers["vary"] == "Origin"
+            refused = open_.options("/v1/predict", headers={**ask, **other})
+            if allowed != "*":
+                assert refused.status_code == 400 and "--cors http://other.example" in message(refused)
+                assert "access-control-allow-origin" not in refused.headers and "Origin" in refused.headers["vary"]
+            refused = open_.options("/v1/predict", headers={**ask, "Access-Control-Request-Method": "BREW"})
+            assert refused.status_code == 400 and "method" in message(refused)
+
+
+def test_origins_are_spelled_as_browsers_send_them() -> None:
+    for given_, sent in (
+        ("*", "*"), ("https://App.Example.org", "https://app.example.org"), ("http://localhost:3000/", "http://localhost:3000"),
+        ("https://a.org:443", "https://a.org"), ("http://a.org:443", "http://a.org:443"), ("http://[::1]:80", "http://[::1]"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"), (" http://a.org ", "http://a.org"),
+    ):  # fmt: skip
+        assert origin(given_) == sent
+    for wrong in ("", "app.example.org", "localhost:3000", "https://a.org/x", "https://", "http://a:b", "https://*.a.org",
+                  "null", "http://u@a.org", "http://a.org?x", "http://a b", "http://a,b"):  # fmt: skip
+        with pytest.raises(ls.SettingsError, match="--cors takes"):
+            origin(wrong)
 
 
 def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) -> None:
@@ -206,13 +303,38 @@ def test_limits_and_bad_requests_are_told_in_one_sentence(client: TestClient) ->
         (post(texts=["a"], size=3), 422, "no field 'size'"),
         (post(texts=["a" * 20_000]), 413, "20000 bytes at most"),
         (client.post("/v1/predict", content=iter([b"a" * 9_000] * 4)), 413, "20000 bytes at most"),
-        (raw(b'{"texts": ['), 400, "not JSON"),
+        (raw(b'{"texts": ['), 400, "not JSON: expecting value at line 1, column 12"),
+        (raw(b'{"texts": ["a"],\n "k": 1 "x"}'), 400, "expecting ',' delimiter at line 2, column 9"),
+        (raw(b'{"texts": ["a"], "k": ' + b"9" * 5000 + b"}"), 400, "too many digits"),
+        (raw(b""), 422, "the body is missing"),
         (client.post("/v1/predict", content=b"x", headers={"Content-Type": "text/plain"}), 415, "text/plain"),
         (raw(b'{"texts": ["\\ud800"]}'), 422, "surrogate"),
-        (raw(b"[" * 15_000), 400, "JSON"),
+        (raw(b"[" * 15_000), 400, "nested too deep"),
         (raw(b'{"texts": ["a"], "k": 1, "texts": ["b"]}'), 400, "the key 'texts' twice"),
+        (
+            client.post("/v1/predict", content=b'{"k": 1, "k": 2}', headers={"Content-Type": "Application/JSON"}),
+            400,
+            "twice",
+        ),
+        (client.post("/v1/predict", content=b"{}\n{}", headers={"Content-Type": "application/jsonl"}), 415, "jsonl"),
         (raw(b'{"texts": ["a"], "threshold": NaN}'), 422, "threshold"),
-        (raw(b'{"texts": ["\xff"]}'), 400, "JSON"),
+        (raw(b'{"texts": ["a"], "threshold": 1e999}'), 422, "threshold"),
+        (raw(b'{"texts": ["\xff"]}'), 400, "byte 13 of it is not utf-8"),
+        (client.post("/v1/predict?k=3", json={"texts": ["a"]}), 422, "no parameter 'k' here; the address takes none"),
+        (client.get("/v1/labels?query=oak"), 422, "no parameter 'query' here; the address takes q and limit"),
+        (client.get("/v1/labels?q=oak&q=fern"), 400, "'q' is given twice"),
+        (client.delete("/v1/labels?ids=L1", headers=AUTH), 403, "--allow-edit"),
+        (client.post("/projects/toy/suggest", content=b"text=a&text=b", headers=FORM), 400, "'text' is given twice"),
+        (
+            client.post("/projects/toy/suggest", content=b"&".join([b"labels=L1"] * 1001), headers=FORM),
+            400,
+            "1000 fields",
+        ),
+        (
+            client.post("/projects/toy/suggest-batch?limit=1&limit=2", json={"documents": [{"text": "a"}]}),
+            400,
+            "'limit'",
+        ),
         (client.get("/v1/predict"), 405, "does not take GET"),
         (client.put("/v1/labels"), 405, "does not take PUT"),
         (client.get("/nothing/here"), 404, "nothing at '/nothing/here'"),
@@ -242,6 +364,13 @@ def test_head_is_get_without_a_body(client: TestClient) -> None:
         assert head.status_code == 200 and head.content == b"" and asked.content
         assert head.headers["content-type"] == asked.headers["content-type"]
     assert client.head("/v1/predict").status_code == 405
+
+
+def test_slashes_too_many_do_not_matter(client: TestClient) -> None:
+    for path in ("/v1/model/", "/v1//model", "//v1/model//"):
+        assert client.get(f"http://testserver{path}").json() == client.get("/v1/model").json()
+    assert client.post("/v1/predict/", json={"texts": ["a"]}).status_code == 200
+    assert client.put("/v1/model/").headers["Allow"] == "GET, HEAD"
 
 
 def test_few_labels_a_text_are_the_default_where_no_more_are_allowed(saved: Path) -> None:
@@ -357,8 +486,11 @@ class Slow:
         self.calibration = None
         self.saved = 0
 
-    def predict(self, texts: list[str], k: int, *, probabilities: bool, why: bool) -> ls.Predictions:
-        self.calls.append(("predict", list(texts), k, why))
+    def label_numbers(self, labels: tuple[str, ...]) -> list[int]:
+        return [int(label) for label in labels]
+
+    def predict(self, texts: list[str], k: int, labels: Any, *, probabilities: bool, why: bool) -> ls.Predictions:
+        self.calls.append(("predict", list(texts), k, why) if labels is None else ("labels", labels, list(texts)))
         assert self.gate.acquire(timeout=60)
         if "bad" in texts:
             raise ls.DataError("bad")
@@ -412,13 +544,17 @@ def test_questions_of_other_kinds_are_predicted_apart_and_bad_ones_alone(slow: t
     worker.ask(Question(["a"], 2))
     wait_for(lambda: model.calls)
     asked = [Question(["b"], 1), Question(["bad"], 1), Question(["c"], 1, True), Question(["d"], 1, weight=0.5)]
+    asked += [Question([text], 1, labels=("2", "0")) for text in "ef"] + [Question(["g"], 1, labels=("x",))]
     found = [worker.ask(question) for question in asked]
     for _ in range(9):
         model.gate.release()
     found[0].result(60)
     with pytest.raises(ls.DataError):
         found[1].result(60)
-    found[2].result(60), found[3].result(60)
+    found[2].result(60), found[3].result(60), found[4].result(60), found[5].result(60)
+    with pytest.raises(ValueError, match="x"):
+        found[6].result(60)
+    assert ("labels", [2, 0], ["e", "f"]) in model.calls
     assert ("weight", 0.5) in model.calls and ("predict", ["c"], 1, True) in model.calls
 
 
@@ -846,7 +982,14 @@ def test_the_command_refuses_in_one_sentence(
     assert refused(str(saved), "--name", "a b")[0] == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, said = refused(str(saved), "--port", str(taken.getsockname()[1]))
-    assert code == 1 and "cannot listen at 127.0.0.1" in said and "--port" in said
+    assert (
+        code == 1
+        and "cannot listen at 127.0.0.1" in said
+        and "another program listens there; choose another --p" in said
+    )
+    assert "no such address or name is known here" in refused(str(saved), "--host", "no such.invalid")[1]
+    assert "does not have that address" in refused(str(saved), "--host", "192.0.2.1")[1]
+    assert refused(str(saved), "--cors", "app.example.org")[0] == 2
     monkeypatch.setenv("LABELSPACE_TOKEN", "short")
     assert refused(str(saved), "--allow-edit")[0] == 2
     found = importlib.util.find_spec
@@ -864,3 +1007,33 @@ def test_weights_share_the_keys(saved: Path) -> None:
     for wrong in (-0.1, 1.1, float("nan"), "x", True):
         with pytest.raises(ls.DataError, match="from 0 to 1"):
             model.with_weight(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "reached"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:{}/", ["127.0.0.1"]),
+        ("localhost", "http://localhost:{}/", ["127.0.0.1"]),
+        ("0.0.0.0", "http://127.0.0.1:{}/", ["127.0.0.1"]),
+        ("", "http://127.0.0.1:{}/", ["127.0.0.1", "::1"]),
+        ("::", "http://[::1]:{}/", ["::1", "127.0.0.1"]),
+        ("::1", "http://[::1]:{}/", ["::1"]),
+        ("[::1]", "http://[::1]:{}/", ["::1"]),
+    ],
+)
+def test_addresses_listened_at_are_those_asked_for(host: str, url: str, reached: list[str]) -> None:
+    if "::1" in reached:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    with _listening(host, 0) as listeners:
+        port = listeners[0].getsockname()[1]
+        assert _address(host, listeners[0]) == url.format(port)
+        for address in reached:
+            socket.create_connection((address, port), timeout=60).close()
+        if "0.0.0.0" not in host and len(reached) == 1 and "::1" in reached:
+            with pytest.raises(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=60)
+        with pytest.raises(ls.LabelspaceError, match="another program listens there"), _listening(host, port):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -12,6 +13,9 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ..errors import LabelspaceError, MissingExtraError, SettingsError
 from .options import Device, ModelPath, Output, Precision, Switch, print_json
@@ -27,6 +31,7 @@ def serve(
     port: int = 8000,
     host: str = "127.0.0.1",
     allow_edit: Switch = False,
+    cors: Annotated[list[str] | None, Parameter(negative=())] = None,
     name: str | None = None,
     max_texts: int = 256,
     max_k: int = 200,
@@ -45,10 +50,13 @@ def serve(
     port
         Where to listen; 0 for any that is free.
     host
-        Address to listen at; 0.0.0.0 for all of this machine's, which anybody who reaches it can then ask.
+        Address or name to listen at; 0.0.0.0 for all IPv4 addresses of this machine, :: for its IPv6 ones and, where
+        the system gives both, all. Anybody who reaches it can then ask.
     allow_edit
         Let documents and labels be added, renamed and removed by those who show the token: LABELSPACE_TOKEN of the
         environment, or one that is made and printed.
+    cors
+        Origin of pages elsewhere whose scripts may ask, such as https://app.example.org, or * for all; once for each.
     name
         What the model is called on the page and in Annif's routes; the folder's name when not given.
     max_texts
@@ -79,6 +87,7 @@ def serve(
     from ..model.manifest import read_manifest
     from ..model.model import Model
     from ..serving.app import make_app
+    from ..serving.cors import origin
     from ..serving.http import json_protocol
     from ..serving.service import Settings
 
@@ -89,7 +98,7 @@ def serve(
     token, made = _token(allow_edit)
     settings = Settings(
         name=called, token=token, max_texts=max_texts, max_k=max_k, max_body=int(max_body_mb * 2**20),
-        batch=batch_size, queue=queue,
+        batch=batch_size, queue=queue, origins=tuple(map(origin, cors or ())),
     )  # fmt: skip
     broken: list[BaseException] = []
 
@@ -105,18 +114,18 @@ def serve(
     server = uvicorn.Server(config)
     if access_log:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-    with _listening(host, port) as listener:
-        at = listener.getsockname()[1]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{at}/"
+    with _listening(host, port) as listeners:
+        address = _address(host, listeners[0])
         if output.json:
             print_json({"url": address, "model": str(model), "name": called, "allow_edit": allow_edit})
             sys.stdout.flush()
         else:
-            logger.warning("%s is served at %s; Ctrl-C ends it", model, address)
+            where = f"{address} and at all other addresses of this machine" if _all_addresses(listeners[0]) else address
+            logger.warning("%s is served at %s; Ctrl-C ends it", model, where)
         if made:
             print(f"the token for changes, not shown again: {token}", file=sys.stderr, flush=True)
         with _quiet_signals():
-            server.run(sockets=[listener])
+            server.run(sockets=listeners)
     if broken:
         raise broken[0]
 
@@ -142,18 +151,51 @@ def _token(allow_edit: bool) -> tuple[str | None, bool]:
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens."""
+def _listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Sockets that listen at one port of every address that the host has."""
+    bare = host.strip().removeprefix("[").removesuffix("]")
+    both = bare == "::" and socket.has_dualstack_ipv6()
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or str(error)
+        found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
         raise LabelspaceError(
-            f"cannot listen at {host}, port {port}: {said}; choose others with --host, --port"
+            f"cannot listen at --host {host!r}: no such address or name is known here; give 127.0.0.1, 0.0.0.0 or ::, "
+            "or an address of this machine"
         ) from error
-    with listener:
-        yield listener
+    with contextlib.ExitStack() as opened:
+        listeners: list[socket.socket] = []
+        failed: OSError | None = None  # a name may have addresses that this machine has not: without IPv6, say
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            place = (address[0], listeners[0].getsockname()[1] if listeners else port, *address[2:])
+            try:
+                made = socket.create_server(place, family=family, backlog=2048, dualstack_ipv6=both)
+                listeners.append(opened.enter_context(made))
+            except OSError as error:
+                failed = error
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    listeners.clear()
+                    break
+        if not listeners:
+            assert failed is not None
+            what = {
+                errno.EADDRINUSE: "another program listens there; choose another --port, or 0 for any that is free",
+                errno.EACCES: "ports below 1024 are for the administrator; choose another --port",
+                errno.EADDRNOTAVAIL: "this machine does not have that address; give one that it has to --host",
+            }.get(failed.errno or 0, f"{failed.strerror or failed}; choose others with --host, --port")
+            raise LabelspaceError(f"cannot listen at {host or 'all addresses'}, port {port}: {what}") from failed
+        yield listeners
+
+
+def _all_addresses(listener: socket.socket) -> bool:
+    return listener.getsockname()[0] in ("0.0.0.0", "::")
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """Where a browser on this machine finds the service."""
+    named, port = host.strip().removeprefix("[").removesuffix("]"), listener.getsockname()[1]
+    if _all_addresses(listener):
+        named = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
+    return f"http://{f'[{named}]' if ':' in named else named}:{port}/"
 
 
 @contextlib.contextmanager

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from .answers import labels_of, value_of
-from .http import RefusedError, as_json, form_fields, number
+from .http import Fields, RefusedError, as_json, form_fields, number, require_once
 from .schemas import Project, Projects, SuggestAnswer, SuggestBatch, SuggestBatchItem
 from .service import Service, errors
+from .worker import Question
 
 ProjectId = Annotated[str, Path(description="What the model is called, see `/projects`.", examples=["books"])]
 LIMIT = 10
@@ -33,14 +34,16 @@ def annif_routes(service: Service) -> APIRouter:
         if project_id != name:
             raise RefusedError(404, f"there is no project {project_id[:50]!r}; the only one is {name!r}")
 
-    async def suggestions(texts: list[str], fields: dict[str, str]) -> list[list[dict[str, Any]]]:
-        """For each text its labels, as `SuggestAnswer` has them, by the limit and threshold among the fields."""
+    async def suggestions(texts: list[str], fields: Fields) -> list[list[dict[str, Any]]]:
+        """For each text its labels, as `SuggestAnswer` has them, by limit, threshold and labels among the fields."""
+        require_once(fields, but=("labels",))
         limit = number(fields, "limit", int, 0, most)
         threshold = number(fields, "threshold", float, 0, 1) or 0.0
         limit = usual if limit is None else limit
         if not texts:
             return []
-        answer = await service.ask(texts, max(1, limit))
+        labels = tuple(fields.getlist("labels")) or None
+        answer = await service.ask(Question(texts, max(1, limit), labels=labels))
         rows = [[_subject(label) for label in labels[:limit]] for labels in labels_of(answer)]
         return [[subject for subject in row if subject["score"] >= threshold] for row in rows]
 
@@ -67,6 +70,10 @@ def annif_routes(service: Service) -> APIRouter:
                 "type": "number", "default": 0.0, "minimum": 0, "maximum": 1,
                 "description": "Only labels whose score is at least this.",
             },
+            "labels": {
+                "type": "array", "items": {"type": "string"},
+                "description": "Ids or texts of the labels to choose from, a field each; all where there is none.",
+            },
         },
         "example": {"text": "old railway lines", "limit": 2},
     }  # fmt: skip
@@ -75,7 +82,7 @@ def annif_routes(service: Service) -> APIRouter:
             "in": "query", "name": field, "required": False, "example": example,
             "description": form["properties"][field]["description"], "schema": form["properties"][field],
         }
-        for field, example in (("limit", min(2, most)), ("threshold", 0.0))
+        for field, example in (("limit", min(2, most)), ("threshold", 0.0), ("labels", ["railways", "hiking"]))
     ]  # fmt: skip
 
     @router.post(
@@ -104,7 +111,7 @@ def annif_routes(service: Service) -> APIRouter:
     async def suggest_batch(project_id: ProjectId, body: SuggestBatch, request: Request) -> Response:
         """Labels of several texts."""
         require_known(project_id)
-        rows = await suggestions([document.text for document in body.documents], dict(request.query_params))
+        rows = await suggestions([document.text for document in body.documents], request.query_params)
         ids = [document.document_id for document in body.documents]
         return as_json([{"document_id": i, "results": results} for i, results in zip(ids, rows, strict=True)])
 

@@ -14,7 +14,8 @@ from .. import __version__
 from ..model.model import Model
 from .annif import annif_routes
 from .answers import labels_of
-from .http import BodyLimit, HeadAsGet, RefusedError, answer_errors, as_json
+from .cors import App
+from .http import BodyLimit, OneSpelling, RefusedError, answer_errors, as_json, only
 from .page import page_routes
 from .schemas import (
     AddDocuments,
@@ -29,7 +30,7 @@ from .schemas import (
     State,
 )
 from .service import Service, Settings, errors
-from .worker import Change
+from .worker import Change, Question
 
 ABOUT = """Predicts labels for texts, tells why, and, where that is allowed, changes what it knows without training.
 
@@ -60,7 +61,8 @@ def make_app(
         yield
         service.worker.stop()
 
-    app = FastAPI(
+    app = App(
+        settings.origins,
         title="labelspace",
         version=__version__,
         description=ABOUT,
@@ -72,7 +74,7 @@ def make_app(
     app.state.service = service
     answer_errors(app)
     app.add_middleware(BodyLimit, limit=settings.max_body)
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(OneSpelling)
     _state(app, service)
     _predictions(app, service)
     _changes(app, service)
@@ -111,6 +113,7 @@ def _predictions(app: FastAPI, service: Service) -> None:
         response_model=PredictAnswer,
         tags=["predictions"],
         responses=errors(400, 413, 415, 422, 429, 503),
+        dependencies=[Depends(only())],
     )
     async def predict(body: PredictRequest) -> Response:
         """Labels of texts, best first."""
@@ -129,7 +132,8 @@ def _predictions(app: FastAPI, service: Service) -> None:
                 "calibrate it on held-out documents: labelspace calibrate MODEL DATA",
             )
         k = body.k if "k" in body.model_fields_set else min(body.k, service.settings.max_k)
-        answer = await service.ask(body.texts, k, body.why, weight)
+        labels = None if body.labels is None else tuple(body.labels)
+        answer = await service.ask(Question(body.texts, k, body.why, weight, labels))
         note = None
         if weight is not None:
             note = f"there are no probabilities, since the calibration holds for the model's own weight {own:g} alone"
@@ -138,7 +142,13 @@ def _predictions(app: FastAPI, service: Service) -> None:
         predictions = [{"labels": labels} for labels in labels_of(answer, body.threshold, body.reasons)]
         return as_json({"predictions": predictions, "model": service.served(answer.state), "note": note})
 
-    @app.get("/v1/labels", response_model=LabelsAnswer, tags=["labels"], responses=errors(422, 503))
+    @app.get(
+        "/v1/labels",
+        response_model=LabelsAnswer,
+        tags=["labels"],
+        responses=errors(400, 422, 503),
+        dependencies=[Depends(only("q", "limit"))],
+    )
     async def find_labels(
         q: Annotated[
             str, Query(max_length=1000, description="What the text of the label holds.", examples=["rail"])
@@ -167,11 +177,12 @@ def _changes(app: FastAPI, service: Service) -> None:
                 401, f"the token {what}; send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
-    shape: dict[str, Any] = {
-        "response_model": Changed,
-        "dependencies": [Depends(editor)],
-        "responses": errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
-    }
+    def shape(*queried: str) -> dict[str, Any]:
+        return {
+            "response_model": Changed,
+            "dependencies": [Depends(editor), Depends(only(but=queried))],
+            "responses": errors(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        }
 
     async def changed(change: Change, status: int = 200) -> Response:
         ids, now = await service.change(change)
@@ -190,7 +201,7 @@ def _changes(app: FastAPI, service: Service) -> None:
 
         return await changed(change)
 
-    @app.post("/v1/documents", status_code=201, tags=["documents"], **shape)
+    @app.post("/v1/documents", status_code=201, tags=["documents"], **shape())
     async def add_documents(body: AddDocuments) -> Response:
         """Let documents vote for their labels from now on; nothing is trained."""
         service.within("documents", len(body.documents))
@@ -199,12 +210,12 @@ def _changes(app: FastAPI, service: Service) -> None:
         ids = _ids([document.id for document in body.documents])
         return await changed(lambda model: model.add_documents(texts, rows, ids, replace=body.replace), 201)
 
-    @app.delete("/v1/documents", tags=["documents"], **shape)
+    @app.delete("/v1/documents", tags=["documents"], **shape("id"))
     async def remove_documents(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Let documents vote no more."""
         return await removed(Model.remove_documents, body, id)
 
-    @app.post("/v1/labels", status_code=201, tags=["labels"], **shape)
+    @app.post("/v1/labels", status_code=201, tags=["labels"], **shape())
     async def add_labels(body: AddLabels) -> Response:
         """Add labels; they are predicted from their texts at once, and from documents when these are added."""
         service.within("labels", len(body.labels))
@@ -212,7 +223,7 @@ def _changes(app: FastAPI, service: Service) -> None:
         ids = _ids([label.id for label in body.labels])
         return await changed(lambda model: model.add_labels(texts, ids), 201)
 
-    @app.patch("/v1/labels", tags=["labels"], **shape)
+    @app.patch("/v1/labels", tags=["labels"], **shape())
     async def rename_labels(body: RenameLabels) -> Response:
         """Give labels new texts; ids, and the documents that vote for them, stay."""
         service.within("labels", len(body.labels))
@@ -226,7 +237,7 @@ def _changes(app: FastAPI, service: Service) -> None:
 
         return await changed(change)
 
-    @app.delete("/v1/labels", tags=["labels"], **shape)
+    @app.delete("/v1/labels", tags=["labels"], **shape("id"))
     async def remove_labels(body: Removed = None, id: Named = []) -> Response:  # noqa: B006
         """Take labels away; documents that have no other label vote no more."""
         return await removed(Model.remove_labels, body, id)

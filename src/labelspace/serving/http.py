@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
+import re
 import time
 import zlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import LabelspaceError, ResourceError
 from .worker import BusyError, NotReadyError, UnsavedError
 
+Fields = ImmutableMultiDict[str, str]
+"""Of a form or of the query of an address; a name may come several times."""
+MAX_FIELDS = 1000
+"""Of a form."""
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 BODY_SECONDS = 20.0
 """How long the service waits for more of a body."""
@@ -26,13 +34,15 @@ DRAIN_SECONDS = 5.0
 """How long a body that is too large is read and thrown away: a client that still sends would not hear the answer."""
 
 
-class HeadAsGet:
-    """Answers HEAD as GET, without the body."""
+class OneSpelling:
+    """Answers HEAD as GET without the body, and a path with too many slashes, or one at its end, as that without."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": re.sub("/+", "/", scope["path"]).rstrip("/") or "/"}
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
@@ -93,8 +103,8 @@ class BodyLimit:
             body = await self._read(headers, receive)
             if body is not None:
                 body = self._unzipped(body, headers.get("content-encoding", "").strip().lower())
-            if body is not None and "json" in headers.get("content-type", ""):
-                _require_distinct_keys(body)
+            if body and _is_json(_content_type(headers)):
+                _require_json(body)
         except RefusedError as error:
             await problem(error.status, error.message, error.headers)(scope, receive, send)
             return
@@ -142,22 +152,22 @@ class BodyLimit:
         if encoding in ("", "identity"):
             return body
         if encoding not in ("gzip", "x-gzip"):
-            raise RefusedError(415, f"a body is sent plain or with Content-Encoding: gzip, got {encoding[:50]!r}")
-        unzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            said = f"a body is sent plain or with Content-Encoding: gzip, got {encoding[:50]!r}"
+            raise RefusedError(415, said, {"Accept-Encoding": "gzip"})
         try:
-            plain = unzip.decompress(body, self.limit + 1)
-        except zlib.error:
+            plain = gzip.GzipFile(fileobj=io.BytesIO(body)).read(self.limit + 1)
+        except EOFError:
+            raise RefusedError(400, "the gzip body is cut short") from None
+        except (OSError, zlib.error):
             raise RefusedError(400, "the body is not gzip, as its Content-Encoding says") from None
         if len(plain) > self.limit:
             said = f"a request may have {self.limit} bytes at most, this one has more once unpacked; send fewer texts"
             raise RefusedError(413, said)
-        if not unzip.eof:
-            raise RefusedError(400, "the gzip body is cut short")
         return plain
 
 
-def _require_distinct_keys(body: bytes) -> None:
-    """Refuse JSON with an object that has a key twice, of which a parser would silently take the last."""
+def _require_json(body: bytes) -> None:
+    """Refuse what is no JSON, and an object that has a key twice, of which a parser would silently take the last."""
 
     def check(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
@@ -167,29 +177,61 @@ def _require_distinct_keys(body: bytes) -> None:
 
     try:
         json.loads(body, object_pairs_hook=check)
-    except (ValueError, RecursionError):  # no JSON, which is told elsewhere
-        pass
+    except json.JSONDecodeError as error:
+        said = f"{error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno}, column {error.colno}"
+        raise RefusedError(400, f"the body is not JSON: {said}") from None
+    except UnicodeDecodeError as error:
+        raise RefusedError(400, f"the body is not JSON: byte {error.start + 1} of it is not {error.encoding}") from None
+    except ValueError:  # of int
+        raise RefusedError(400, "the body has a whole number of too many digits") from None
+    except RecursionError:
+        raise RefusedError(400, "the body is JSON nested too deep") from None
 
 
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+def _content_type(headers: Headers) -> str:
+    return headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def form_fields(request: Request) -> dict[str, str]:
-    """The fields of a posted form, of those given twice the last; RefusedError where the body cannot be read so."""
-    kind = _content_type(request)
+def _is_json(kind: str) -> bool:
+    return kind == "application/json" or kind.endswith("+json")
+
+
+async def form_fields(request: Request) -> Fields:
+    """The fields of a posted form; RefusedError where the body cannot be read so."""
+    kind = _content_type(request.headers)
     if kind != "application/x-www-form-urlencoded":
         raise RefusedError(
             415, f"a form is read as application/x-www-form-urlencoded, got {kind or 'no Content-Type'!r}"
         )
     try:
         body = (await request.body()).decode()
-        return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=100, errors="strict"))
+        return Fields(parse_qsl(body, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict"))
     except ValueError:  # not UTF-8 either
-        raise RefusedError(400, "the form cannot be read: it must be UTF-8 with at most 100 fields") from None
+        raise RefusedError(400, f"the form cannot be read: it must be UTF-8 with at most {MAX_FIELDS} fields") from None
 
 
-def number(fields: dict[str, str], name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
+def require_once(fields: Fields, but: Sequence[str] = ()) -> None:
+    """Refuse a field that is given twice, of which one would count silently; those of ``but`` are lists."""
+    for name in fields:
+        if name not in but and len(fields.getlist(name)) > 1:
+            raise RefusedError(400, f"{name[:50]!r} is given twice; give it once")
+
+
+def only(*once: str, but: Sequence[str] = ()) -> Callable[[Request], Awaitable[None]]:
+    """What refuses an address whose query has other parameters than these; those of ``but`` are lists."""
+
+    async def check(request: Request) -> None:
+        require_once(request.query_params, but)
+        for name in request.query_params:
+            if name not in (*once, *but):
+                known = " and ".join((*once, *but))
+                said = f"the address takes {known} only" if known else "the address takes none: fields go into the body"
+                raise RefusedError(422, f"there is no parameter {name[:50]!r} here; {said}")
+
+    return check
+
+
+def number(fields: Fields, name: str, kind: type[int] | type[float], low: float, high: float) -> Any:
     """The number, from low to high, in a field of a form or query; None where it is not given.
 
     Raises:
@@ -252,12 +294,10 @@ def _takes(request: Request, method: str) -> bool:
 def _complaint(request: Request, error: RequestValidationError) -> RefusedError:
     """The first complaint in one sentence."""
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return RefusedError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     place = [part for part in first["loc"][1:] if part != "__root__"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    kind = _content_type(request)
-    if not place and not (kind == "application/json" or kind.endswith("+json")):
+    kind = _content_type(request.headers)
+    if not place and not _is_json(kind):
         return RefusedError(415, f"the body must be JSON with Content-Type: application/json, got {kind or 'none'!r}")
     if first["type"] == "extra_forbidden":
         return RefusedError(422, f"there is no field {where!r} here; see /openapi.json for the fields")

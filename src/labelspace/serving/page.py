@@ -16,9 +16,9 @@ from fastapi.responses import HTMLResponse
 
 from ..errors import LabelspaceError
 from .answers import labels_of, value_of
-from .http import RefusedError, form_fields, number, refusal
+from .http import RefusedError, form_fields, number, refusal, require_once
 from .service import Service
-from .worker import BusyError, NotReadyError
+from .worker import BusyError, NotReadyError, Question
 
 K, MOST = 5, 50
 """Labels that are shown first, and at most."""
@@ -77,6 +77,7 @@ def page_routes(service: Service) -> APIRouter:
         values: dict[str, Any] = {}  # of the fields that could be read, which an error leaves in the form
         try:
             fields = await form_fields(request)
+            require_once(fields)
             values["text"] = text = fields.get("text", "").replace("\r\n", "\n")
             values["k"] = k = number(fields, "k", int, 1, most) or min(K, most)
             values["threshold"] = threshold = number(fields, "threshold", float, 0, 1) or 0.0
@@ -87,7 +88,7 @@ def page_routes(service: Service) -> APIRouter:
             values["weight"] = weight
             if not text.strip():
                 raise RefusedError(422, "give a text")
-            answer = await service.ask([text], k, True, weight)
+            answer = await service.ask(Question([text], k, True, weight))
         except NotReadyError:
             return render()
         except (RefusedError, BusyError, LabelspaceError) as error:

@@ -38,9 +38,12 @@ class _Request(BaseModel):
 class PredictRequest(_Request):
     """Texts to predict labels for."""
 
-    model_config = _example(texts=["old railway lines"], k=2, threshold=None, why=True)
+    model_config = _example(texts=["old railway lines"], k=2, labels=["railways", "hiking"], threshold=None, why=True)
     texts: list[Text] = Field(min_length=1, description="Texts; the service limits their number, see `/v1/model`.")
     k: int = Field(5, ge=1, description="Labels a text, at most; limited too.")
+    labels: list[Name] | None = Field(
+        None, min_length=1, description="Ids or texts of the labels to choose from; null for all."
+    )
     threshold: Share | None = Field(
         None, description="Only labels whose probability is at least this; for a calibrated model."
     )

@@ -59,6 +59,7 @@ class Settings:
         max_body: bytes of a request.
         batch: texts that are predicted together.
         queue: texts that may wait.
+        origins: of pages elsewhere whose scripts may read the answers, as `cors.origin` gives them; "*" for all.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Settings:
     max_body: int = 4 << 20
     batch: int = 128
     queue: int = 1024
+    origins: tuple[str, ...] = ()
 
 
 class Service:
@@ -118,16 +120,16 @@ class Service:
         self.worker.require_ready()
         return self.worker.state
 
-    async def ask(self, texts: list[str], k: int, why: bool = False, weight: float | None = None) -> Answer:
-        """Predict, when it is their turn; arguments as of `Question`, errors as of `Worker.ask` and the model.
+    async def ask(self, question: Question) -> Answer:
+        """Predict, when it is its turn; errors as of `Worker.ask` and the model.
 
         Raises:
             RefusedError: too many texts or labels.
         """
-        self.within("texts", len(texts))
-        if k > self.settings.max_k:
-            raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {str(k)[:50]}")
-        return await asyncio.wrap_future(self.worker.ask(Question(texts, k, why, weight)))
+        self.within("texts", len(question.texts))
+        if question.k > self.settings.max_k:
+            raise RefusedError(422, f"k may be {self.settings.max_k} at most, got {str(question.k)[:50]}")
+        return await asyncio.wrap_future(self.worker.ask(question))
 
     async def change(self, change: Change) -> tuple[list[str], dict[str, Any]]:
         """Change the model and save it, when it is its turn; gives the ids, and what is told of the model now."""

@@ -51,12 +51,14 @@ class Question:
         k: labels a text, at most.
         why: whether reasons are wanted.
         weight: of the documents' votes; None for the model's own.
+        labels: ids or texts of the labels to choose from; None for all.
     """
 
     texts: list[str]
     k: int
     why: bool = False
     weight: float | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,11 +239,14 @@ class Worker:
         """Predict for questions that can be predicted together."""
         questions = [one.work for one in group if isinstance(one.work, Question)]
         texts = [text for question in questions for text in question.texts]
-        weight, why = questions[0].weight, questions[0].why
+        weight, why, labels = questions[0].weight, questions[0].why, questions[0].labels
         try:
-            model = self._usable() if weight is None else self._usable().with_weight(weight)
+            model = self._usable()
+            numbers = None if labels is None else model.label_numbers(labels)  # it keeps the names, a copy would not
+            if weight is not None:
+                model = model.with_weight(weight)
             k = max(question.k for question in questions)
-            predictions = model.predict(texts, k, probabilities=model.calibration is not None, why=why)
+            predictions = model.predict(texts, k, numbers, probabilities=model.calibration is not None, why=why)
         except Exception as error:
             if len(group) == 1:
                 group[0].future.set_exception(error)
@@ -282,10 +287,10 @@ class Worker:
 
 
 def _alike(taken: list[_Waiting]) -> Iterator[list[_Waiting]]:
-    """Questions that can be predicted together: of one weight, and of one k where reasons are wanted."""
+    """Questions that can be predicted together: of one weight, some labels, and one k where reasons are wanted."""
     groups: dict[Any, list[_Waiting]] = {}
     for one in taken:
         if isinstance(one.work, Question):
-            key = (one.work.weight, one.work.why, one.work.k if one.work.why else None)
+            key = (one.work.weight, one.work.labels, one.work.why, one.work.k if one.work.why else None)
             groups.setdefault(key, []).append(one)
     yield from groups.values()
