@@ -294,3 +294,13 @@ def test_a_run_that_does_not_fit_is_refused_with_the_number(
     ):
         ls.train(data, recipe="dexml", out=tmp_path / "a", **static)
     assert not list(tmp_path.iterdir())
+
+
+def test_places_and_uniform_negatives_of_a_run(data: ls.Dataset, static: dict[str, Any]) -> None:
+    short = {**static, "epochs": 3, "loss": "soft_top_k", "negatives": "in-batch"}
+    named = ls.train(data, recipe="dexml", k="positives", **short)
+    five = ls.train(data, recipe="dexml", k=5, **short)
+    wide = ls.train(data, recipe="dexml", k="positives", uniform_negatives=10, **short)
+    keys = [model.memory.keys for model in (named, five, wide)]
+    assert not torch.equal(keys[0], keys[1]) and not torch.equal(keys[0], keys[2])
+    assert named.info["config"]["losses"]["k"] == "positives"

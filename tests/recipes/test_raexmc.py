@@ -127,6 +127,7 @@ def test_training_learns_the_toy_corpus_and_keeps_every_document(
     [
         {"key_precision": "float32"},
         {"label_documents": True, "positives": 1},
+        {"positives": 1, "uniform_negatives": 9},
         {"positives": 0, "key_precision": "bf16", "objective": "PSP@5"},
     ],
 )

@@ -453,3 +453,11 @@ def test_damaged_heads_are_refused_by_name(data: ls.Dataset, static: dict[str, A
     file.unlink()
     with pytest.raises(ls.ModelError, match=r"head\.safetensors is missing"):
         ls.Model.load(out)
+
+
+def test_uniform_negatives_widen_a_picked_pool_alone(data: ls.Dataset, static: dict[str, Any]) -> None:
+    short = {**static, "epochs": 1, "cap": 8, "gap": 0}
+    plain, wide = (ls.train(data, recipe="unidec", pool="some", uniform_negatives=n, **short) for n in (0, 10))
+    assert not torch.equal(plain.memory.keys, wide.memory.keys)
+    with pytest.raises(SettingsError, match="uniform_negatives: the pool 'all' has every label"):
+        ls.train(data, recipe="unidec", uniform_negatives=10, **short)

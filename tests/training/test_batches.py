@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from conftest import random_truth
 
-from labelspace.training.batches import Batches, Draws, usable_rows
+from labelspace.training.batches import Batches, Draws, PickedBatches, usable_rows
 from labelspace.training.pools import AllLabels, InBatch, make_pool
 from labelspace.types import Batch
 
@@ -45,6 +45,28 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
+
+
+def test_uniform_labels_widen_a_pool_and_may_be_positives() -> None:
+    dense = TRUTH.toarray()
+    plain = list(batches(TRUTH, ROWS, InBatch(1), 3, seed=0, epoch=0, draw=1))
+    wide = list(batches(TRUTH, ROWS, InBatch(1), 3, seed=0, epoch=0, draw=1, uniform=4))
+    sizes = []
+    for before, after in zip(plain, wide, strict=True):
+        assert before.pool is not None and after.pool is not None and after.hidden is not None
+        assert set(before.pool.tolist()) <= set(after.pool.tolist())
+        sizes.append(len(after.pool) - len(before.pool))
+        pairs = np.concatenate([after.positives, after.hidden], axis=1)
+        expected = {(i, j) for i, row in enumerate(after.rows) for j, c in enumerate(after.pool) if dense[row, c]}
+        assert set(zip(*pairs.tolist(), strict=True)) == expected
+    assert 0 < sum(sizes) and max(sizes) <= 4
+    every = next(iter(batches(TRUTH, ROWS, InBatch(), 3, seed=0, epoch=0, uniform=99)))
+    assert every.pool is not None and every.pool.tolist() == list(range(11))
+    picked = PickedBatches(TRUTH, ROWS, lambda draws, short, rng: np.unique(draws.labels[:1]), 3, seed=0, uniform=4)
+    for batch in picked.epoch(0):
+        assert batch.pool is not None and 4 <= len(batch.pool) <= 5
+        pairs = set(zip(*batch.positives.tolist(), strict=True))
+        assert pairs == {(i, j) for i, r in enumerate(batch.rows) for j, c in enumerate(batch.pool) if dense[r, c]}
 
 
 @pytest.mark.parametrize("pool", ["all", "in-batch"])

@@ -281,6 +281,17 @@ def test_soft_top_k_shift_sums_to_k() -> None:
     assert float(mass) == pytest.approx(5, rel=1e-3)
 
 
+def test_soft_top_k_of_as_many_places_as_positives() -> None:
+    logits, pairs, _ = example()
+    counts = torch.bincount(pairs[0], minlength=len(logits)).clamp(min=1)
+    named = losses.soft_top_k(logits, pairs, k="positives")
+    assert named == losses.soft_top_k(logits, pairs, k=counts) != losses.soft_top_k(logits, pairs, k=1)
+    queries, keys = torch.randn(5, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    form = losses.closed_form("soft_top_k", k="positives", clamp=True)
+    blocks = linear_loss(form, queries, keys, pairs, temperature=0.5)
+    assert torch.isclose(blocks, losses.soft_top_k(queries @ keys.T / 0.5, pairs, k=counts))
+
+
 def test_soft_top_k_with_fewer_columns_than_places_can_be_clamped() -> None:
     logits = torch.tensor([[1.0, 0.5, -1.0], [0.3, -torch.inf, -torch.inf]], dtype=torch.float64)
     shift = losses.top_k_shift(logits, 5, 2.0, clamp=True)

@@ -217,3 +217,6 @@ def test_the_token_table_has_a_rate_of_its_own() -> None:
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     assert len(rates) == 3 and rates[id(table)] == (3.0, 0.0)
     assert rates[id(module[1].weight)] == (0.3, 0.2) and rates[id(module[1].bias)] == (0.3, 0.0)
+    (optimizer,) = make_optimizers(module, False, 0.3, 0.2, table, 1.0, token_decay=True)
+    (own,) = (group for group in optimizer.param_groups if any(p is table for p in group["params"]))
+    assert (own["lr"], own["weight_decay"]) == (0.3, 0.2)

@@ -43,6 +43,9 @@ def test_names_are_flat_without_a_clash(recipe: str) -> None:
         ({"epochs": "many"}, "epochs: .*integer.*'many'"),
         ({"epochz": 3}, "no setting 'epochz'; did you mean epochs"),
         ({"loss": "bce", "positives": "sample"}, "does not go with the loss 'bce'"),
+        ({"k": "positives", "positives": "sample"}, "give a number for k, or take all"),
+        ({"k": 0}, "k: input should be greater than or equal to 1, got 0"),
+        ({"uniform_negatives": 3}, "uniform_negatives: the negatives 'all' are every label"),
     ],
 )
 def test_mistakes_are_named(given: dict[str, object], message: str) -> None:

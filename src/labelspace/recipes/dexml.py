@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
     """Train a dual encoder: a document's score of a label is the product of their vectors."""
     losses = settings.losses
-    if losses.loss == "soft_top_k" and losses.k >= len(data.labels):
+    if losses.loss == "soft_top_k" and isinstance(losses.k, int) and losses.k >= len(data.labels):
         raise SettingsError(f"k is {losses.k}, but there are {len(data.labels)} labels; soft_top_k needs fewer places")
     start = prepare(data, settings, _decide)
     settings, encoder, batches = start.settings, start.encoder, start.settings.batches
     drawn = None
     if batches.positives == "sample":
-        drawn = losses.k if losses.loss == "soft_top_k" else 1
+        drawn = losses.k if losses.loss == "soft_top_k" and isinstance(losses.k, int) else 1
     plan = Batches(
         start.targets,
         start.rows,
@@ -53,6 +53,7 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
         drawn,
         hide=losses.loss != "softmax",
         weighted=batches.weighted,
+        uniform=batches.uniform_negatives,
     )
     negatives = hard_negatives(start.targets, settings.mining) if batches.negatives == "mined" else None
     label_keys = encoded_labels(encoder, start.labels.tokens)
@@ -97,7 +98,11 @@ def _decide(settings: DexmlSettings, encoder: Encoder, data: Dataset) -> tuple[D
     settings, size, negatives = fill_in(settings, encoder), len(data.labels), settings.batches.negatives
     if negatives == "mined" and settings.batches.pool_positives is None:
         settings = changed(settings, pool_positives=1)
-    pool = size if negatives == "all" else min(size, POOL_A_DOCUMENT * settings.fit.batch_size)
+    pool = (
+        size
+        if negatives == "all"
+        else min(size, POOL_A_DOCUMENT * settings.fit.batch_size + settings.batches.uniform_negatives)
+    )
     needed = training_bytes(settings, shape_of(encoder), pool, size if negatives == "mined" else 0)
     needed += 2 * 4 * encoder.dim * len(data.train) if settings.voting.memory else 0
     return settings, needed, "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch"

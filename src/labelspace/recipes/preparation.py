@@ -89,7 +89,8 @@ def optimizers_of(encoder: Encoder, settings: FitSettings) -> list[torch.optim.O
     """The optimisers of an encoder; rate and decay are decided."""
     table = encoder.token_table if isinstance(encoder, TransformerEncoder) else None
     rate, decay = settings.lr or 0.0, settings.weight_decay or 0.0
-    return make_optimizers(encoder, encoder.row_sparse, rate, decay, table, settings.token_lr_factor)
+    own = settings.token_lr_factor, settings.token_decay
+    return make_optimizers(encoder, encoder.row_sparse, rate, decay, table, *own)
 
 
 def shape_of(encoder: Encoder) -> Shape:

@@ -52,7 +52,8 @@ def _fit(start: Prepared[RaexmcSettings], loop: Running[RaexmcSettings]) -> FitR
     """Train the encoder."""
     settings, encoder = start.settings, start.encoder
     drawn = settings.batches.positives or None
-    plan = Batches(start.targets, start.rows, InBatch(drawn), settings.fit.batch_size, settings.fit.seed, drawn)
+    cut, uniform = (settings.fit.batch_size, settings.fit.seed), settings.batches.uniform_negatives
+    plan = Batches(start.targets, start.rows, InBatch(drawn), *cut, drawn, uniform=uniform)
     negatives = hard_negatives(start.targets, settings.mining) if settings.mining.num_negatives else None
     label_keys = encoded_labels(encoder, start.labels.tokens)
     loss = closed_form("decoupled_softmax")
@@ -88,9 +89,10 @@ def _decide(settings: RaexmcSettings, encoder: Encoder, data: Dataset) -> tuple[
     if encoder.row_sparse:
         settings = changed(settings, lr=settings.fit.lr or STATIC_RATE)
     settings, size, batch = fill_in(settings, encoder), len(data.labels), settings.fit.batch_size
+    pool = min(size, POOL_A_DOCUMENT * batch + settings.batches.uniform_negatives) + batch
     needed = 2 * 4 * encoder.dim * len(data.train)
     if settings.fit.epochs:
-        needed += training_bytes(settings, shape_of(encoder), min(size, POOL_A_DOCUMENT * batch) + batch, size)
+        needed += training_bytes(settings, shape_of(encoder), pool, size)
     return settings, needed, "lower --batch-size, --chunk-size or --max-words"
 
 

@@ -272,9 +272,11 @@ def _batches(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: Unide
     cut = settings.fit.batch_size, settings.fit.seed, batches.clusters
     if batches.pool == "all":
         labels = np.arange(targets.shape[1])
+        if batches.uniform_negatives:
+            raise SettingsError("uniform_negatives: the pool 'all' has every label; leave it out, or take --pool some")
         return PickedBatches(targets, rows, lambda draws, shortlists, rng: labels, *cut)
     pick = PickSome(batches.num_positives or None, settings.mining.num_negatives, batches.cap, batches.gap)
-    return PickedBatches(targets, rows, pick, *cut)
+    return PickedBatches(targets, rows, pick, *cut, uniform=batches.uniform_negatives)
 
 
 class PoolLoss:

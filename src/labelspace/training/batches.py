@@ -60,6 +60,7 @@ class Batches:
         draw: how many of a document's positives to draw; None for all.
         hide: positives not drawn do not count; otherwise they stay in the denominator.
         weighted: give each positive its relevance as weight.
+        uniform: labels drawn uniformly into a pool beside what it has by itself.
     """
 
     targets: sp.csr_array
@@ -70,6 +71,7 @@ class Batches:
     draw: int | None = None
     hide: bool = True
     weighted: bool = False
+    uniform: int = 0
 
     @property
     def per_epoch(self) -> int:
@@ -83,7 +85,8 @@ class Batches:
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             key = (self.seed, epoch, step)
             draws = Draws.of(self.targets[chosen], np.random.default_rng(key))
-            yield self._assemble(chosen, self.pool(draws), draws, key)
+            pool = self.pool(draws)
+            yield self._assemble(chosen, None if pool is None else with_uniform(pool, self, key), draws, key)
 
     def widened(self, batch: Batch, labels: npt.NDArray[np.int64]) -> Batch:
         """A batch of this run with more labels in its pool; a label that is true for a document becomes its positive.
@@ -124,6 +127,7 @@ class PickedBatches:
         seed: of the run.
         clustered: cut an epoch into 2^depth batches of equal size, at least ``batch_size``, each of them a cluster
             as soon as there are clusters.
+        uniform: as for `Batches`.
     """
 
     targets: sp.csr_array
@@ -132,6 +136,7 @@ class PickedBatches:
     batch_size: int
     seed: int
     clustered: bool = False
+    uniform: int = 0
     shortlists: npt.NDArray[np.int32] | None = None
     """(N, s) hard negatives of each document, -1 for no label."""
     clusters: npt.NDArray[np.int64] | None = None
@@ -170,11 +175,22 @@ class PickedBatches:
             shortlists = self.shortlists[chosen]
             if shortlists.shape[1]:
                 shortlists = np.where(membership(shortlists, binary_truth(truth)), -1, shortlists)
-        labels = self.pick(draws, shortlists, rng)
+        labels = with_uniform(self.pick(draws, shortlists, rng), self, key)
         columns = np.searchsorted(labels, draws.labels)
         inside = labels[np.minimum(columns, len(labels) - 1)] == draws.labels
         kept, rows = np.unique(draws.rows[inside], return_inverse=True)
         return Batch(chosen[kept], labels, np.vstack([rows, columns[inside]]), key=key)
+
+
+def with_uniform(
+    pool: npt.NDArray[np.int64], plan: Batches | PickedBatches, key: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
+    """The labels of a pool, and those drawn uniformly that the plan adds to every pool; some may be there."""
+    if not plan.uniform:
+        return pool
+    count = plan.targets.shape[1]
+    drawn = np.random.default_rng((*key, 3)).choice(count, min(plan.uniform, count), replace=False)
+    return np.union1d(pool, drawn)
 
 
 def halves(items: npt.NDArray[np.int64], depth: int, part: int) -> npt.NDArray[np.int64]:

@@ -33,6 +33,8 @@ from torch.autograd.function import once_differentiable
 
 Op = Literal["sum", "max", "min", "logsumexp"]
 Reduce = Callable[[Tensor, Op], Tensor]
+Places = int | Tensor | Literal["positives"]
+"""Places of `soft_top_k`; ``positives`` are as many for a row as it has positives, at least 1."""
 SAFE_EXPONENT = 60.0
 """exp of this, summed over a billion columns, is finite in float32, and exp of minus it is no denormal."""
 
@@ -181,7 +183,7 @@ def soft_top_k(
     weights: Tensor | None = None,
     reduce: Reduce | None = None,
     *,
-    k: int | Tensor = 5,
+    k: Places = 5,
     alpha: float = 2.0,
 ) -> Tensor:
     """SoftTop-k: minus the log of a smooth membership in the row's top k, averaged over the positives.
@@ -189,8 +191,8 @@ def soft_top_k(
     ``z_j = sigmoid(alpha (s_j + t))`` with the one t that makes ``sum_j z_j = k``, found by `find_shift` without a
     gradient; the gradient is that of the implicit function.
 
-    ``k`` is the number of places, one for all rows or a (B,) tensor, and ``alpha`` the steepness of the sigmoid. The
-    other arguments and the result are those of `softmax`.
+    ``k`` is the number of places: one for all rows, a (B,) tensor, or ``positives``, as many as a row has positives.
+    ``alpha`` is the steepness of the sigmoid. The other arguments and the result are those of `softmax`.
 
     Raises:
         ValueError: as for `softmax`, or k is not between 0 and the number of columns that count.
@@ -441,14 +443,14 @@ def bce_form(pairs: Pairs, scan: Scan, gradient: bool) -> tuple[Tensor, Gradient
 
 
 def soft_top_k_form(
-    pairs: Pairs, scan: Scan, gradient: bool, *, k: int | Tensor = 5, alpha: float = 2.0, clamp: bool = False
+    pairs: Pairs, scan: Scan, gradient: bool, *, k: Places = 5, alpha: float = 2.0, clamp: bool = False
 ) -> tuple[Tensor, Gradient | None]:
     """Value and gradient of `soft_top_k`, the gradient through log z; ``clamp`` as in `top_k_shift`.
 
     With q_j = g_j alpha (1 - z_j) and v_j = alpha z_j (1 - z_j): g'_j = q_j - (sum q) v_j / sum v. The ratio
     v_j / sum v is a softmax of log v_j, which stays finite where every z has saturated.
     """
-    shift = find_shift(scan, k, alpha, pairs.logits.dtype, clamp)
+    shift = find_shift(scan, pairs.per_row if isinstance(k, str) else k, alpha, pairs.logits.dtype, clamp)
     u = (pairs.logits + shift[pairs.rows]) * alpha
     lost = pairs.weights * torch.logaddexp(-u, torch.zeros_like(u))
     value = (pairs.row_sums(lost) / pairs.per_row).sum() / pairs.divisor

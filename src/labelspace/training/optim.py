@@ -235,6 +235,7 @@ def make_optimizers(
     weight_decay: float,
     token_table: nn.Parameter | None = None,
     token_lr_factor: float = 1.0,
+    token_decay: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a module; each parameter is in exactly one group.
 
@@ -243,8 +244,9 @@ def make_optimizers(
         row_sparse: its gradients are sparse in rows.
         lr: learning rate.
         weight_decay: decay of matrices; biases, norms and other vectors have none.
-        token_table: of a transformer, one of the module's parameters; it has no decay and a rate of its own.
+        token_table: of a transformer, one of the module's parameters; it has a rate of its own.
         token_lr_factor: that rate, as a multiple of lr.
+        token_decay: the token table decays too.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if row_sparse:
@@ -254,7 +256,7 @@ def make_optimizers(
     parameters = [p for p in parameters if p is not token_table]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": tables, "weight_decay": 0.0, "lr": lr * token_lr_factor},
+        {"params": tables, "weight_decay": weight_decay * token_decay, "lr": lr * token_lr_factor},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in (*parameters, *tables))

@@ -14,6 +14,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Places = Count | Literal["positives"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class FitSettings:
         lr: highest learning rate; when not given, 3e-3 for ``static``, 1e-3 for it in RAE-XMC, and for a transformer
             4e-4 times 384 / width, 4e-4 at most.
         token_lr_factor: rate of a transformer's token table, as a multiple of ``lr``; rare words are met seldom.
+        token_decay: the token table of a transformer decays as other matrices do.
         weight_decay: never on biases and norms; when not given, 0 for ``static`` and 0.01 for a transformer, 0.05 in
             UniDEC.
         warmup: share of the run in which the rate rises; afterwards it falls to 0.
@@ -95,6 +97,7 @@ class FitSettings:
     batch_size: Count = 512
     lr: Positive | None = None
     token_lr_factor: Positive = 5.0
+    token_decay: bool = False
     weight_decay: NotNegative | None = None
     warmup: Probability = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -145,9 +148,11 @@ class BatchSettings:
 
     Args:
         label_documents: in training the text of every label is a document too, with that label alone.
+        uniform_negatives: labels drawn uniformly that a step scores beside those of its pool.
     """
 
     label_documents: bool = False
+    uniform_negatives: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +204,13 @@ class DexmlLoss:
 
     Args:
         loss: of a document over the labels of the pool.
-        k: places of ``soft_top_k``.
+        k: places of ``soft_top_k``, or ``positives``: as many for a row as it has positives.
         alpha: steepness of ``soft_top_k``.
         temperature: divides the similarities; 0.05 suits unit vectors, 1 raw ones.
     """
 
     loss: Literal["decoupled_softmax", "softmax", "soft_top_k", "bce"] = "decoupled_softmax"
-    k: Count = 5
+    k: Places = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.05
 
@@ -238,8 +243,12 @@ class DexmlSettings(RunSettings):
     voting: OptionalMemory = OptionalMemory()
 
     def __post_init__(self) -> None:
-        if self.losses.loss == "bce" and self.batches.positives == "sample":
+        if self.batches.positives == "sample" and self.losses.loss == "bce":
             raise ValueError("positives: 'sample' does not go with the loss 'bce', which needs every positive")
+        if self.batches.positives == "sample" and self.losses.k == "positives":
+            raise ValueError("positives: 'sample' draws k of them; give a number for k, or take all")
+        if self.batches.uniform_negatives and self.batches.negatives == "all":
+            raise ValueError("uniform_negatives: the negatives 'all' are every label; leave it out, or choose others")
 
 
 Loss = Literal["decoupled_softmax", "softmax", "supcon", "balanced", "soft_top_k", "bce"]
@@ -253,7 +262,7 @@ class UnidecLoss:
         encoder_loss: loss of the dual encoder.
         directions: which heads also learn from labels to documents, with half the weight of their loss.
         encoder_weight: share of the dual encoder in the loss, lambda in the paper; the classifier has the rest.
-        k: places of ``soft_top_k``.
+        k: places of ``soft_top_k``, or ``positives``: as many for a row as it has positives.
         alpha: steepness of ``soft_top_k``.
         temperature: divides the scores of both heads; the paper multiplies by 18.
     """
@@ -261,7 +270,7 @@ class UnidecLoss:
     encoder_loss: Loss = "decoupled_softmax"
     directions: Literal["none", "encoder", "classifier", "both"] = "encoder"
     encoder_weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
-    k: Count = 5
+    k: Places = 5
     alpha: Positive = 2.0
     temperature: Positive = 0.0556
 
