@@ -105,8 +105,23 @@ def test_lf_fields(tmp_path):
     both = load(titles, fields="title+content", label_fields="title")
     assert list(both.train.texts)[0] == "My cat purrs" and list(both.labels.texts)[0] == "cats"
     assert (both.options["fields"], both.options["label_fields"]) == ("title+content", "title")
-    with pytest.raises(SettingsError, match="title"):
-        load(titles, fields="content")
+    assert list(load(titles, fields="content").train.texts)[0] == "purrs"
+    assert list(load(titles, fields="title+title+content").train.texts)[0] == "My cat My cat purrs"
+    with pytest.raises(SettingsError, match="fields must be one of auto, title, content"):
+        load(titles, fields="content+title")
+
+
+def test_raw_files_of_wikipedia(tmp_path):
+    folder = tmp_path / "LF-Wikipedia-500K"
+    put(folder / "trn.raw.json.gz", jsonl(TRAIN))
+    put(folder / "tst.raw.json.gz", jsonl(TEST))
+    put(folder / "Yf.txt", "7->Domestic cats\nDogs\n9->Big->Eagles\n")
+    data = load(folder)
+    assert (list(data.labels.ids), list(data.labels.texts)) == (["0", "1", "2"], ["Domestic cats", "Dogs", "Eagles"])
+    assert data.test is not None and data.test.ids == ["t1"]
+    assert truth(data.train) == truth(load(write_lf(tmp_path / "same")).train)
+    put(folder / "Yf.txt", "")
+    refused(folder, "Yf.txt", "has no labels")
 
 
 def test_lf_gzip_and_missing_keys(tmp_path):

@@ -154,7 +154,7 @@ def test_title_and_content_serve_as_text(tmp_path, caplog):
     assert list(data.train.texts) == ["my", "your"] and list(data.labels.texts) == ["up high", "down"]
     assert list(load(tmp_path / "set", fields="title").labels.texts) == ["up", "down"]
     with pytest.raises(SettingsError, match="fields"):
-        load(tmp_path / "set", fields="content")
+        load(tmp_path / "set", fields="texts")
     refused(tmp_path / "set", "train.csv, line 2", "'body'", "'title', 'content', 'labels'", text_column="body")
 
 

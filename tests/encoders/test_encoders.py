@@ -67,6 +67,38 @@ def test_saved_folder_gives_the_same_vectors(
     assert plain.dim != encoder.dim or not np.allclose(plain.encode(plain.tokenize(TEXTS)), vectors, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("clean", "expected"),
+    [
+        ("letters", ["it s red oak 1.5 don t", "the h tall", ""]),
+        ("clean_str", ["it 's red ! ( oak ) 1 5 , do n't", "the h ' ? tall", ""]),
+    ],
+)
+def test_texts_are_cleaned_as_published_code_does_it(
+    tiny_transformer: Path, tmp_path: Path, clean: str, expected: list[str]
+) -> None:
+    given = ["It's RED!(oak)  1.5, DON't", "the\n«Äh'?» tall", "—"]
+    if clean == "letters":
+        given[0] = given[0].replace("1.5,", "1.5 ,")
+    encoder, plain = tiny(tiny_transformer, clean=clean), tiny(tiny_transformer)
+    assert encoder.tokenize(given).ids.tolist() == plain.tokenize(expected).ids.tolist()
+    assert encoder.tokenize(given).ids.tolist() != plain.tokenize(given).ids.tolist()
+    vectors = encoder.encode(encoder.tokenize(given))
+    encoder.save(tmp_path)
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path), device="cpu").encode(given), vectors, atol=TINY)
+    tiny(tmp_path).save(tmp_path / "again")
+    again = tiny(tmp_path / "again")
+    assert np.array_equal(again.encode(again.tokenize(given)), vectors)
+
+
+def test_a_bag_of_tokens_is_not_cleaned(tiny_transformer: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no dropout, attention or cleaning to set"):
+        encoders.make_encoder("static", TEXTS, ["oak"], base=str(tiny_transformer), clean="letters")
+    encoders.make_encoder("static", TEXTS, ["oak"], base=str(tiny_transformer)).save(tmp_path)
+    with pytest.raises(SettingsError, match="and no cleaning"):
+        open_encoder(str(tmp_path), clean="letters")
+
+
 def test_attention_back_ends_agree_and_are_chosen_by_use(tiny_transformer: Path) -> None:
     encoder = tiny(tiny_transformer)
     tokens = encoder.tokenize(TEXTS)

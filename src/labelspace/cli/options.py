@@ -57,8 +57,8 @@ class DataOptions:
     """How data files are read.
 
     Args:
-        fields: of LF documents: title, title+content or auto.
-        label_fields: of LF and BEIR labels: title, title+content or auto; of SKOS: preferred+alternative+broader.
+        fields: of LF documents: title, content, title+content, title+title+content or auto.
+        label_fields: likewise of LF and BEIR labels; of SKOS: preferred+alternative+broader.
         text_column: column of a table that holds the text.
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.

@@ -181,7 +181,7 @@ def _write(data: Dataset, folder: Path, to: str) -> None:
 def _fields(columns: Iterable[Corpus | Labels]) -> str | None:
     """The fields that all texts with parts are made of, or None where there are none."""
     with_parts = [(column.texts, column.parts) for column in columns if column.parts]
-    for fields in FIELDS[::-1]:
+    for fields in ("title+content", *FIELDS):
         if with_parts and all(_are_made_of(fields, texts, parts) for texts, parts in with_parts):
             return fields
     return None

@@ -37,7 +37,7 @@ def load(
 ) -> Dataset:
     """Read a data set from a folder or a file; the format is recognised by what is there.
 
-    * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``.
+    * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``, or ``trn.raw.json``, ``tst.raw.json``, ``Yf.txt``.
     * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
       ``dev.tsv``, ``test.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
@@ -53,8 +53,8 @@ def load(
 
     Args:
         path: the folder or file.
-        fields: LF documents: "title", "title+content", or "auto" (the title alone when the data set's name contains
-            "titles", else both).
+        fields: LF documents: "title", "content", "title+content", "title+title+content", or "auto" (the title alone
+            when the data set's name contains "titles", else "title+content").
         label_fields: LF labels, likewise; "auto" takes the fields of the documents. Of a BEIR corpus "auto" is both.
             Of a SKOS vocabulary "preferred" ("auto"), to which "+alternative" and "+broader" may be added.
         text_column: the column of tables that holds the text.

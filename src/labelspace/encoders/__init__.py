@@ -17,6 +17,7 @@ import torch
 from ..base.machine import cache_folder, minilm_folder
 from ..base.rates import bf16_pays
 from ..errors import MissingExtraError, ModelError, SettingsError
+from .cleaning import Clean
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .tokens import LongDocuments
@@ -70,7 +71,8 @@ def make_encoder(
         long_documents: ``head``, ``head+tail`` or ``chunks``; None as for `open_encoder`.
         max_chunks: chunks of a text, with ``chunks``; None as for `open_encoder`.
         device: where to put the weights.
-        options: ``pooling``, ``projection``, ``dropout`` and ``attention`` of a transformer, as for `open_encoder`.
+        options: ``pooling``, ``projection``, ``dropout``, ``attention`` and ``clean`` of a transformer, as for
+            `open_encoder`.
 
     Raises:
         MissingExtraError: ``minilm`` without its package.
@@ -85,8 +87,10 @@ def make_encoder(
         return encoder
     if options.get("pooling") is not None or options.get("projection") is not None:
         raise SettingsError("the encoder 'static' has no pooling or projection to set; name a transformer instead")
-    if options.get("dropout") or options.get("attention", "auto") != "auto":
-        raise SettingsError("the encoder 'static' has no dropout or attention to set; name a transformer instead")
+    if options.get("dropout") or options.get("attention", "auto") != "auto" or options.get("clean") is not None:
+        raise SettingsError(
+            "the encoder 'static' has no dropout, attention or cleaning to set; name a transformer instead"
+        )
     precision: Precision = "bf16" if bf16_pays(torch.device(device)) else "float32"
 
     def opened() -> TransformerEncoder:
@@ -124,6 +128,7 @@ def open_encoder(
     normalize: bool | None = None,
     dropout: float | Literal["own"] = 0.0,
     attention: str = "auto",
+    clean: Clean | None = None,
     max_tokens: int | None = None,
     long_documents: LongDocuments | None = None,
     max_chunks: int | None = None,
@@ -139,6 +144,7 @@ def open_encoder(
         normalize: unit vectors or not; None keeps the model's own choice.
         dropout: dropout probability of a transformer; ``own`` keeps the model's.
         attention: ``auto``, ``eager`` or ``sdpa``.
+        clean: ``letters`` or ``clean_str``, see `cleaning.clean_first`; None for the model's own way, if it has one.
         max_tokens: cut texts here; None for the model's own limit.
         long_documents: ``head``, ``head+tail`` or ``chunks``; None as a labelspace model was saved, else ``head``.
         max_chunks: chunks of a text, with ``chunks``; None as a labelspace model was saved, else 8.
@@ -151,7 +157,7 @@ def open_encoder(
     """
     path = _resolve(name)
     saved_way, saved_chunks = _saved_cut(path)
-    options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention}
+    options: dict[str, Any] = {"pooling": pooling, "projection": projection, "attention": attention, "clean": clean}
     encoder: Encoder
     static = read_static(path) if isinstance(path, Path) else None
     if static is None:
@@ -162,8 +168,10 @@ def open_encoder(
             static = modules[0].tokenizer, modules[0].embedding.weight, "Normalize" in kinds
     if static is None:
         encoder = TransformerEncoder(model, normalize=normalize, dropout=dropout, max_tokens=max_tokens, **options)
-    elif pooling not in (None, "mean") or projection is not None:
-        raise SettingsError(f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set")
+    elif pooling not in (None, "mean") or projection is not None or clean is not None:
+        raise SettingsError(
+            f"the encoder {name!r} is a bag of token vectors: it has no pooling or projection to set, and no cleaning"
+        )
     else:
         tokenizer, table, unit = static
         cut = max_tokens or int((tokenizer.truncation or {"max_length": 512})["max_length"])

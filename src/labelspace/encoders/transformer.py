@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError
+from .cleaning import Clean, clean_first, keep_cleaning
 from .fast import packed
 from .fast.attention import products_pay
 from .fast.inference import FastBert, stamps
@@ -43,6 +44,7 @@ class TransformerEncoder(Encoder):
         dropout: dropout probability set throughout the transformer; ``own`` keeps the model's.
         attention: attention back-end.
         max_tokens: cut texts here; None for the model's own limit.
+        clean: clean texts first, see `cleaning.clean_first`; None leaves them as they are.
 
     Attributes:
         own_dropout: highest dropout probability that the model came with.
@@ -62,6 +64,7 @@ class TransformerEncoder(Encoder):
         dropout: float | Literal["own"] = 0.0,
         attention: Attention = "auto",
         max_tokens: int | None = None,
+        clean: Clean | None = None,
     ):
         super().__init__()
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
@@ -111,6 +114,9 @@ class TransformerEncoder(Encoder):
         backend = getattr(transformer.tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SettingsError("the encoder has no fast tokenizer; save it with one (use_fast=True) and try again")
+        self._cleans = clean is not None
+        if clean is not None:
+            clean_first(transformer.tokenizer, clean)
         limit = int(transformer.max_seq_length or min(512, transformer.tokenizer.model_max_length))
         positions = getattr(transformer.auto_model.config, "max_position_embeddings", None)
         if max_tokens is not None and positions and max_tokens > positions:
@@ -273,3 +279,5 @@ class TransformerEncoder(Encoder):
             warnings.simplefilter("ignore")
             model = SentenceTransformer(modules=list(self.stages), device=str(self.device))
             model.save(str(folder), create_model_card=False)
+        if self._cleans:
+            keep_cleaning(folder, self.stages[0].tokenizer)

@@ -41,7 +41,7 @@ def make_encoder(data: Dataset, settings: EncoderSettings) -> Encoder:
     """
     names = (
         *("base", "vocabulary", "max_words", "frequency_weight", "normalize", "max_tokens", "long_documents"),
-        *("max_chunks", "pooling", "projection", "dropout", "attention"),
+        *("max_chunks", "pooling", "projection", "dropout", "attention", "clean"),
     )
     encoder = encoders.make_encoder(
         settings.encoder,

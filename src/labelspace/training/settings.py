@@ -35,6 +35,8 @@ class EncoderSettings:
             In runs of some hundred steps 0 is as good.
         attention: of a transformer; ``packed`` computes no padding. ``auto`` is packed on a CPU where the architecture
             allows it, else eager for training on short texts on a CPU, else sdpa.
+        clean: what a transformer keeps of a text: ``letters``, a to z, digits and the full stop in lower case, or
+            ``clean_str``, with some signs, apart by blanks (Kim, 2014). All of it when not given.
         max_tokens: texts are cut here; when not given, 256 for ``static`` and 128, or fewer where it must, for a
             transformer.
         long_documents: what is kept of a longer text: ``head`` the first tokens; ``head+tail`` the first and the last,
@@ -57,6 +59,7 @@ class EncoderSettings:
     normalize: bool = True
     dropout: Probability | Literal["own"] = 0.0
     attention: Literal["auto", "packed", "eager", "sdpa"] = "auto"
+    clean: Literal["letters", "clean_str"] | None = None
     max_tokens: Annotated[int, Field(ge=4)] | None = None
     long_documents: Literal["head", "head+tail", "chunks"] = "head"
     max_chunks: Count = 8

@@ -17,7 +17,7 @@ from .text import MARK, listed, plain_lines, text_value
 ID_COLUMNS = ("id", "uid", "document_id", "_id")
 RELEVANCES = "relevances"
 LABEL_COLUMNS = ("labels", "label", "subject_uris")
-FIELDS = ("title", "title+content")
+FIELDS = ("title", "content", "title+content", "title+title+content")
 
 # Names in the header of judgements and runs, the preferred one first
 DOCUMENT = ("query-id", "qid", "query", "topic", "document-id", "document", "id")
@@ -94,7 +94,7 @@ def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int, c
 
     Args:
         record: column to value.
-        fields: "title" or "title+content".
+        fields: one of `FIELDS`; the parts stand in this order, those that are empty left out.
         path: the file, for messages.
         line: the line, for messages.
         columns: names of text columns, the preferred one first.
@@ -107,11 +107,8 @@ def record_text(record: Mapping[str, Any], fields: str, path: Path, line: int, c
             message = f"there is no text column {columns[0]!r}, only {listed(record)}; set text_column"
             raise DataError(message, path, line)
         raise DataError(f"neither 'title' nor 'content' is there, only {listed(record)}", path, line)
-    title = text_value(record.get("title"), "title", path, line)
-    if fields == "title":
-        return title
-    content = text_value(record.get("content"), "content", path, line)
-    return f"{title} {content}" if title and content else title or content
+    parts = (text_value(record.get(name), name, path, line) for name in fields.split("+"))
+    return " ".join(part for part in parts if part)
 
 
 # A document, a label and a number

@@ -29,7 +29,7 @@ class ReadSettings:
     """How files are to be read; each format uses what concerns it.
 
     Args:
-        fields: document fields of LF files, and of tables without a text column: "title", "title+content" or "auto".
+        fields: document fields of LF files, and of tables without a text column: one of `columns.FIELDS`, or "auto".
         label_fields: label fields, likewise; "auto" takes those of the documents.
         text_column: the column of tables that holds the text.
         label_column: the column of tables that holds the labels.

@@ -2,7 +2,8 @@
 
 ``trn.json``, ``tst.json`` and ``lbl.json``, plain or gzip, with ``uid``, ``title``, ``content``, ``target_ind``
 (row numbers of ``lbl.json``) and ``target_rel``. There are as many labels as lines of ``lbl.json``. Validation
-documents may come apart, in ``val.json``.
+documents may come apart, in ``val.json``. LF-Wikipedia-500K names its raw texts ``trn.raw.json`` and ``tst.raw.json``,
+and has ``Yf.txt`` for ``lbl.json``: a label a line, whose text is what stands after the last ``->``.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from ...errors import DataError
 from ...types import Corpus, Labels
 from .columns import choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
-from .text import TextFiles, find_file, json_lines
+from .text import TextFiles, find_file, json_lines, plain_lines
 
-LOOKED_FOR = "trn.json and lbl.json (and tst.json, val.json), plain or .gz"
+LOOKED_FOR = "trn.json and lbl.json (and tst.json, val.json), or trn.raw.json and Yf.txt, plain or .gz"
+NAMED = "Yf.txt"
 
 
 def _file(folder: Path, stem: str) -> Path | None:
-    return find_file(folder, [f"{stem}.json"], places=[""])
+    names = [f"{stem}.json", NAMED if stem == "lbl" else f"{stem}.raw.json"]
+    return find_file(folder, names, places=[""])
 
 
 def sniff(path: Path) -> bool:
@@ -56,6 +59,11 @@ def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> Labels:
+    if path.name.startswith(NAMED):
+        texts = [line.rpartition("->")[2].strip() for line in plain_lines(stream)]
+        if not texts:
+            raise DataError("the file has no labels", path)
+        return Labels([str(row) for row in range(len(texts))], texts)
     labels = Records("label", path, keep_parts)
     for line, record in _records(stream, path):
         identifier = (given_id(record, ("uid",), path, line) or "").strip()
