@@ -199,6 +199,24 @@ def test_a_model_without_training_is_the_same_by_every_way(
         np.testing.assert_allclose(mine.segments[0].keys.numpy(), theirs.segments[0].keys.numpy(), atol=TINY)
 
 
+def test_a_memory_of_all_documents_is_tuned_on_some_that_do_not_vote(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", "raexmc", "--encoder", "static", "--base", str(tiny_transformer), "--device", "cpu"]
+    args = ["train", str(toy_folder), *options, "--epochs", "2", "--tune-documents", "60", "--out", str(tmp_path / "m")]
+    assert main(args) == 2
+    assert "tune_documents: the memory is tuned on the 30 validation documents" in capsys.readouterr().err
+    assert main([*args, "--valid-fraction", "0"]) == 0
+    assert "settings on 60 training documents, which the encoder knows" in capsys.readouterr().out
+    model, data = ls.Model.load(tmp_path / "m"), ls.load(toy_folder, valid_fraction=0)
+    assert model.info["metrics"]["validation"] == {} and model.info["tuning"]["documents"] == 60
+    assert model.memory.n_documents == len(data.train) == 300 and model.calibration is None
+    half = ls.train(data, recipe="raexmc", encoder="static", base=str(tiny_transformer), epochs=0, tune_documents=900)
+    assert half.info["tuning"]["documents"] == 150
+    own = np.isclose(half.info["tuning"]["metrics"]["P@1"], 100)  # as it would be if each document voted for itself
+    assert not own and half.memory.voting.weight > 0
+
+
 def test_what_a_run_ends_with_is_measured_on_the_model_that_it_saves(
     toy_folder: Path, tiny_transformer: Path, tmp_path: Path
 ) -> None:

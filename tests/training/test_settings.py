@@ -44,6 +44,7 @@ def test_names_are_flat_without_a_clash(recipe: str) -> None:
         ({"epochz": 3}, "no setting 'epochz'; did you mean epochs"),
         ({"loss": "bce", "positives": "sample"}, "does not go with the loss 'bce'"),
         ({"k": "positives", "positives": "sample"}, "give a number for k, or take all"),
+        ({"tune_documents": 50}, "tune_documents: .*give memory too"),
         ({"k": 0}, "k: input should be greater than or equal to 1, got 0"),
         ({"uniform_negatives": 3}, "uniform_negatives: the negatives 'all' are every label"),
     ],

@@ -335,8 +335,9 @@ def render(tuned: dict[str, Any]) -> str:
     """What was chosen and the Pareto front, for reading, from what `Tuned.as_dict` gives."""
     voting = Voting(**tuned["voting"])
     names = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5", "R@100")
+    kind = "training documents, which the encoder knows" if tuned.get("learnt") else "validation documents"
     lines = [
-        f"tried {tuned['tried']} settings on {tuned['documents']} validation documents, in percent",
+        f"tried {tuned['tried']} settings on {tuned['documents']} {kind}, in percent",
         f"settings that none beats in both P and PSP, the most precise first; * was chosen for {tuned['objective']}"
         + (", and is shown with the linear classifier, all others without" if voting.judged else ""),
         "  " + "".join(f"{name:>7}" for name in names) + "  settings",

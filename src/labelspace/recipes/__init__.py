@@ -83,6 +83,11 @@ def train(
     if isinstance(data, str | Path):
         data = load(data, **({} if run is None else run["reading"]), seed=resolved.fit.seed)
     require_texts(data)
+    if resolved.voting.tune_documents is not None and len(data.valid):
+        raise SettingsError(
+            f"tune_documents: the memory is tuned on the {len(data.valid)} validation documents of {data.name}; "
+            "leave it out, or hold out none (--valid-fraction 0)"
+        )
     if not len(data.train):
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
     asked = recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor
 from .. import encoders
 from ..base.machine import device_of
 from ..base.rates import bf16_pays
+from ..data.split import hold_out
 from ..encoders import Encoder, TransformerEncoder
 from ..encoders.tokens import Tokens
 from ..model.model import Model
@@ -159,13 +161,24 @@ def mined_anew(
     )
 
 
+def tuning_data(data: Dataset, settings: RunSettings) -> Dataset:
+    """The data whose validation documents a memory is tuned on: with ``tune_documents``, training documents."""
+    most = settings.voting.tune_documents
+    if most is None:
+        return data
+    rows = hold_out(data.train.texts, 0.5, most, settings.fit.seed)
+    logger.info("the memory is tuned on %d training documents, which do not vote meanwhile", len(rows))
+    return dataclasses.replace(data, valid=data.train.rows(rows), valid_rows=rows)
+
+
 def give_memory(
     model: Model, data: Dataset, documents: Tokens, settings: RunSettings, log: Log, started: float
 ) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
     Where tuning takes longer than was foreseen, a time limit, which counts from ``started``, ends it with fewer
-    validation documents looked at.
+    validation documents looked at. With ``tune_documents`` training documents take their place, and no figure of them
+    is kept as one of validation.
     """
     if model.info["fit"]["stopped"] == "interrupted":
         logger.warning(
@@ -190,18 +203,23 @@ def give_memory(
     if settings.fit.max_minutes is not None:
         until = started + 60 * settings.fit.max_minutes - AFTER_GRID_SHARE * tuning_seconds(settings.fit, data)
         until -= linear_seconds(data) if settings.voting.linear else 0.0
+    given, data = data, tuning_data(data, settings)
     tuned = model.tune(
         data,
         objective=settings.voting.objective,
         precision=settings.voting.key_precision,
         vectors=keys,
         calibrated=False,
-        documents=tuned_on(settings.fit, data),
+        documents=tuned_on(settings.fit, data) if data is given else len(data.valid),
         until=until,
         linear=settings.voting.linear,
         first=queries,
     )
     # what was measured while training was the labels alone, which is not the model that is saved
+    if data is not given:
+        if tuned is not None:
+            model.info["tuning"]["learnt"] = True
+        return
     metrics = with_memory(model, data, settings.fit) if tuned is None else tuned.metrics
     if metrics:
         model.info["metrics"]["validation"] = metrics

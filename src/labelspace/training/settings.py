@@ -168,11 +168,14 @@ class MemorySettings:
             CPU that is faster in it, else ``float32``.
         linear: learn a linear classifier on words, which reranks what the keys find; it is kept where validation
             documents are ranked better.
+        tune_documents: where no document is held out for validation, training documents on which the memory is tuned,
+            half of them at most; they do not vote meanwhile. The encoder has learnt from them. None when not given.
     """
 
     objective: str = "P@1,P@3,P@5"
     key_precision: Literal["auto", "float32", "bf16"] = "auto"
     linear: bool = False
+    tune_documents: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +191,8 @@ class OptionalMemory(MemorySettings):
     def __post_init__(self) -> None:
         if self.linear and not self.memory:
             raise ValueError("linear: it reranks what a memory of documents finds; give memory too, or leave it out")
+        if self.tune_documents and not self.memory:
+            raise ValueError("tune_documents: a memory of documents is tuned on them; give memory too, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
