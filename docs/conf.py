@@ -67,6 +67,7 @@ docs/troubleshooting
 :hidden:
 :caption: Methods
 docs/training
+docs/presets
 docs/methods/dexml
 docs/methods/unidec
 docs/methods/raexmc

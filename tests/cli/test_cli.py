@@ -112,19 +112,19 @@ def test_info(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_come_from_flag_then_environment_then_file_then_default(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run.toml").write_text('recipe = "dexml"\nepochs = 3\nlr = 0.1\nbatch-size = 7\nseparator = ";"\n')
     monkeypatch.setenv("LABELSPACE_EPOCHS", "4")
     monkeypatch.setenv("LABELSPACE_LR", "0.2")
-    code, out, _ = run(capsys, "train", "data", "--config", tmp_path / "run.toml", "--lr", 0.3, "--dry-run")
+    code, out, _ = run(capsys, "train", toy_folder, "--config", tmp_path / "run.toml", "--lr", 0.3, "--dry-run")
     assert code == 0
     (tmp_path / "again.toml").write_text(out)
     lines = out.splitlines()
     assert {"epochs = 4", "lr = 0.3", "batch_size = 7", "warmup = 0.1"} <= set(lines)
     monkeypatch.delenv("LABELSPACE_EPOCHS")
     monkeypatch.delenv("LABELSPACE_LR")
-    assert run(capsys, "train", "data", "--config", tmp_path / "again.toml", "--dry-run")[1] == out
+    assert run(capsys, "train", toy_folder, "--config", tmp_path / "again.toml", "--dry-run")[1] == out
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,32 @@ def test_missing_arguments_are_named(words: list[str], expected: str, capsys: py
 
 
 def test_unknown_environment_variables_are_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    toy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABELSPACE_EPOCS", "3")
-    code, out, err = run(capsys, "train", "data", "--recipe", "dexml", "--dry-run", "--json")
+    code, out, err = run(capsys, "train", toy_folder, "--recipe", "dexml", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["fit"]["epochs"] == 5 and "LABELSPACE_EPOCS" in err
     monkeypatch.delenv("LABELSPACE_EPOCS")
-    assert run(capsys, "train", "data", "--dry-run")[2] == ""
+    assert "LABELSPACE" not in run(capsys, "train", toy_folder, "--dry-run")[2]
+
+
+def test_a_dry_run_opens_data_and_the_encoder(
+    toy_folder: Path, tiny_transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "train", toy_folder, "--encoder", tiny_transformer, "--dry-run")
+    assert code == 0 and "300 documents, 25 labels" in err and "bert of 2 layers, width 32, 40 positions" in err
+    code, out, err = run(capsys, "train", toy_folder, "--base", tiny_transformer, "--recipe", "dexml", "--dry-run")
+    assert code == 0 and "static, of the tokens of" in err
+    for wrong, message in (
+        ([tmp_path / "no"], "there is no such file or folder"),
+        ([toy_folder, "--encoder", tiny_transformer, "--max-tokens", 41], "but the encoder has 40 positions"),
+        ([toy_folder, "--encoder", tmp_path], "has neither modules.json nor config.json"),
+    ):
+        code, out, err = run(capsys, "train", *wrong, "--dry-run")
+        assert code in (1, 2) and out == "" and message in err
+    (tmp_path / "config.json").write_text("{")
+    code, out, err = run(capsys, "train", toy_folder, "--encoder", tmp_path, "--dry-run")
+    assert code == 1 and out == "" and "cannot open the encoder" in err
 
 
 def test_other_folders_are_not_overwritten(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
-"""The command line: ``labelspace quickstart | info | convert | train | evaluate | calibrate | predict | serve``,
-``report | export | bench``, and what makes a model another: ``tune | join | documents | labels | index | compact``.
+"""The command line: ``labelspace quickstart | info | convert | train | presets | evaluate | calibrate | predict``,
+``serve | report | export | bench``, and what makes a model another: ``tune | join | documents | labels | index``,
+``compact``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 good, 1 an error of labelspace with one
 plain message, 2 wrong usage or settings, 130 interrupted, 141 a closed pipe, 143 terminated. What the commands do is in
@@ -43,6 +44,18 @@ def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: An
             known = {k: v for k, v in values.items() if v is not None and k not in GONE}
             source = Dict(known, use_commands_as_keys=False, source=path)
             source(app, commands, arguments)
+
+
+def _preset(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Fill in what the preset says and nothing else does."""
+    from ..training.presets import read_preset
+
+    for argument in arguments:
+        if argument.name == "--preset" and argument.tokens:
+            preset = read_preset(argument.tokens[0].value)
+            if preset.recipe != recipe:
+                raise SettingsError(f"the preset {preset.name} is a run of {preset.recipe}, not of {recipe}")
+            Dict(preset.values, use_commands_as_keys=False, source=preset.name)(app, commands, arguments)
 
 
 def _missing(error: CycloptsError) -> str:
@@ -95,6 +108,7 @@ COMMANDS = {
     "info": "Describe a data set: counts, lengths, label frequencies, and the memory that training would take.",
     "convert": "Write a data set in another format, so that reading it again gives the same.",
     "train": "Train a model and save it with its log and settings.",
+    "presets": "List the papers' runs that train --preset takes, with figures and costs, or show one with its sources.",
     "evaluate": "Measure a model, or the scores of any tool, on a data set.",
     "calibrate": "Fit probabilities to the scores of a model on held-out documents, and write them into its folder.",
     "predict": "Predict labels for texts.",
@@ -102,7 +116,7 @@ COMMANDS = {
     "export": "Write a part of a model for other tools: the encoder, as ONNX too, the keys, or a model card.",
     "bench": "Measure speed on this machine against sentence-transformers, faiss and plain twins, as ratios.",
 }
-MODULES = {"quickstart": "training", "train": "training", "bench": "training", "info": "data", "convert": "data"}
+MODULES = {"info": "data", "convert": "data", **dict.fromkeys(("quickstart", "train", "presets", "bench"), "training")}
 """Where a command is, if not in `models`."""
 MEMORY_COMMANDS = {
     "tune": "Give a model the documents of a data set as keys, and choose how keys vote on its validation documents.",
@@ -139,6 +153,7 @@ def _app(recipe: str) -> App:
         config=[
             Env("LABELSPACE_", command=False, show=False),
             functools.partial(_config_file, recipe),
+            functools.partial(_preset, recipe),
             _no_empty_paths,
             _whole_numbers,
         ],
@@ -184,16 +199,20 @@ def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
     from ..recipes import recipe_of
     from ..training.config import KNOWN, RECIPES, read_config, recipe_with
+    from ..training.presets import read_preset
 
-    def asked(*, recipe: str | None = None, config: str | None = None, resume: str | None = None) -> tuple[Any, ...]:
-        return recipe, config, resume
+    def asked(
+        *, recipe: str | None = None, config: str | None = None, resume: str | None = None, preset: str | None = None
+    ) -> tuple[Any, ...]:
+        return recipe, config, resume, preset
 
     app = App(config=Env("LABELSPACE_", command=False, show=False), help_flags=[], version_flags=[])
     app.default(asked)
     _, bound, others, _ = app.parse_known_args(tokens)
-    recipe, config, resume = asked(**bound.kwargs)
+    recipe, config, resume, preset = asked(**bound.kwargs)
     values = {} if config is None else read_config(config)
     recipe = recipe or values.get("recipe") or (None if resume is None else recipe_of(resume))
+    recipe = recipe or (None if preset is None else read_preset(preset).recipe)
     if recipe in RECIPES:
         return str(recipe)
     flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in others if token.startswith("--")}

@@ -13,11 +13,13 @@ from ..base.checks import require_seed
 from ..base.machine import command_began
 from ..errors import SettingsError
 from ..training.config import KNOWN, RECIPES, components, defaults, flat, made, to_dict, to_toml
+from ..training.presets import as_dict, listed, preset_names, read_preset, shown
 from ..training.settings import DexmlSettings, RaexmcSettings, Request, RunSettings, UnidecSettings
 from .options import FLAT, DataPath, Output, SplitOptions, Switch, as_recorded, load_data, print_json
 
 if TYPE_CHECKING:
     from ..model.model import Model
+    from ..types import Dataset
 
 logger = logging.getLogger("labelspace")
 
@@ -104,7 +106,9 @@ class TrainOptions:
             the one that has the settings given, auto before the others: it chooses by data and device, and says what
             and why.
         config: TOML, YAML or JSON file of settings; flags and environment variables (LABELSPACE_EPOCHS) win over it.
-        dry_run: print the settings as a configuration file (or as JSON with --json), and stop.
+        preset: run of a paper, whose settings stand below all others; ``labelspace presets`` lists them.
+        dry_run: open the data and the encoder's configuration, print the settings as a configuration file (or as JSON
+            with --json), and stop.
     """
 
     out: Path | None = None
@@ -112,6 +116,7 @@ class TrainOptions:
     resume: Path | None = None
     recipe: Literal["auto", "dexml", "unidec", "raexmc"] | None = None
     config: Path | None = None
+    preset: str | None = None
     dry_run: Switch = False
     reading: SplitOptions = SplitOptions()
     output: Output = Output()
@@ -150,6 +155,7 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
 
     _warn_of_unknown_variables()
     if options.dry_run:
+        _open_for_looking(data, settings, options)
         if options.output.json:
             print_json({"recipe": recipe, **to_dict(settings)})
         else:
@@ -172,7 +178,9 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
             seed = stopped["settings"]["seed"]
             reading = as_recorded(reading, stopped["reading"])
     where: dict[str, Any] = {"out": out, "overwrite": options.overwrite, "resume": resume}
-    model = train(load_data(data, reading, seed), recipe=recipe, **where, started=command_began(), **values)
+    dataset = load_data(data, reading, seed)
+    _compare_with_preset(options.preset, dataset)
+    model = train(dataset, recipe=recipe, **where, started=command_began(), **values)
     out = out or resume
     fitted = model.info["fit"]
     if options.output.json:
@@ -188,6 +196,40 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
     print(f"model saved in {out} ({fitted['stopped']} after {fitted['steps']} steps, {seconds:.0f} s)")
     if metrics:
         print("validation, in percent: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+def _open_for_looking(data: Path, settings: RunSettings | Request, options: TrainOptions) -> None:
+    """Open what a run would open first, the data and the encoder's configuration, and say what they are."""
+    from ..recipes.preparation import describe_encoder
+
+    dataset = load_data(data, options.reading, settings.fit.seed)
+    _compare_with_preset(options.preset, dataset)
+    if settings.encoding.encoder is not None:  # else it is chosen
+        logger.info("the encoder is %s", describe_encoder(settings.encoding))
+
+
+def _compare_with_preset(name: str | None, data: Dataset) -> None:
+    """Warn where data is not that of a preset."""
+    if name is not None:
+        filtered = data.test is not None and data.test.filter_pairs is not None
+        for sentence in read_preset(name).differences(len(data.train), len(data.labels), filtered):
+            logger.warning("%s", sentence)
+
+
+def presets(name: str | None = None, *, output: Output = Output()) -> None:
+    """List the papers' runs that train --preset takes, with expected figures and costs, or show one with its sources.
+
+    Parameters
+    ----------
+    name
+        Of a preset.
+    """
+    if name is None:
+        runs = [read_preset(one) for one in preset_names()]
+        print_json([as_dict(run) for run in runs]) if output.json else print(listed(runs))
+    else:
+        run = read_preset(name)
+        print_json(as_dict(run)) if output.json else print(shown(run))
 
 
 def bench(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,15 +22,15 @@ from .cleaning import Clean
 from .interface import Encoder, Precision, autocast
 from .static import StaticEncoder, Vocabulary, build_static, read_static
 from .tokens import LongDocuments
-from .transformer import TransformerEncoder
+from .transformer import TransformerEncoder, check_positions
 from .vectors import TokenVectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = [
-    "Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "make_encoder",
-    "open_encoder",
+    "Encoder", "Precision", "StaticEncoder", "TransformerEncoder", "autocast", "build_static", "described",
+    "make_encoder", "open_encoder",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -181,20 +182,49 @@ def open_encoder(
     return encoder.to(device)
 
 
-def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceTransformer:
-    """A model opened by sentence-transformers, without its messages."""
+def described(name: str, base: str = "minilm", max_tokens: int | None = None) -> str:
+    """What the configuration of an encoder says of it, in a line; no weights are opened.
+
+    Args:
+        name: as for `make_encoder`.
+        base: likewise.
+        max_tokens: likewise.
+
+    Raises:
+        MissingExtraError, ModelError, SettingsError: as `make_encoder`, as far as that shows without weights.
+    """
+    if name == "static":
+        return f"static, of the tokens of {described(base)}"
+    path = _resolve(name)
+    with _opening(name, path):
+        from transformers import AutoConfig
+
+        inner = str(path)
+        if isinstance(path, Path) and (path / "modules.json").is_file():
+            first = json.loads((path / "modules.json").read_text(encoding="utf-8"))[0]
+            if first["type"].endswith("StaticEmbedding"):
+                return f"{name}, a bag of token vectors"
+            inner = str(path / first["path"])
+        config = AutoConfig.from_pretrained(inner, local_files_only=isinstance(path, Path))
+    check_positions(config, max_tokens)
+    sizes = [getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "max_position_embeddings")]
+    return f"{name}, {config.model_type} of {sizes[0]} layers, width {sizes[1]}, {sizes[2]} positions"
+
+
+@contextlib.contextmanager
+def _opening(name: str, path: Path | str) -> Iterator[None]:
+    """While the body runs, the libraries say nothing, and what they raise becomes a ModelError."""
     quiet = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "huggingface_hub")]
     levels = [q.level for q in quiet]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from sentence_transformers import SentenceTransformer
             from transformers.utils import logging as transformers_logging
 
             for q in quiet:
                 q.setLevel(logging.ERROR)
             transformers_logging.disable_progress_bar()
-            return SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
+            yield
     except Exception as error:  # the libraries raise a dozen kinds for one cause: nothing usable of that name
         reason = " ".join(str(error).split())[:300]
         known = "" if isinstance(path, Path) else "; static and minilm need no download"
@@ -202,6 +232,14 @@ def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceT
     finally:
         for q, level in zip(quiet, levels, strict=True):
             q.setLevel(level)
+
+
+def _sentence_transformer(name: str, path: Path | str, device: str) -> SentenceTransformer:
+    """A model opened by sentence-transformers, without its messages."""
+    with _opening(name, path):
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(path), device=device, local_files_only=isinstance(path, Path))
 
 
 def _resolve(name: str) -> Path | str:

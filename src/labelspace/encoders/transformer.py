@@ -28,6 +28,13 @@ KEPT_BYTES = 50
 keep half of it; the rest is what the process grew by beside it, measured over a run."""
 
 
+def check_positions(config: Any, max_tokens: int | None) -> None:
+    """Refuse texts of more tokens than a transformer has positions, by its configuration."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if max_tokens is not None and positions and max_tokens > positions:
+        raise SettingsError(f"max_tokens is {max_tokens}, but the encoder has {positions} positions")
+
+
 class TransformerEncoder(Encoder):
     """A transformer with pooling, an optional projection and an optional L2 normalisation.
 
@@ -118,9 +125,7 @@ class TransformerEncoder(Encoder):
         if clean is not None:
             clean_first(transformer.tokenizer, clean)
         limit = int(transformer.max_seq_length or min(512, transformer.tokenizer.model_max_length))
-        positions = getattr(transformer.auto_model.config, "max_position_embeddings", None)
-        if max_tokens is not None and positions and max_tokens > positions:
-            raise SettingsError(f"max_tokens is {max_tokens}, but the encoder has {positions} positions")
+        check_positions(transformer.auto_model.config, max_tokens)
         self.tokenizer = type(backend).from_str(backend.to_str())
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()

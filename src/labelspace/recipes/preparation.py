@@ -61,6 +61,11 @@ def make_encoder(data: Dataset, settings: EncoderSettings) -> Encoder:
     return encoder
 
 
+def describe_encoder(settings: EncoderSettings) -> str:
+    """What the configuration of the encoder says, in a line; errors are those of `make_encoder` that show by it."""
+    return encoders.described(settings.encoder, settings.base, settings.max_tokens)
+
+
 def fill_in(settings: Settings, encoder: Encoder) -> Settings:
     """The settings with every automatic value decided, and the encoder set to the chosen precision."""
     static, low_pays = encoder.row_sparse, bf16_pays(encoder.device)
