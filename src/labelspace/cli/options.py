@@ -63,7 +63,7 @@ class DataOptions:
         label_column: column of a table that holds the labels.
         separator: between the labels of a CSV or TSV cell; found out when not given.
         encoding: of text files; UTF-8 or else Windows-1252 when not given.
-        format: lf, beir, xc, annif, table or features; found out when not given.
+        format: lf, beir, xc, annif, table, features or fasttext; found out when not given.
         label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; English, or else the most frequent, when not given.
     """
@@ -74,7 +74,7 @@ class DataOptions:
     label_column: str = "labels"
     separator: str | None = None
     encoding: str | None = None
-    format: Literal["lf", "beir", "xc", "annif", "table", "features"] | None = None
+    format: Literal["lf", "beir", "xc", "annif", "table", "features", "fasttext"] | None = None
     label_vocabulary: Path | None = None
     language: str | None = None
 

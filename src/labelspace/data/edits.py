@@ -13,8 +13,8 @@ from ..errors import DataError
 from ..types import Corpus, Labels
 from .formats import annif
 from .formats.columns import ID_COLUMNS, given_id, record_text
+from .formats.labels import NoLabelsError
 from .formats.rows import SUFFIXES, read_records, suffix
-from .formats.table import NoLabelsError
 from .formats.text import TextFiles, listed, plain_lines
 from .loading import load, require_texts
 from .texts import read_texts

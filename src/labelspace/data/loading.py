@@ -39,7 +39,7 @@ def load(
 
     * ``lf``: a folder with ``trn.json``, ``tst.json``, ``lbl.json``, or ``trn.raw.json``, ``tst.raw.json``, ``Yf.txt``.
     * ``beir``: a folder with ``corpus.jsonl`` (the labels), ``queries.jsonl`` (the documents) and ``qrels/train.tsv``,
-      ``dev.tsv``, ``test.tsv``.
+      ``dev.tsv``, ``test.tsv``; or as of MS MARCO, ``collection.tsv``, ``queries.train.tsv`` and ``qrels.train.tsv``.
     * ``xc``: a folder with ``trn_X.txt``, ``tst_X.txt``, ``Y.txt`` and the truth as npz or sparse text.
     * ``features``: an old ``train.txt``, or ``trn_X_Y.txt`` or ``Y.trn.npz``, without texts: only the truth.
     * ``annif``: ``train.tsv``, ``.csv``, ``.jsonl`` or a folder ``train`` of documents, as Annif has them (and
@@ -47,6 +47,9 @@ def load(
     * ``table``: a CSV, TSV or JSONL file with a text and a labels column (all of it is training data), or a folder
       with ``train.*`` and perhaps ``test.*``, ``valid.*`` (or ``dev.*``, ``validation.*``) and ``labels.*``. Without
       a labels file the labels are the sorted names of train, followed by names that only other splits have.
+
+    * ``fasttext``: a file with ``__label__`` before each label of a line, or a folder with ``train.txt`` or ``x.train``
+      (and ``valid``, ``test``) of such lines.
 
     Every file may be gzip. A folder that ``convert`` wrote says in ``labelspace.json`` how it is read. ``train`` is the
     training set as shipped; unless validation documents are shipped, ``valid`` is a seeded part of its rows.
@@ -62,7 +65,7 @@ def load(
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else Windows-1252.
-        format: "lf", "beir", "xc", "annif", "table" or "features", or None to find it out.
+        format: "lf", "beir", "xc", "annif", "table", "features" or "fasttext", or None to find it out.
         label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.
         keep_parts: keep titles and contents in ``parts`` beside the texts made of them.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from ..errors import DataError
-from .formats import annif, features
+from .formats import annif, beir, fasttext, features
 from .formats.columns import ID_COLUMNS, choose_fields, given_id, record_text
 from .formats.parquet import ParquetRows
 from .formats.rows import SUFFIXES, records, suffix
@@ -29,7 +29,8 @@ class TextSource:
 
     Standard input and ``.txt`` files (or files without a suffix) hold one text a line; CSV, TSV and JSONL have a text
     column and perhaps one of ids (``id``, ``uid``, ``document_id`` or ``_id``), and so has Parquet. Without the text
-    column they may have ``title`` and ``content`` instead. Annif's TSV has no header, the text comes first. All but
+    column they may have ``title`` and ``content`` instead. TSV without a header is that of Annif, where the text comes
+    first, or that of MS MARCO, where a number comes first that is the id. Labels of fastText are left out. All but
     Parquet may be gzip. Documents without ids are numbered from 0. What can be read only once, standard input or a
     pipe, is kept in a temporary file; `close` removes it.
 
@@ -63,11 +64,13 @@ class TextSource:
                 raise DataError("there is no such file", path)
             if path.is_dir():
                 raise DataError("this is a folder; name a file of texts", path)
-            if kind not in (*SUFFIXES, ".txt", ""):
+            if kind not in (*SUFFIXES, ".txt", "") and not (path.is_file() and fasttext.sniff(path)):
                 raise DataError(f"texts come from .txt, {', '.join(SUFFIXES)}, text files plain or .gz, or '-'", path)
         self._fields = choose_fields(fields, "/".join(path.resolve().parts[-2:]))
         once = piped or not path.is_file()
         self._short = kind == ".tsv" and not once and annif.sniff(path)
+        self._numbers = kind == ".tsv" and not once and beir.sniff_texts(path)
+        self._labelled = not once and fasttext.sniff(path)
         if kind == ".txt" and not once and features.is_features(path):
             raise DataError("these are features without texts; name a file of texts, one a line", path)
         if once:
@@ -153,6 +156,10 @@ class TextSource:
         """Id and text of every document of a text file."""
         if self._short:
             return self._numbered(text for _, _, text, _ in annif.short_texts(stream, self._path, {}))
+        if self._numbers:
+            return ((name, text) for _, name, text in beir.texts_with_ids(stream, self._path, "text"))
+        if self._labelled:
+            return self._numbered(text for _, text, _ in fasttext.labelled_lines(stream))
         if self._kind in SUFFIXES:
             return self._named(records(stream, self._path))
         return self._numbered(plain_lines(stream))

@@ -14,12 +14,12 @@ import dataclasses
 from pathlib import Path
 
 from ...errors import DataError, SettingsError
-from . import annif, beir, features, lf, table, xc
+from . import annif, beir, fasttext, features, lf, table, xc
 from .corpus import ReadSettings, Splits
 from .filters import with_pairs
 from .rows import SUFFIXES
 
-FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features}
+FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features, "fasttext": fasttext}
 """In this order the first that fits is taken."""
 
 
@@ -30,7 +30,8 @@ def detect(path: Path) -> str:
             return name
     looked_for = "; ".join(f"{module.LOOKED_FOR} ({name})" for name, module in FORMATS.items())
     if path.is_file():
-        raise DataError(f"the file is no table; a data set is a {', '.join(SUFFIXES)} file or a folder", path)
+        kinds = ", ".join(SUFFIXES)
+        raise DataError(f"the file is no table; a data set is a {kinds} file, one of fastText, or a folder", path)
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     shown = ", ".join(entries[:10]) + (f" and {len(entries) - 10} more" if len(entries) > 10 else "")
     raise DataError(f"no data set was recognised; looked for {looked_for}; the folder holds {shown or 'nothing'}", path)

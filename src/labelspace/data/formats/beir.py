@@ -1,17 +1,20 @@
-"""Retrieval data in the layout of BEIR: the corpus holds the labels, the queries are the documents.
+"""Retrieval data in the layout of BEIR, or of MS MARCO: the corpus holds the labels, the queries are the documents.
 
 ``corpus.jsonl`` with ``_id``, ``title``, ``text``; ``queries.jsonl`` with ``_id``, ``text``; and for each split a file
 ``qrels/train.tsv``, ``qrels/dev.tsv``, ``qrels/test.tsv`` with the columns ``query-id``, ``corpus-id``, ``score``, in
 this order unless a header names them in another. A score above 0 is a label, its relevance the score in parts of the
 highest one; a score of 0 or below is none. A split has the queries that its file names, in the order of
 ``queries.jsonl``.
+
+MS MARCO has ``collection.tsv`` and ``queries.train.tsv``, an id, a tab and a text a line, and ``qrels.train.tsv`` with
+the four columns of TREC; its validation part is ``dev`` or ``dev.small``.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -24,14 +27,19 @@ from ...types import Corpus, Labels
 from .columns import FIELDS, given_id, record_text, triples
 from .corpus import ReadSettings, Records, Splits, build_targets, check_unique
 from .labels import LabelLookup
-from .text import TextFiles, find_files, json_lines, listed, text_value
+from .rows import suffix
+from .text import TextFiles, find_files, first_lines, json_lines, listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
 
-SPLITS = {"train": ("train",), "valid": ("dev", "valid", "validation"), "test": ("test",)}
+SPLITS = {"train": ("train",), "valid": ("dev", "dev.small", "valid", "validation"), "test": ("test",)}
 PARTS = {"title": "title", "content": "text"}
 """Names of the parts of a label's text here and in the corpus."""
-LOOKED_FOR = "corpus.jsonl, queries.jsonl and qrels/train.tsv (and dev, test), plain or .gz"
+LOOKED_FOR = (
+    "corpus.jsonl, queries.jsonl and qrels/train.tsv (and dev, test), or collection.tsv, queries.train.tsv and "
+    "qrels.train.tsv, plain or .gz"
+)
+LAYOUTS = {3: (0, 1, 2), 4: (0, 2, 3)}  # query, label, score; or as TREC has them: query, 0, label, score
 
 
 def _file(folder: Path, *names: str) -> Path | None:
@@ -43,16 +51,28 @@ def _file(folder: Path, *names: str) -> Path | None:
 
 def sniff(path: Path) -> bool:
     """Whether the folder holds a corpus and queries."""
-    return _file(path, "corpus.jsonl") is not None and _file(path, "queries.jsonl") is not None
+    if _file(path, "corpus.jsonl") is not None:
+        return _file(path, "queries.jsonl") is not None
+    return _file(path, "collection.tsv") is not None and bool(_judgements(path))
+
+
+def _judgements(folder: Path) -> dict[str, Path]:
+    """The judgements of each split that has some."""
+    names = {
+        split: [name for stem in stems for name in (f"qrels/{stem}.tsv", f"qrels.{stem}.tsv")]
+        for split, stems in SPLITS.items()
+    }
+    return {split: path for split in names if (path := _file(folder, *names[split])) is not None}
 
 
 def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     """Read a folder of corpus, queries and judgements."""
     files = TextFiles(settings.encoding)
-    corpus, queries = _file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl")
-    qrels = {split: _file(folder / "qrels", *(f"{stem}.tsv" for stem in stems)) for split, stems in SPLITS.items()}
-    paths = {split: path for split, path in qrels.items() if path is not None}
-    if corpus is None or queries is None or not paths:
+    corpus, queries, paths = _file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl"), _judgements(folder)
+    if corpus is None:
+        corpus = _file(folder, "collection.tsv")
+    asked = {split: file for split, path in paths.items() if (file := queries or _queries_of(path, folder))}
+    if corpus is None or not paths or len(asked) < len(paths):
         raise DataError(f"BEIR data needs {LOOKED_FOR}", folder)
     fields = "title+content" if settings.label_fields == "auto" else settings.label_fields
     if fields not in FIELDS:
@@ -60,13 +80,21 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
 
     unread: dict[str, None] = {}
     labels = files.read(corpus, lambda stream: _read_labels(stream, corpus, fields, settings.keep_parts, unread))
-    documents = files.read(queries, lambda stream: _read_queries(stream, queries, unread))
+    documents = Records("query", corpus)
+    row_of: dict[Path, dict[str, int]] = {}
+    for path in dict.fromkeys(asked.values()):
+        part = files.read(path, partial(_read_queries, path=path, unread=unread))
+        row_of[path] = {identifier: row for row, identifier in enumerate(part.ids, start=len(documents.ids))}
+        documents.extend(part)
     if unread:
         logger.warning("%s: metadata is not read: %s", name, listed(unread))
     names = LabelLookup(Labels(labels.ids, labels.ids), labels.lines, corpus)
-    row_of = {identifier: row for row, identifier in enumerate(documents.ids)}
-    parse = partial(_read_qrels, row_of=row_of, queries=queries, names=names)
-    judged = {split: files.read(path, partial(parse, path=path)) for split, path in paths.items()}
+    judged = {
+        split: files.read(
+            path, partial(_read_qrels, path=path, row_of=row_of[asked[split]], queries=asked[split], names=names)
+        )
+        for split, path in paths.items()
+    }
     highest = max(float(scores.max(initial=0)) for _, _, scores in judged.values())
     if any(((scores > 0) & (scores < highest)).any() for _, _, scores in judged.values()):
         logger.info("%s: judgements are graded; the relevance of a label is its score divided by %g", name, highest)
@@ -102,6 +130,28 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     return Splits(space, corpora, options)
 
 
+def _queries_of(judgements: Path, folder: Path) -> Path | None:
+    """The file with the queries that a file of judgements is about."""
+    stem = judgements.name.removesuffix(".gz").removesuffix(".tsv").removeprefix("qrels.")
+    return _file(folder, f"queries.{stem}.tsv") or _file(folder, "queries.tsv")
+
+
+def sniff_texts(path: Path) -> bool:
+    """Whether each line of a file is a number, a tab and a text, so that the first is no header."""
+    lines = [line for line in first_lines(path)[0] if line.strip()]
+    return all(tab and name.isascii() and name.isdecimal() for name, tab, _ in (line.partition("\t") for line in lines))
+
+
+def texts_with_ids(stream: TextIO, path: Path, kind: str) -> Iterator[tuple[int, str, str]]:
+    """Line number from 1, id and text of each line of a file of MS MARCO; empty lines are left out."""
+    for line, row in enumerate(plain_lines(stream), start=1):
+        identifier, tab, text = row.partition("\t")
+        if tab and identifier.strip():
+            yield line, identifier.strip(), text
+        elif row.strip():
+            raise DataError(f"expected the id of a {kind}, a tab and its text, got {row[:60]!r}", path, line)
+
+
 def _identifier(record: Mapping[str, object], path: Path, line: int) -> str:
     identifier = (given_id(record, ("_id",), path, line) or "").strip()
     if not identifier:
@@ -116,7 +166,10 @@ def _others(record: Mapping[str, object]) -> dict[str, None]:
 
 def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool, unread: dict[str, None]) -> Records:
     labels = Records("label", path, keep_parts)
-    for line, record in json_lines(stream, path):
+    plain = suffix(path) == ".tsv"
+    for line, identifier, text in texts_with_ids(stream, path, "label") if plain else ():
+        labels.add(identifier, text, line)
+    for line, record in () if plain else json_lines(stream, path):
         parts = {name: text_value(record.get(key), key, path, line) for name, key in PARTS.items()}
         if "title" not in record and "text" not in record:
             raise DataError(f"neither 'title' nor 'text' is there, only {listed(record)}", path, line)
@@ -128,7 +181,10 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool, unre
 
 def _read_queries(stream: TextIO, path: Path, unread: dict[str, None]) -> Records:
     queries = Records("query", path)
-    for line, record in json_lines(stream, path):
+    plain = suffix(path) == ".tsv"
+    for line, identifier, text in texts_with_ids(stream, path, "query") if plain else ():
+        queries.add(identifier, text, line)
+    for line, record in () if plain else json_lines(stream, path):
         if "text" not in record:
             raise DataError(f"there is no 'text', only {listed(record)}", path, line)
         unread.update(_others(record))
@@ -143,7 +199,7 @@ def _read_qrels(
     """Row of the query, number of the label and score of each line."""
     rows, labels, scores = array("q"), array("q"), array("d")
     wanted = "query-id, corpus-id and score with tabs between"
-    for line, *cells, value in triples(stream, path, lambda row: row.split("\t"), {3: (0, 1, 2)}, wanted):
+    for line, *cells, value in triples(stream, path, lambda row: row.split("\t"), LAYOUTS, wanted):
         query, label = map(str.strip, cells)
         if query not in row_of:
             raise DataError(f"the query {query[:80]!r} is not in {queries}", path, line)

@@ -5,6 +5,7 @@ Here alone cells of label names are split.
 The separator of labels, unless one is stated, is found out from all cells, by the first of these rules that fits:
 
 - most cells are ``[...]``, or tuples or sets as Python writes them: lists;
+- all cells are tags in angles, as Stack Overflow writes them, ``<c++><node.js>``: these;
 - there is a labels file: the separator under which most parts are known labels;
 - ";", "|", a line end, or in a column of several labels, so not of ``label``, "," is between parts of a cell: the one
   that is so in most cells; but another than "," if a third as many cells have it, or if half of what it parts is met
@@ -26,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
-LISTS = "[]"
+LISTS, ANGLES = "[]", "<>"
 MARKS = (";", "|", "\n", ",")
 ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _HELD = "\ue000"  # of the private use area; stands for the ";" of an entity while a cell is split
@@ -46,6 +47,7 @@ _SIGNED = re.compile(f"[+-]?{DECIMAL}", re.ASCII)
 _FLOAT32_ZERO = 2.0**-150  # float32 rounds this and what is below to 0
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|-?(?:0|[1-9][0-9]*+))"""
 _PYTHON_LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*+,?\s*)?[\])}}]|set\(\)", re.DOTALL | re.ASCII)
+_TAGS = re.compile(r"(?:<[^<>\s]+>)*")
 _PYTHON_ITEM = re.compile(_ITEM, re.DOTALL)
 
 
@@ -54,7 +56,7 @@ class Separator:
     """What stands between the labels of a cell.
 
     Args:
-        mark: "" for one label a cell, "[]" for lists.
+        mark: "" for one label a cell, "[]" for lists, "<>" for tags in angles.
         guessed: whether another one is possible.
         cells: how many cells each possible mark parts, of a guess.
     """
@@ -74,6 +76,8 @@ def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str
     """
     if 2 * sum(cell[:1] + cell[-1:] in ("[]", "()", "{}") for cell in cells) > len(cells):
         return Separator(LISTS)
+    if any("><" in cell for cell in cells) and all(map(_TAGS.fullmatch, cells)):
+        return Separator(ANGLES)
     telling = [cell for cell in cells if any(mark in cell for mark in ";|, \n")]
     if knows is not None:
         sample = telling[:10_000]
@@ -132,6 +136,10 @@ def _split(cell: str, separator: str) -> list[str]:
     """The parts of a cell, stripped; empty ones keep their place, save those behind the last separator."""
     if separator == LISTS:
         return [part.strip() for part in _list_of_names(cell.strip())] if cell.strip() else []
+    if separator == ANGLES:
+        if not _TAGS.fullmatch(cell.strip()):
+            raise ValueError(f"expected tags in angles, such as <a><b>, got {cell[:60]!r}")
+        return cell.strip()[1:-1].split("><") if cell.strip() else []
     # Any blanks are one separator, so that a cell with two of them in a row has no empty label.
     parts = _parts(cell, separator) if separator else [cell]
     parts = [part.strip() for part in parts]

@@ -1,6 +1,7 @@
 """Truth that comes with sparse features instead of texts; the features are counted and checked, but not kept.
 
-- The old files of the Extreme Classification Repository, ``train.txt`` and ``test.txt``: a first line "documents
+- The old files of the Extreme Classification Repository, ``train.txt`` and ``test.txt``, or ``x_train.txt`` and
+  ``x_test.txt`` (``eurlex_train.txt``): a first line "documents
   features labels", then ``l1,l2 f:v f:v`` for each document, from 0 on; a row that starts with a blank has no labels.
 - Its newer files: ``trn_X_Xf.txt`` with the features and ``trn_X_Y.txt`` with the truth, each with a first line "rows
   columns"; also as ``.npz``.
@@ -59,12 +60,29 @@ def _find(folder: Path, names: Iterable[str]) -> Path | None:
     return find_file(folder, names, PLACES)
 
 
+def _find_old(folder: Path) -> dict[str, Path]:
+    """The old files of training and test documents, if the first are there."""
+    train = _find(folder, [OLD["train"]])
+    if train is not None:
+        test = _find(folder, [OLD["test"]])
+    else:
+        ending = f"_{OLD['train']}"
+        named = [path for gz in ("", ".gz") for path in sorted(folder.glob(f"*{ending}{gz}")) if _kind(path)]
+        if len(named) > 1:
+            raise DataError(f"{named[0].name} and {named[1].name} hold the same split; keep one of them", folder)
+        train = named[0] if named else None
+        test = None if train is None else _find(folder, [f"{train.name.partition(ending)[0]}_{OLD['test']}"])
+    return {split: path for split, path in (("train", train), ("test", test)) if path is not None}
+
+
 def sniff(path: Path) -> bool:
     """Whether this is an old file of features, or a folder with such files or with truth as a sparse matrix."""
     if path.is_file():
         return path.name.removesuffix(".gz").endswith(".txt") and _kind(path) != ""
-    old = _find(path, [OLD["train"]])
-    return _find(path, xc.TRUTH["train"]) is not None or (old is not None and _kind(old) != "")
+    if _find(path, xc.TRUTH["train"]) is not None:
+        return True
+    old = _find_old(path).get("train")
+    return old is not None and _kind(old) != ""
 
 
 def _kind(path: Path) -> str:
@@ -90,11 +108,12 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     if path.is_file():
         truth["train"] = path, _read_old(files, path)
     else:
-        for split, old in OLD.items():
+        old = _find_old(path)
+        for split in OLD:
             if (file := _find(path, xc.TRUTH[split])) is not None:
                 truth[split] = file, _read_truth(files, file, _find(path, FEATURES[split]))
-            elif (file := _find(path, [old])) is not None:
-                truth[split] = file, _read_old(files, file)
+            elif split in old:
+                truth[split] = old[split], _read_old(files, old[split])
     if "train" not in truth:
         raise DataError(f"features with truth need {LOOKED_FOR}", path)
     for file, targets in truth.values():

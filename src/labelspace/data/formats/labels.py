@@ -7,7 +7,7 @@ import logging
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +23,10 @@ UNSEEN = re.compile("[\u200b\u2060\ufeff\u00ad]")
 """Zero-width space, word joiner, byte order mark and soft hyphen; joiners of Persian and Indic scripts do count."""
 ID_COLUMNS = ("id", "uid", "uri")
 TEXT_COLUMNS = ("text", "label", "name")
+
+
+class NoLabelsError(DataError):
+    """Documents without any label, and no labels file."""
 
 
 class LabelLookup:
@@ -144,6 +148,29 @@ def shown_name(name: str, others: Sequence[str] = ()) -> str:
     same = any(other != name and form(other) == form(name) for other in others)
     points = " ".join(f"U+{ord(sign):04X}" for sign in name[:40] if not sign.isascii())
     return f"{name[:80]!r}" + (f" ({points or 'ASCII'})" if same else "")
+
+
+def collected(splits: Mapping[str, Iterable[str]], path: Path) -> list[str]:
+    """The label space of data without a labels file: the names of train in order, then what only others have.
+
+    Raises:
+        NoLabelsError: there are none.
+    """
+    names: list[str] = []
+    seen: set[str] = set()
+    for split, met in splits.items():
+        new = sorted(set(met) - seen)
+        if new and split != "train":
+            logger.warning(
+                "%s: %d labels occur in %s but not in train, such as %r; they count as labels",
+                *(path, len(new), split, new[0]),
+            )
+        names += new
+        seen.update(new)
+    if not names:
+        raise NoLabelsError("no document has a label, and there is no labels file", path)
+    warn_of_alike(names, path)
+    return names
 
 
 def parse_list(stream: TextIO, path: Path) -> LabelLookup:

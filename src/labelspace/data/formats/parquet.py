@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a batch at a time, with the label names that Hugging Face writes into their schema."""
+"""Rows of Parquet files, a batch at a time, with the label names that Hugging Face writes into or beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, MissingExtraError
+from .hub import class_names, names_beside
 from .text import Halves
 
 if TYPE_CHECKING:
@@ -76,23 +77,31 @@ class ParquetRows:
 
     def class_names(self, column: str) -> list[str] | None:
         """The names behind a column of label numbers (``ClassLabel``), in their order, or None."""
-        feature = self._features.get(column)
-        while True:
-            if isinstance(feature, list) and len(feature) == 1:
-                feature = feature[0]
-            elif isinstance(feature, dict) and "feature" in feature:
-                feature = feature["feature"]
-            else:
-                break
-        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        source = self._path
+        try:
+            names = class_names(self._features.get(column))
+            if names is None and not self._features and self._holds_numbers(column):
+                names, source = names_beside(self._path, column) or (None, source)
+        except ValueError:
+            raise DataError(
+                f"the names of {column!r} in the Hugging Face metadata are no list of names", source
+            ) from None
+        if names is None:
             return None
-        names = feature.get("names")
-        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-            raise DataError(f"the names of {column!r} in the Hugging Face metadata are no list of names", self._path)
         names = [Halves().mend(name).strip() for name in names]
         if len(set(names)) < len(names):
-            raise DataError(f"a name of {column!r} is twice in the Hugging Face metadata", self._path)
+            raise DataError(f"a name of {column!r} is twice in the Hugging Face metadata", source)
         return names
+
+    def _holds_numbers(self, column: str) -> bool:
+        """Whether a column holds whole numbers, or lists of them."""
+        import pyarrow.types as types
+
+        if column not in self.columns:
+            return False
+        kind = self._file.schema_arrow.field(column).type
+        kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+        return bool(types.is_integer(kind))
 
     def records(self, wanted: Container[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows as (row number from 0, column to value), of the wanted columns or all.

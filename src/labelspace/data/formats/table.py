@@ -25,20 +25,16 @@ import numpy.typing as npt
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
-from .cells import ENTITY, LISTS, NOTHING, choose_separator, pair, split_labels, split_weighted
+from .cells import ANGLES, ENTITY, LISTS, NOTHING, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
-from .labels import LabelLookup, parse_list, parse_table, warn_of_alike
+from .labels import LabelLookup, collected, parse_list, parse_table
 from .parquet import ParquetRows
 from .rows import SUFFIXES, read_records, suffix
 from .text import MARK, Halves, TextFiles, find_files, listed, text_value
 from .vocabulary import read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
-
-
-class NoLabelsError(DataError):
-    """Documents without any label, and no labels file."""
 
 
 SPLIT_STEMS = {"train": ("train",), "test": ("test",), "valid": ("valid", "validation", "dev", "val")}
@@ -254,7 +250,9 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     _read_vectors(every, names, path)
     _warn_of_texts(every, names, path)
     if names is None:
-        names = _collect_labels(splits, path)
+        met = {split: [name for file in parts for name in file.names] for split, parts in splits.items()}
+        own = collected(met, path)
+        names = LabelLookup(Labels(own, own), range(len(own)), path)
 
     corpora = {split: _corpus(parts, names) for split, parts in splits.items()}
     options: dict[str, str | int | None] = {
@@ -283,7 +281,7 @@ def _find_separator(files: Sequence[_Documents], names: LabelLookup | None, path
         shown = f"it parts {counts[0][1]} of {len(cells)} cells"
         shown += "".join(f", {mark!r} would part {count}" for mark, count in counts[1:])
         logger.warning("%s: labels look separated by %r (%s); set separator if they are not", path, chosen.mark, shown)
-    elif chosen.mark and chosen.mark != LISTS:
+    elif chosen.mark not in ("", LISTS, ANGLES):
         logger.info("%s: labels are separated by %r, going by the labels that are known", path, chosen.mark)
     entity = next((match for cell in cells if "&" in cell and (match := ENTITY.search(cell))), None)
     if entity is not None:
@@ -366,28 +364,6 @@ def _class_names(files: Sequence[_Documents]) -> LabelLookup | None:
         elif names is not None and names != known:
             raise DataError(f"the label names in the schema differ from those of {source}", file.path)
     return None if known is None else LabelLookup(Labels(known, known), range(len(known)), source, bare=True)
-
-
-def _collect_labels(splits: dict[str, list[_Documents]], path: Path) -> LabelLookup:
-    """The label space of data without a labels file: the names of train in order, then what only others have."""
-    names: list[str] = []
-    seen: set[str] = set()
-    for split, files in splits.items():
-        new = sorted(set().union(*(file.names for file in files)) - seen)
-        if new and split != "train":
-            logger.warning(
-                "%s: %d labels occur in %s but not in train, such as %r; they count as labels",
-                path,
-                len(new),
-                split,
-                new[0],
-            )
-        names += new
-        seen.update(new)
-    if not names:
-        raise NoLabelsError("no document has a label, and there is no labels file", path)
-    warn_of_alike(names, path)
-    return LabelLookup(Labels(names, names), range(len(names)), path)
 
 
 def _corpus(files: list[_Documents], names: LabelLookup) -> Corpus:
