@@ -49,7 +49,7 @@ REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "api.rst"
 COMMANDS: list[list[str]] = [
     *([name] for name in ("quickstart", "info", "convert", "evaluate", "calibrate", "predict", "report", "export")),
     *(["train", "--recipe", recipe] for recipe in ("auto", "dexml", "unidec", "raexmc")),
-    *([name] for name in ("bench", "tune", "join", "index", "compact", "serve")),
+    *([name] for name in ("presets", "bench", "tune", "join", "index", "compact", "serve")),
     *(["documents", verb] for verb in ("add", "remove", "list")),
     *(["labels", verb] for verb in ("add", "rename", "remove", "list")),
 ]

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from labelspace.training.presets import COST_NOTE, Preset, data_sets, estimated_cost, preset_names, read_preset
+from labelspace.evaluation.published import data_sets
+from labelspace.training.presets import COST_NOTE, Preset, estimated_cost, preset_names, read_preset
 
 PAGE = Path(__file__).parent.parent / "docs" / "presets.md"
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "R@100")

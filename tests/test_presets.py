@@ -20,8 +20,9 @@ from labelspace.cli.app import main
 from labelspace.data.formats.filters import NAMES
 from labelspace.errors import SettingsError
 from labelspace.evaluation.metrics import propensity_constants
+from labelspace.evaluation.published import data_sets, published
 from labelspace.training.config import flat
-from labelspace.training.presets import data_sets, estimated_cost, preset_names, read_preset
+from labelspace.training.presets import estimated_cost, preset_names, read_preset
 
 DOCUMENTS, LABELS = 300, 60
 ALONE = pytest.param(1, id="one process")
@@ -192,6 +193,53 @@ def test_what_does_not_fit_is_told(
     assert "filter_labels_test.txt is missing" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="labelspace presets lists them"):
         read_preset("qqqq")
+
+
+def test_figures_stand_beside_those_that_are_published(
+    fakes: Callable[[str], Path], small_distilbert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = fakes("LF-AmazonTitles-131K"), tmp_path / "run"
+    short = ["--epochs", 1, "--batch-size", 150, "--out", out, "--quiet"]
+    assert train("dexml-lf-amazontitles-131k-mined", folder, small_distilbert, *short) == 0
+    capsys.readouterr()
+    evaluate = ["evaluate", str(out), str(folder), "--published", "--quiet"]
+    assert main([*evaluate, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["method"]: row["figures"] for row in told["published"]["rows"]}
+    assert list(rows)[0] == "this" and rows["this"]["PSP@5"] == told["metrics"]["PSP@5"]
+    assert rows["DEXML"] == {"P@1": 42.52, "P@5": 20.64} and rows["RAE-XMC"]["R@100"] == 71.94
+    (counts, chosen) = told["published"]["caveats"]
+    assert "131,073 labels; this one has others" in counts and "DEXML" in chosen
+    assert main(evaluate) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(line for line in lines if line.startswith("published"))
+    assert header.split() == ["published", "P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "R@100", "from"]
+    renee = next(line for line in lines if line.startswith("Renee "))
+    assert renee.split() == ["Renee", "46.05", "30.81", "22.04", "39.08", "45.12", "50.48", "-", "Renee"]
+    assert f"- {chosen}" in lines
+    options = ["--split", "train", "--skip-empty", "--propensity", "0.5", "0.4", "--valid-fraction", "0.2"]
+    assert main([*evaluate, *options, "--json"]) == 0
+    notes = " ".join(json.loads(capsys.readouterr().out)["published"]["caveats"])
+    assert "are of train documents" in notes and "a = 0.6, b = 2.6" in notes and "240 of the 300" in notes
+
+
+def test_what_is_published_is_whole(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_transformer: Path
+) -> None:
+    for name in data_sets():
+        rows = published(name.lower().replace("-", "_"))
+        assert rows and len({row.method for row in rows}) == len(rows)
+        assert all(0 < value < 100 for row in rows for value in row.figures.values())
+    for name in preset_names():  # figures of a preset are those of its row
+        preset, own = read_preset(name), {"dexml": "DEXML", "unidec": "UniDEC", "raexmc": "RAE-XMC"}
+        kind = {"softmax": "DEXML, softmax", "soft-top-k": "DEXML, SoftTop-5"}
+        method = next((kind[end] for end in kind if name.endswith(end)), own[preset.recipe])
+        row = next((row for row in published(preset.data_set.name) if row.method == method), None)
+        if row is not None and preset.figures:
+            assert preset.figures == row.figures
+    ls.Model.from_encoder(str(tiny_transformer), ls.load(toy_folder)).save(tmp_path / "model")
+    assert main(["evaluate", str(tmp_path / "model"), str(toy_folder), "--published"]) == 2
+    assert "no figures are published for 'toy" in capsys.readouterr().err
 
 
 def test_the_page_is_that_of_the_files() -> None:

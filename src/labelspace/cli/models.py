@@ -30,7 +30,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..evaluation.evaluating import Report
     from ..model.model import Model
+    from ..types import Corpus, Dataset
 
 logger = logging.getLogger("labelspace")
 
@@ -46,6 +48,7 @@ def evaluate(
     skip_empty: Switch = False,
     threshold: float | None = None,
     gains: Literal["linear", "exponential", "binary"] = "linear",
+    published: Switch = False,
     device: Device = "auto",
     precision: Precision = "float32",
     options: SplitOptions = SplitOptions(),
@@ -72,12 +75,15 @@ def evaluate(
     gains
         Of nDCG where relevances differ: linear, the relevance itself, as trec_eval has it; exponential, 2 to its power,
         less 1; binary, 1 for any. Judgements of BEIR count as they are written.
+    published
+        Also print the figures that papers have for the data set, which is known by its name, and what is to be minded.
     """
     from ..data.formats.rows import suffix
     from ..data.loading import require_texts
     from ..data.scores import SUFFIXES, load_scores
     from ..evaluation.evaluating import longest_filter_row, report
-    from ..evaluation.render import render, render_rankings
+    from ..evaluation.published import data_set as known_data_set
+    from ..evaluation.render import render, render_published, render_rankings
 
     require_count("--k", k)
     if threshold is not None:
@@ -95,6 +101,8 @@ def evaluate(
             f"--threshold goes with a calibrated model; {model} holds scores, which are no probabilities"
         )
     dataset = load_data(data, options, seed)
+    if published:
+        known_data_set(dataset.name)
     corpus = choose_split(dataset, split)
     pairs, source = corpus.filter_pairs, corpus.filter_source
     if filter is not None:
@@ -132,12 +140,25 @@ def evaluate(
     }  # fmt: skip
     result = results["combined"]
     rankings = {name: of.metrics for name, of in results.items()} if len(results) > 1 else {}
+    beside = _beside_published(result, dataset, corpus, opened) if published else None
     if output.json:
-        print_json({**result.as_dict(), **({"rankings": rankings} if rankings else {})})
+        more = {"rankings": rankings, "published": beside}
+        print_json({**result.as_dict(), **{name: value for name, value in more.items() if value}})
     else:
         print(render(result))
         if rankings:
             print("\n" + render_rankings(rankings))
+        if beside is not None:
+            print("\n" + render_published(beside))
+
+
+def _beside_published(result: Report, dataset: Dataset, corpus: Corpus, model: Model | None) -> dict[str, Any]:
+    """Figures beside those that are published for the data set."""
+    from ..evaluation.published import caveats, table
+
+    split = next(name for name in ("test", "valid", "train") if getattr(dataset, name) is corpus)
+    learnt = None if model is None else len(dataset.fit_rows)
+    return table(dataset.name, result, caveats(dataset.name, result, split, len(dataset.train), learnt))
 
 
 def calibrate(

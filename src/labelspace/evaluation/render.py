@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .evaluating import Report
+from .published import METRICS, SOURCES
 
 _SHARES = ("predicted", "observed")
 
@@ -61,6 +62,19 @@ def threshold_lines(rows: Iterable[dict[str, float]]) -> list[str]:
     }  # fmt: skip
     header = ["threshold", "precision", "recall", "F1", "labels a document", "documents without"]
     return _table(header, ([format(row[name], form) for name, form in formats.items()] for row in rows))
+
+
+def render_published(table: dict[str, Any]) -> str:
+    """Figures beside those that are published, as `published.table` gives them, as plain text for a terminal."""
+    rows = [
+        [row["method"], *(_number(row["figures"][m]) if m in row["figures"] else "-" for m in METRICS), row["source"]]
+        for row in table["rows"]
+    ]
+    wide = max(len(row[-1]) for row in rows)
+    lines = _table(["published", *METRICS, "from".ljust(wide)], [[*row[:-1], row[-1].ljust(wide)] for row in rows])
+    named = {row["source"] for row in table["rows"]} & SOURCES.keys()
+    lines += ["", *(f"{name}: {SOURCES[name]}" for name in sorted(named))]
+    return "\n".join([*lines, *(f"- {caveat}" for caveat in table["caveats"])])
 
 
 def render(report: Report) -> str:

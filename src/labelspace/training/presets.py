@@ -9,19 +9,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from ..errors import SettingsError
+from ..evaluation.published import FOLDER, DataSet, data_sets, frozen, toml
 from .config import resolve
 from .required_memory import Shape, training_bytes
 from .settings import DexmlSettings, RaexmcSettings, UnidecSettings
 
-FOLDER = files("labelspace") / "presets"
 DISTILBERT = Shape(4 * 66_400_000, 768, 6, 768, 12)
 BODY = 42_500_000
 """Weights of DistilBERT that each token is multiplied with."""
@@ -32,19 +30,6 @@ SPEED = 1e14
 
 Given = tuple[Any, str]
 """A value, and where it comes from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """A data set of the papers: its parts as they are shipped, its files, and the constants (a, b) of published PSP."""
-
-    name: str
-    documents: int
-    test_documents: int
-    labels: int
-    propensity: tuple[float, float]
-    files: tuple[str, ...]
-    filters: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,30 +119,16 @@ def read_preset(name: str) -> Preset:
     tables: dict[str, dict[str, Given]] = {}
     base: str | None = name
     while base is not None:
-        for key, value in _toml(base).items():
+        for key, value in toml(base).items():
             if key == "figures" or not isinstance(value, dict):
                 plain.setdefault(key, value)
                 continue
             part = tables.setdefault(key, {})
             part.update({name: (entry[0], entry[1]) for name, entry in value.items() if name not in part})
-        base = _toml(base).get("based_on")
+        base = toml(base).get("based_on")
     del plain["based_on"]
     data_set, reading = data_sets()[plain.pop("data_set")], tables.pop("reading")
-    return Preset(name=name, data_set=data_set, settings=tables, reading=reading, **_frozen(plain))
-
-
-def data_sets() -> dict[str, DataSet]:
-    """The data sets of the papers by name."""
-    return {name: DataSet(name=name, **_frozen(entry)) for name, entry in _toml("sets").items()}
-
-
-def _frozen(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-@cache
-def _toml(stem: str) -> dict[str, Any]:
-    return tomllib.loads((FOLDER / f"{stem}.toml").read_text(encoding="utf-8"))
+    return Preset(name=name, data_set=data_set, settings=tables, reading=reading, **frozen(plain))
 
 
 @dataclass(frozen=True)
