@@ -1,4 +1,4 @@
-"""nDCG with graded gains against scikit-learn, against trec_eval's formula in a loop, and in tuning."""
+"""nDCG with graded gains against scikit-learn, against trec_eval itself and its formula in a loop, and in tuning."""
 
 from __future__ import annotations
 
@@ -47,6 +47,32 @@ def test_gains_are_those_of_scikit_learn(seed: int) -> None:
     graded, plain = ls.evaluate(pred, grades), ls.evaluate(pred, grades > 0)
     assert {n: v for n, v in graded.items() if "nDCG" not in n} == {n: v for n, v in plain.items() if "nDCG" not in n}
     assert report(pred, grades).gains == "linear" and report(pred, 2 * (grades > 0)).gains == "binary"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gains_are_those_of_trec_eval(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the library and by the command, with documents without a right label and judgements below 0."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    grades, scores = data(seed)
+    grades[:4] = 0
+    rng = np.random.default_rng(seed)
+    judged = np.where((grades == 0) & (rng.random(grades.shape) < 0.2), rng.choice([0, -1], grades.shape), grades)
+    qrels = {f"q{i}": {f"d{j}": int(grade) for j, grade in enumerate(row)} for i, row in enumerate(judged)}
+    run = {f"q{i}": {f"d{j}": float(score) for j, score in enumerate(row)} for i, row in enumerate(scores)}
+    found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.1,3,5"}).evaluate(run)
+    wanted = {f"nDCG@{k}": 100 * np.mean([row[f"ndcg_cut_{k}"] for row in found.values()]) for k in (1, 3, 5)}
+    assert wanted == pytest.approx({name: ls.evaluate(ranked(scores), grades)[name] for name in wanted})
+    for name, rows in (("corpus", [{"_id": f"d{j}", "text": f"{j}"} for j in range(grades.shape[1])]),
+                       ("queries", [{"_id": name, "text": name} for name in qrels])):  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "qrels").mkdir()
+    lines = "".join(f"{q}\t{d}\t{grade}\n" for q, row in qrels.items() for d, grade in row.items())
+    (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
+    lines = "".join(f"{q} Q0 {d} 0 {score!r} x\n" for q, row in run.items() for d, score in row.items())
+    (tmp_path / "run.trec").write_text(lines)
+    assert main(["evaluate", str(tmp_path / "run.trec"), str(tmp_path), "--json", "--quiet"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert wanted == pytest.approx({name: metrics[name] for name in wanted})
 
 
 def trec_eval(grades: list[float], order: list[int], k: int) -> float:
