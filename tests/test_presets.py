@@ -182,6 +182,16 @@ def test_flags_environment_and_files_win_over_a_preset(
     assert {"epochs = 3", "lr = 0.2", "warmup = 0.4", "token_decay = false", "temperature = 1.0"} <= lines
 
 
+def test_presets_in_python(fakes: Callable[[str], Path], small_distilbert: Path) -> None:
+    short: dict[str, Any] = {"epochs": 1, "batch_size": 150, "encoder": str(small_distilbert), "device": "cpu"}
+    model = ls.train(fakes("LF-Wikipedia-500K"), preset="dexml-lf-wikipedia-500k-mined", lr=1e-3, **short)
+    saved, options = flat(model.info["config"]), model.info["data"]["options"]
+    assert (saved["lr"], saved["num_negatives"], saved["clean"], saved["seed"]) == (1e-3, 5, "letters", 42)
+    assert (options["fields"], options["valid_fraction"]) == ("title+title+content", 0.0)
+    with pytest.raises(SettingsError, match="is a run of dexml, not of unidec"):
+        ls.train(fakes("EURLex-4K"), "unidec", preset="dexml-eurlex-4k")
+
+
 def test_what_does_not_fit_is_told(
     toy_folder: Path, small_distilbert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

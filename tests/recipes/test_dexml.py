@@ -260,7 +260,7 @@ def test_a_time_limit_covers_the_whole_run(
     [
         ({"epochz": 1}, ls.SettingsError, "did you mean epochs"),
         ({"pooling": "cls"}, ls.SettingsError, "no pooling or projection"),
-        ({"dropout": 0.1}, ls.SettingsError, "no dropout or attention"),
+        ({"dropout": 0.1}, ls.SettingsError, "no dropout, attention or cleaning"),
         ({"device": "abacus"}, ls.SettingsError, "there is no device 'abacus'"),
         ({"encoder": "./nowhere"}, ls.ModelError, "no such folder"),
         ({"loss": "soft_top_k", "k": 25}, ls.SettingsError, "k is 25, but there are 25 labels"),

@@ -53,8 +53,7 @@ def _preset(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) ->
     for argument in arguments:
         if argument.name == "--preset" and argument.tokens:
             preset = read_preset(argument.tokens[0].value)
-            if preset.recipe != recipe:
-                raise SettingsError(f"the preset {preset.name} is a run of {preset.recipe}, not of {recipe}")
+            preset.require(recipe)
             Dict(preset.values, use_commands_as_keys=False, source=preset.name)(app, commands, arguments)
 
 

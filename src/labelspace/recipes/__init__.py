@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, SettingsError
 from ..training.config import flat, recipe_with, resolve, to_dict
+from ..training.presets import read_preset
 from ..training.settings import Request
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def train(
     overwrite: bool = False,
     resume: str | Path | None = None,
     started: float | None = None,
+    preset: str | None = None,
     **settings: Any,
 ) -> Model:
     """Train a model.
@@ -46,6 +48,8 @@ def train(
             settings. Without ``max_minutes`` the weights end bit-equal to those of an unbroken run on the same machine.
             With ``out`` naming the same folder, a run that has not begun yet begins.
         started: when the work began, by `time.monotonic`; ``max_minutes`` counts from there. None for now.
+        preset: run of a paper whose recipe is taken, and whose settings stand below those given; a path is read as it
+            says. ``labelspace presets`` lists them.
         settings: any setting of the recipe by name, or whole components such as ``fit=FitSettings(lr=1e-3)``; see
             `labelspace.config`.
 
@@ -62,7 +66,12 @@ def train(
     """
     started = time.monotonic() if started is None else started
     require_place(out, resume, overwrite)
-    run = None
+    run, reading = None, {}
+    if preset is not None:
+        paper = read_preset(preset)
+        paper.require(recipe)
+        recipe, settings = paper.recipe, paper.of_recipe | flat(settings)
+        reading = {name: value for name, (value, _) in paper.reading.items()}
     if resume is not None:
         run = unfinished(resume, out, recipe, settings)
         if run is not None:
@@ -81,7 +90,7 @@ def train(
     require_tracker(resolved.fit.track)
     parse_objective(resolved.voting.objective)
     if isinstance(data, str | Path):
-        data = load(data, **({} if run is None else run["reading"]), seed=resolved.fit.seed)
+        data = load(data, **(reading if run is None else run["reading"]), seed=resolved.fit.seed)
     require_texts(data)
     if resolved.voting.tune_documents is not None and len(data.valid):
         raise SettingsError(

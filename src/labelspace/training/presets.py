@@ -65,8 +65,17 @@ class Preset:
     @property
     def values(self) -> dict[str, Any]:
         """All settings and reading options by their flat names."""
-        parts = [*self.settings.values(), self.reading]
-        return {name: value for part in parts for name, (value, _) in part.items()}
+        return self.of_recipe | {name: value for name, (value, _) in self.reading.items()}
+
+    @property
+    def of_recipe(self) -> dict[str, Any]:
+        """The settings alone, by their flat names."""
+        return {name: value for part in self.settings.values() for name, (value, _) in part.items()}
+
+    def require(self, recipe: str | None) -> None:
+        """Refuse another recipe than that of the run; None is any."""
+        if recipe not in (None, self.recipe):
+            raise SettingsError(f"the preset {self.name} is a run of {self.recipe}, not of {recipe}")
 
     @property
     def given(self) -> Iterator[tuple[str, str, Any, str]]:
@@ -77,9 +86,7 @@ class Preset:
 
     def resolved(self) -> DexmlSettings | UnidecSettings | RaexmcSettings:
         """The settings of the run."""
-        settings = resolve(
-            self.recipe, {n: v for part in self.settings.values() for n, (v, _) in part.items()}, self.name
-        )
+        settings = resolve(self.recipe, self.of_recipe, self.name)
         assert isinstance(settings, DexmlSettings | UnidecSettings | RaexmcSettings)
         return settings
 
