@@ -242,7 +242,7 @@ def bag_of_words(train: str, test: str, header: bool = True) -> Callable[[Path],
 # Tables
 
 
-def hub(names_in: str, feature: str = "sequence") -> Callable[[Path], Path]:
+def hub(names_in: str, feature: str = "sequence", folders: str = "data") -> Callable[[Path], Path]:
     """Parquet files as the Hub shows them, with the names of labels in one of the places where it keeps them."""
 
     def write(folder: Path) -> Path:
@@ -262,7 +262,8 @@ def hub(names_in: str, feature: str = "sequence") -> Callable[[Path], Path]:
                                 "labels": {"feature": inner, "_type": "List"}}  # fmt: skip
                     said = json.dumps({"info": {"features": features}})
                     table = table.replace_schema_metadata({"huggingface": said})
-                path = folder / "data" / f"{stem}-{shard:05}-of-{shards:05}.parquet"
+                name = f"data/{stem}-{shard:05}-of-{shards:05}" if folders == "data" else f"{stem}/{shard:04}"
+                path = folder / f"{name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
         if names_in == "README.md":
@@ -374,6 +375,7 @@ LAYOUTS = {
     "hub, readme": Layout(hub("README.md"), parts=ALL, labels=LABELS[:4]),
     "hub, readme of lists": Layout(hub("README.md", "list"), parts=ALL, labels=LABELS[:4]),
     "hub, dataset_infos": Layout(hub("dataset_infos.json"), parts=ALL, labels=LABELS[:4]),
+    "hub, converted": Layout(hub("schema", folders="splits"), parts=ALL, labels=LABELS[:4]),
     "arxiv": Layout(
         arxiv, ("--text-column", "abstract", "--label-column", "categories", "--separator", " "), ("train",), ARXIV,
         texts=("--text-column", "abstract"),
@@ -495,6 +497,9 @@ def test_texts_of_public_layouts_are_predicted_without_their_labels_and_ids(tmp_
     assert read_texts(tmp_path / "queries.train.tsv") == ([str(100 + i) for i in range(12)], texts)
     put_lines(tmp_path / "a.tsv", ["7\tone", "8\ttwo\tthree"])  # the text is all that follows the id
     assert read_texts(tmp_path / "a.tsv") == (["7", "8"], ["one", "two\tthree"])
+    names = [f"{i:0300}" for i in range(1000)]  # so that the first 64 KB end within an id
+    put_lines(tmp_path / "a.tsv", [f"{name}\tx" for name in names])
+    assert read_texts(tmp_path / "a.tsv")[0] == names
     put_lines(tmp_path / "b.tsv", ["id\ttext", "8\ttwo"])
     assert read_texts(tmp_path / "b.tsv") == (["8"], ["two"])
 
@@ -543,6 +548,17 @@ def test_names_that_cannot_be_read_beside_parquet_files_are_told(
     put(tmp_path / name, content)
     with pytest.raises(ls.DataError, match=said):
         ls.load(tmp_path)
+
+
+def test_one_label_a_document_may_have_its_names_in_the_card(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"text": ["a", "b", "c", "d"], "label": pa.array([1, 0, -1, 1], pa.int8())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    put(tmp_path / "README.md", "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n"
+        "        names:\n          '0': neg\n          '1': pos\n          '2': both\n---\n")  # fmt: skip
+    data = ls.load(tmp_path)
+    assert list(data.labels.ids) == ["neg", "pos", "both"]
+    assert data.train.targets.toarray().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
 def test_of_several_configurations_that_of_the_folder_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -138,7 +138,8 @@ def _queries_of(judgements: Path, folder: Path) -> Path | None:
 
 def sniff_texts(path: Path) -> bool:
     """Whether each line of a file is a number, a tab and a text, so that the first is no header."""
-    lines = [line for line in first_lines(path)[0] if line.strip()]
+    lines, cut = first_lines(path)
+    lines = [line for line in (lines[:-1] if cut else lines) if line.strip()]
     return all(tab and name.isascii() and name.isdecimal() for name, tab, _ in (line.partition("\t") for line in lines))
 
 

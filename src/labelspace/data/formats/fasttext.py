@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from ...errors import DataError
 from ...types import Labels
 from .corpus import ReadSettings, Records, Splits, build_targets
@@ -50,26 +52,25 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     if not found["train"]:
         raise DataError(f"data of fastText needs {LOOKED_FOR}", path)
     parts = {split: files.read(paths[0], partial(_parse, path=paths[0])) for split, paths in found.items() if paths}
-    names = collected({split: labels for split, (_, labels, _) in parts.items()}, path)
+    names = collected({split: met for split, (_, _, met, _) in parts.items()}, path)
     number = {label: row for row, label in enumerate(names)}
-    corpora = {
-        split: documents.corpus(
-            build_targets(counts, [number[label] for label in labels], None, len(names), documents.path)
-        )
-        for split, (documents, labels, counts) in parts.items()
-    }
+    corpora = {}
+    for split, (documents, counts, met, labels) in parts.items():
+        columns = np.array([number[label] for label in met], dtype=np.int64)[np.asarray(labels)]
+        corpora[split] = documents.corpus(build_targets(counts, columns, None, len(names), documents.path))
     return Splits(Labels(names, names), corpora, {"encoding": files.found})
 
 
-def _parse(stream: TextIO, path: Path) -> tuple[Records, list[str], array[int]]:
-    """The documents of a file, all their labels, and how many each has."""
-    documents, counts, labels = Records("document", path), array("q"), list[str]()
+def _parse(stream: TextIO, path: Path) -> tuple[Records, array[int], dict[str, int], array[int]]:
+    """The documents of a file, how many labels each has, numbers of the names met, and those of all labels."""
+    documents, counts, labels = Records("document", path), array("q"), array("q")
+    met: dict[str, int] = {}
     for line, text, own in labelled_lines(stream):
         documents.add(None, text, line)
         counts.append(len(own))
-        labels += own
+        labels.extend(met.setdefault(label, len(met)) for label in own)
     documents.check()
-    return documents, labels, counts
+    return documents, counts, met, labels
 
 
 def labelled_lines(stream: TextIO) -> Iterator[tuple[int, str, list[str]]]:

@@ -47,6 +47,9 @@ def _find(folder: Path, stems: Sequence[str], suffixes: Sequence[str] = SUFFIXES
     """The file of a split, or its Parquet shards in order; Parquet files may be in a folder ``data`` as well."""
     found = [[path] for path in find_files(folder, [f"{stem}{kind}" for stem in stems for kind in suffixes])]
     found += [[path] for stem in stems if (path := folder / "data" / f"{stem}.parquet").is_file()]
+    # As the Hub converts data sets: a folder for each split
+    numbered = [sorted(path for path in (folder / stem).glob("*.parquet") if path.stem.isdecimal()) for stem in stems]
+    found += [parts for parts in numbered if parts]
     for place in (folder, folder / "data"):
         shards: dict[tuple[str, int], dict[int, list[Path]]] = {}
         for path in sorted(place.iterdir()) if place.is_dir() else ():
