@@ -913,6 +913,21 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
     assert "no more of the body came for 0.05 seconds" in answers[0][1]
 
 
+def test_a_body_too_large_that_is_announced_is_not_asked_for() -> None:
+    sent: list[Any] = []
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", b"21"), (b"expect", b"100-Continue")]
+    scope = {"type": "http", "method": "POST", "headers": headers}
+    asyncio.run(BodyLimit(never, 20)(scope, never, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 413 and "this one has 21" in json.loads(sent[1]["body"])["error"]["message"]
+
+
 # The command
 
 

@@ -120,9 +120,11 @@ class BodyLimit:
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None where the client has gone."""
         parts: list[bytes] = []
-        size, more, until = 0, True, time.monotonic() + DRAIN_SECONDS
+        size, until = 0, time.monotonic() + DRAIN_SECONDS
         announced = headers.get("content-length", "")
         length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+        # Whoever asks before it sends is refused unread: to receive would be to say "go on"
+        more = length <= self.limit or headers.get("expect", "").strip().lower() != "100-continue"
         while more:
             too_large = max(size, length) > self.limit
             try:
