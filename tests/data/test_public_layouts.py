@@ -464,6 +464,23 @@ def test_a_layout_goes_all_the_way(name: str, tmp_path: Path, capsys: pytest.Cap
     assert {label["id"] for line in lines for label in line["labels"]} <= set(data.labels.ids)
 
 
+def test_judgements_of_mteb_are_json(tmp_path: Path) -> None:
+    beir(tmp_path)
+    plain = ls.load(tmp_path)
+    for path in (tmp_path / "qrels").glob("*.tsv"):
+        rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+        path.unlink()
+        put_json(path.with_suffix(".jsonl"), [{"query-id": q, "corpus-id": d, "score": int(s)} for q, d, s in rows])
+    data = ls.load(tmp_path)
+    for one, other in ((data.train, plain.train), (data.valid, plain.valid), (data.test, plain.test)):
+        assert list(one.ids) == list(other.ids) and (one.targets != other.targets).nnz == 0
+    put_lines(tmp_path / "qrels" / "test.jsonl", ['{"query-id": "q1", "corpus-id": "l1", "score": "1"}'])
+    with pytest.raises(
+        ls.DataError, match=r"test\.jsonl, line 1: expected 'query-id', 'corpus-id' and a number 'score'"
+    ):
+        ls.load(tmp_path)
+
+
 def test_runs_of_ms_marco_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = marco(tmp_path / "marco")
     data = ls.load(folder)
@@ -559,6 +576,19 @@ def test_one_label_a_document_may_have_its_names_in_the_card(tmp_path: Path) -> 
     data = ls.load(tmp_path)
     assert list(data.labels.ids) == ["neg", "pos", "both"]
     assert data.train.targets.toarray().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    (tmp_path / "train.parquet").unlink()
+    for name, lines in (("train.jsonl", ['{"text": "a", "label": 1}', '{"text": "b", "label": 0}']),
+                        ("train.csv", ["text,label", "a,1", "b,0"])):  # fmt: skip
+        put_lines(tmp_path / name, lines)
+        data = ls.load(tmp_path)
+        assert list(data.labels.ids) == ["neg", "pos", "both"]
+        assert data.train.targets.toarray().tolist() == [[0, 1, 0], [1, 0, 0]]
+        (tmp_path / name).unlink()
+    put_lines(tmp_path / "train.csv", ["text,label", "a,1", "b,7"])
+    with pytest.raises(ls.DataError, match=r"line 3: label '7' is not in .*README\.md"):
+        ls.load(tmp_path)
+    put(tmp_path / "README.md", (tmp_path / "README.md").read_text().replace("neg", "1"))
+    assert list(ls.load(tmp_path).labels.ids) == ["1", "7"]
 
 
 def test_of_several_configurations_that_of_the_folder_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

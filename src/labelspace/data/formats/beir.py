@@ -6,6 +6,8 @@ this order unless a header names them in another. A score above 0 is a label, it
 highest one; a score of 0 or below is none. A split has the queries that its file names, in the order of
 ``queries.jsonl``.
 
+MTEB has the judgements as ``qrels/test.jsonl``, with the same names as keys.
+
 MS MARCO has ``collection.tsv`` and ``queries.train.tsv``, an id, a tab and a text a line, and ``qrels.train.tsv`` with
 the four columns of TREC; its validation part is ``dev`` or ``dev.small``.
 """
@@ -59,7 +61,7 @@ def sniff(path: Path) -> bool:
 def _judgements(folder: Path) -> dict[str, Path]:
     """The judgements of each split that has some."""
     names = {
-        split: [name for stem in stems for name in (f"qrels/{stem}.tsv", f"qrels.{stem}.tsv")]
+        split: [name for stem in stems for name in (f"qrels/{stem}.tsv", f"qrels/{stem}.jsonl", f"qrels.{stem}.tsv")]
         for split, stems in SPLITS.items()
     }
     return {split: path for split in names if (path := _file(folder, *names[split])) is not None}
@@ -194,13 +196,28 @@ def _read_queries(stream: TextIO, path: Path, unread: dict[str, None]) -> Record
     return queries
 
 
+def _cells(row: str) -> list[str]:
+    return row.split("\t")
+
+
+def _judged(stream: TextIO, path: Path) -> Iterator[tuple[int, str, str, float]]:
+    """Line number from 1, query, label and score of each line of JSON, as MTEB has them."""
+    for line, record in json_lines(stream, path):
+        query, label = (given_id(record, (key,), path, line) for key in ("query-id", "corpus-id"))
+        score = record.get("score")
+        if query is None or label is None or isinstance(score, bool) or not isinstance(score, int | float):
+            raise DataError(f"expected 'query-id', 'corpus-id' and a number 'score', got {listed(record)}", path, line)
+        yield line, query, label, score
+
+
 def _read_qrels(
     stream: TextIO, path: Path, row_of: Mapping[str, int], queries: Path, names: LabelLookup
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Row of the query, number of the label and score of each line."""
     rows, labels, scores = array("q"), array("q"), array("d")
     wanted = "query-id, corpus-id and score with tabs between"
-    for line, *cells, value in triples(stream, path, lambda row: row.split("\t"), LAYOUTS, wanted):
+    judged = _judged if suffix(path) == ".jsonl" else partial(triples, split=_cells, layouts=LAYOUTS, wanted=wanted)
+    for line, *cells, value in judged(stream, path=path):
         query, label = map(str.strip, cells)
         if query not in row_of:
             raise DataError(f"the query {query[:80]!r} is not in {queries}", path, line)

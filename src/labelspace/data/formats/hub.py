@@ -29,7 +29,12 @@ def names_beside(path: Path, column: str) -> tuple[list[str], Path] | None:
         for source, features in ((folder / INFOS, _of_infos), (folder / CARD, _of_card)):
             if not source.is_file():
                 continue
-            found = {config: names for config, feature in features(source, column) if (names := class_names(feature))}
+            try:
+                found = {
+                    config: names for config, feature in features(source, column) if (names := class_names(feature))
+                }
+            except ValueError:
+                raise DataError(f"the names of {column!r} are no list of names", source) from None
             if path.parent.name in found:
                 return found[path.parent.name], source
             if found and all(names == next(iter(found.values())) for names in found.values()):

@@ -80,12 +80,12 @@ class ParquetRows:
         source = self._path
         try:
             names = class_names(self._features.get(column))
-            if names is None and not self._features and self._holds_numbers(column):
-                names, source = names_beside(self._path, column) or (None, source)
         except ValueError:
             raise DataError(
                 f"the names of {column!r} in the Hugging Face metadata are no list of names", source
             ) from None
+        if names is None and not self._features and self._holds_numbers(column):
+            names, source = names_beside(self._path, column) or (None, source)
         if names is None:
             return None
         names = [Halves().mend(name).strip() for name in names]

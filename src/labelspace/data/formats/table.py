@@ -28,6 +28,7 @@ from ...types import Corpus, Labels
 from .cells import ANGLES, ENTITY, LISTS, NOTHING, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
+from .hub import names_beside
 from .labels import LabelLookup, collected, parse_list, parse_table
 from .parquet import ParquetRows
 from .rows import SUFFIXES, read_records, suffix
@@ -355,15 +356,21 @@ def _read_labels(files: TextFiles, path: Path, fields: str, keep_parts: bool) ->
 
 
 def _class_names(files: Sequence[_Documents]) -> LabelLookup | None:
-    """The label space in the schema of Parquet files, which must agree."""
+    """The label space in the schema of Parquet files, or beside numbers in other files; they must agree."""
     known: list[str] | None = None
     source = Path()
     for file in files:
-        if suffix(file.path) != ".parquet":
+        column, place = next(iter(file.label_columns)), file.path
+        if suffix(place) == ".parquet":
+            names = ParquetRows(place).class_names(column)
+        elif all(name.isdecimal() for name in (*file.names, *filter(None, file.cells))):
+            names, place = names_beside(place, column) or (None, place)
+            if names is not None and any(name.isdecimal() for name in names):
+                continue  # a number could be meant as a name
+        else:
             continue
-        names = ParquetRows(file.path).class_names(next(iter(file.label_columns)))
         if known is None:
-            known, source = names, file.path
+            known, source = names, place
         elif names is not None and names != known:
             raise DataError(f"the label names in the schema differ from those of {source}", file.path)
     return None if known is None else LabelLookup(Labels(known, known), range(len(known)), source, bare=True)
