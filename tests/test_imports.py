@@ -120,9 +120,10 @@ def test_light_imports_load_no_torch(code: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_help_loads_neither_torch_nor_numpy() -> None:
+@pytest.mark.parametrize("command", [[], ["train"], ["presets"]])
+def test_help_loads_neither_torch_nor_numpy(command: list[str]) -> None:
     script = (
-        "import sys; from labelspace.cli import main; code = main(['--help']); "
+        f"import sys; from labelspace.cli import main; code = main([*{command!r}, '--help']); "
         "print([m for m in ('torch', 'numpy', 'scipy', 'transformers') if m in sys.modules], code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -48,10 +48,10 @@ def _config_file(recipe: str, app: App, commands: tuple[str, ...], arguments: An
 
 def _preset(recipe: str, app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Fill in what the preset says and nothing else does."""
-    from ..training.presets import read_preset
-
     for argument in arguments:
         if argument.name == "--preset" and argument.tokens:
+            from ..training.presets import read_preset
+
             preset = read_preset(argument.tokens[0].value)
             preset.require(recipe)
             Dict(preset.values, use_commands_as_keys=False, source=preset.name)(app, commands, arguments)
@@ -198,7 +198,6 @@ def _recipe(tokens: list[str]) -> str:
     """The recipe that a training command asks for, by flag, environment, configuration file or run to resume."""
     from ..recipes import recipe_of
     from ..training.config import KNOWN, RECIPES, read_config, recipe_with
-    from ..training.presets import read_preset
 
     def asked(
         *, recipe: str | None = None, config: str | None = None, resume: str | None = None, preset: str | None = None
@@ -211,7 +210,10 @@ def _recipe(tokens: list[str]) -> str:
     recipe, config, resume, preset = asked(**bound.kwargs)
     values = {} if config is None else read_config(config)
     recipe = recipe or values.get("recipe") or (None if resume is None else recipe_of(resume))
-    recipe = recipe or (None if preset is None else read_preset(preset).recipe)
+    if recipe is None and preset is not None:
+        from ..training.presets import read_preset
+
+        recipe = read_preset(preset).recipe
     if recipe in RECIPES:
         return str(recipe)
     flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in others if token.startswith("--")}

@@ -13,7 +13,6 @@ from ..base.checks import require_seed
 from ..base.machine import command_began
 from ..errors import SettingsError
 from ..training.config import KNOWN, RECIPES, components, defaults, flat, made, to_dict, to_toml
-from ..training.presets import as_dict, listed, preset_names, read_preset, shown
 from ..training.settings import DexmlSettings, RaexmcSettings, Request, RunSettings, UnidecSettings
 from .options import FLAT, DataPath, Output, SplitOptions, Switch, as_recorded, load_data, print_json
 
@@ -211,6 +210,8 @@ def _open_for_looking(data: Path, settings: RunSettings | Request, options: Trai
 def _compare_with_preset(name: str | None, data: Dataset) -> None:
     """Warn where data is not that of a preset."""
     if name is not None:
+        from ..training.presets import read_preset
+
         filtered = data.test is not None and data.test.filter_pairs is not None
         for sentence in read_preset(name).differences(len(data.train), len(data.labels), filtered):
             logger.warning("%s", sentence)
@@ -224,6 +225,8 @@ def presets(name: str | None = None, *, output: Output = Output()) -> None:
     name
         Of a preset.
     """
+    from ..training.presets import as_dict, listed, preset_names, read_preset, shown
+
     if name is None:
         runs = [read_preset(one) for one in preset_names()]
         print_json([as_dict(run) for run in runs]) if output.json else print(listed(runs))

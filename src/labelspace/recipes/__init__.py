@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, SettingsError
 from ..training.config import flat, recipe_with, resolve, to_dict
-from ..training.presets import read_preset
 from ..training.settings import Request
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def train(
     require_place(out, resume, overwrite)
     run, reading = None, {}
     if preset is not None:
+        from ..training.presets import read_preset
+
         paper = read_preset(preset)
         paper.require(recipe)
         recipe, settings = paper.recipe, paper.of_recipe | flat(settings)
