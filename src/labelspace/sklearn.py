@@ -392,6 +392,8 @@ def _texts(X: Any, name: str = "X") -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{name} must hold texts, but number {row} is {text!r} ({type(text).__name__})")
+        if name == "label_texts" and not text.strip():
+            raise ValueError(f"label_texts must say something of each label, but number {row} (from 0) is empty")
     return list(map(str, texts))
 
 

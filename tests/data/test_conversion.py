@@ -71,7 +71,7 @@ NAMES = st.one_of(
     .map(str.strip)
     .filter(bool),
 )
-IDENTIFIERS = st.one_of(NAMES, st.sampled_from([" a", "b\t", "\r", "\0"]))
+IDENTIFIERS = st.one_of(NAMES, st.sampled_from([" a", "b\t", "\rc", "\0"]))
 
 
 @st.composite

@@ -116,7 +116,7 @@ def _check(data: Dataset) -> None:
     for split, corpus in _splits(data).items():
         if not len(corpus):
             raise DataError(f"{data.name} has no {split} documents; a written data set needs them")
-        if "" in corpus.ids:
+        if not all(map(str.strip, corpus.ids)):
             raise DataError(f"{data.name}: a {split} document has the empty id; give it another one")
         _check_distinct(corpus.ids, f"{data.name}: the {split} document id")
         values = corpus.targets.data

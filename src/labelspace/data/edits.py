@@ -15,7 +15,7 @@ from .formats import annif
 from .formats.columns import ID_COLUMNS, given_id, record_text
 from .formats.labels import NoLabelsError
 from .formats.rows import SUFFIXES, read_records, suffix
-from .formats.text import TextFiles, listed, plain_lines
+from .formats.text import TextFiles, listed, plain_lines, refuse_broken_link
 from .loading import load, require_texts
 from .texts import read_texts
 
@@ -130,6 +130,7 @@ def read_ids(path: str | Path) -> list[str]:
 def _existing(path: str | Path) -> Path:
     """A file that exists."""
     place = Path(path).expanduser()
+    refuse_broken_link(place)
     if not str(path) or not place.exists():
         raise DataError("there is no such file", place if str(path) else "''")
     if place.is_dir():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..types import Dataset
+from ..types import Dataset, Labels
 from . import formats
 from .formats import features
 from .formats.corpus import ReadSettings
-from .formats.text import Halves
+from .formats.text import Halves, is_file
 from .split import check_hold_out, hold_out
+
+logger = logging.getLogger("labelspace.data")
 
 
 def load(
@@ -98,6 +101,7 @@ def load(
     splits, format = formats.read(path, name, settings, format or record.get("format"))
     if "texts" in record:
         splits.options["texts"] = record["texts"]
+    warn_of_empty(splits.labels, name)
     train, valid = splits.train, splits.valid
     rows = np.zeros(0, dtype=np.int64)
     if valid is None:
@@ -109,6 +113,17 @@ def load(
     return Dataset(name, splits.labels, train, valid, splits.test, rows, options)
 
 
+def warn_of_empty(labels: Labels, name: str) -> None:
+    """Say it if labels have no text to be encoded by."""
+    empty = [row for row, text in enumerate(labels.texts) if not text.strip()]
+    if empty:
+        logger.warning(
+            "%s: %d of %d labels have an empty text, which says nothing of them, the first is %r (number %d from 0); "
+            "give each a text",
+            *(name, len(empty), len(labels), labels.ids[empty[0]][:80], empty[0]),
+        )
+
+
 RECORD = "labelspace.json"
 """In a folder that was written by ``convert``: the data set's name, and how its files are read."""
 
@@ -116,7 +131,7 @@ RECORD = "labelspace.json"
 def _read_record(path: Path) -> dict[str, str]:
     """Name, format, fields, label_fields and texts, as far as the folder has a record of them."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record = json.loads(path.read_text(encoding="utf-8")) if is_file(path) else {}
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"this record cannot be read ({reason}); convert the data again, or delete it", path) from None

@@ -20,7 +20,7 @@ from .formats.columns import triples
 from .formats.labels import LabelLookup
 from .formats.rows import suffix
 from .formats.sparse import header_numbers, read_sparse_text
-from .formats.text import TextFiles, plain_lines
+from .formats.text import TextFiles, is_file, plain_lines
 from .npz import read_npz
 
 IntArray = npt.NDArray[np.int64]
@@ -89,7 +89,7 @@ def load_scores(
             label twice in a row.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError("the file does not exist", path)
     kind = suffix(path)
     if kind not in (*SUFFIXES, ""):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import sys
 import tempfile
@@ -11,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ..errors import DataError
+from ..errors import DataError, unit
 from .formats import annif, beir, fasttext, features
 from .formats.columns import ID_COLUMNS, choose_fields, given_id, record_text
 from .formats.parquet import ParquetRows
 from .formats.rows import SUFFIXES, records, suffix
-from .formats.text import TextFiles, plain_lines
+from .formats.text import TextFiles, plain_lines, refuse_broken_link
+
+logger = logging.getLogger("labelspace.data")
 
 T = TypeVar("T")
 
@@ -54,12 +57,13 @@ class TextSource:
         self._files = TextFiles(encoding)
         self._kept: Path | None = None
         self._count: int | None = None
-        self.unnamed = 0
+        self.unnamed = self._first_unnamed = 0
         self._text_column = text_column
         piped = str(path) == "-"
         self._path = path = Path("standard input") if piped else Path(path)
         self._kind = kind = suffix(path)
         if not piped:
+            refuse_broken_link(path)
             if not path.exists():
                 raise DataError("there is no such file", path)
             if path.is_dir():
@@ -69,6 +73,7 @@ class TextSource:
         self._fields = choose_fields(fields, "/".join(path.resolve().parts[-2:]))
         once = piped or not path.is_file()
         self._short = kind == ".tsv" and not once and annif.sniff(path)
+        self._queries = beir.are_queries(path) and text_column == "text"
         self._numbers = kind == ".tsv" and not once and beir.sniff_texts(path)
         self._labelled = not once and fasttext.sniff(path)
         if kind == ".txt" and not once and features.is_features(path):
@@ -113,6 +118,7 @@ class TextSource:
             self._count = self._whole(lambda rows: sum(1 for _ in rows))
             if not self._count:
                 raise DataError("there are no texts", self._path)
+            self._say_unnamed(self._count)
         return self._count
 
     def read(self) -> tuple[list[str], list[str]]:
@@ -120,6 +126,7 @@ class TextSource:
         pairs = self._whole(list)
         if not pairs:
             raise DataError("there are no texts", self._path)
+        self._say_unnamed(len(pairs))
         return [name for name, _ in pairs], [text for _, text in pairs]
 
     def blocks(self, size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -141,6 +148,14 @@ class TextSource:
 
     def _parquet_rows(self) -> Iterator[tuple[str, str]]:
         return self._named(ParquetRows(self._kept or self._path).records())
+
+    def _say_unnamed(self, count: int) -> None:
+        """Say it if only some of the texts have an id."""
+        if 0 < self.unnamed < count:
+            logger.warning(
+                "%s: %d of %d texts have no id, the first in %s %d; their numbers from 0 stand for it",
+                *(self._path, self.unnamed, count, unit(self._path), self._first_unnamed),
+            )
 
     def _numbered(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         for row, text in enumerate(texts):
@@ -168,8 +183,13 @@ class TextSource:
         self.unnamed = 0
         for row, (line, record) in enumerate(rows):
             identifier = given_id(record, ID_COLUMNS, self._path, line)
-            self.unnamed += identifier is None
-            yield identifier or str(row), record_text(record, self._fields, self._path, line, [self._text_column])
+            if identifier is None:
+                self.unnamed += 1
+                self._first_unnamed = line if self.unnamed == 1 else self._first_unnamed
+            if self._queries and "text" in record:
+                yield identifier or str(row), beir.query_text(record, self._path, line)
+            else:
+                yield identifier or str(row), record_text(record, self._fields, self._path, line, [self._text_column])
 
 
 def read_texts(

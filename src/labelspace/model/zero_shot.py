@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..base.machine import device_of
+from ..data.loading import warn_of_empty
 from ..encoders import Encoder, make_encoder
 from ..errors import DataError
 from ..memory.memory import Memory
@@ -35,6 +36,7 @@ def of_labels(encoder: NamedEncoder, labels: Sequence[str] | Labels, device: str
         seen: set[str] = set()
         twice = next(name for name in labels.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise DataError(f"the label {twice!r} is given twice; label ids must be distinct")
+    warn_of_empty(labels, "the labels")
     place = device_of(device)
     if isinstance(encoder, str | os.PathLike):
         name = os.fspath(encoder)

@@ -84,7 +84,7 @@ def train(
     settings = flat(settings)
     recipe = recipe or recipe_with(settings)
     resolved = resolve(recipe, settings)
-    from ..data.loading import load, require_texts
+    from ..data.loading import load, require_texts, warn_of_empty
     from ..memory.tune import parse_objective
     from ..training.tracking import require_tracker
 
@@ -92,6 +92,8 @@ def train(
     parse_objective(resolved.voting.objective)
     if isinstance(data, str | Path):
         data = load(data, **(reading if run is None else run["reading"]), seed=resolved.fit.seed)
+    elif "format" not in data.options:  # `load` has said it
+        warn_of_empty(data.labels, data.name)
     require_texts(data)
     if resolved.voting.tune_documents is not None and len(data.valid):
         raise SettingsError(

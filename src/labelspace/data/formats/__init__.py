@@ -18,6 +18,7 @@ from . import annif, beir, fasttext, features, lf, table, xc
 from .corpus import ReadSettings, Splits
 from .filters import with_pairs
 from .rows import SUFFIXES
+from .text import refuse_broken_link
 
 FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features, "fasttext": fasttext}
 """In this order the first that fits is taken."""
@@ -48,6 +49,7 @@ def read(path: Path, name: str, settings: ReadSettings, format: str | None = Non
     """
     if format is not None and format not in FORMATS:
         raise SettingsError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    refuse_broken_link(path)
     if not path.exists():
         raise DataError("there is no such file or folder", path)
     try:

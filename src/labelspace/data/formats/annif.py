@@ -23,9 +23,9 @@ from ...errors import DataError
 from ...types import Corpus
 from .cells import split_labels
 from .columns import given_id
-from .corpus import ReadSettings, Records, Splits, build_targets, check_unique
+from .corpus import ReadSettings, Records, Splits, build_targets
 from .rows import records, suffix
-from .text import TextFiles, find_files, first_lines, json_lines, listed, plain_lines, text_value
+from .text import TextFiles, find_files, first_lines, json_lines, listed, plain_lines, shown_files, text_value
 from .vocabulary import ConceptLookup, find_vocabulary, read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
@@ -146,7 +146,7 @@ class _Documents(Records):
     def checked(self) -> Corpus:
         if not self.ids:
             raise DataError("there are no documents", self.path)
-        check_unique(self.ids, "document", self.path, self.lines)
+        self.check()
         return self.corpus(build_targets(self._counts, self._numbers, None, len(self._names.labels), self.path))
 
 
@@ -218,7 +218,7 @@ def _record(
 def _documents(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     """File of text and file of subjects by the documents' names, sorted."""
     documents: dict[str, tuple[Path, Path | None]] = {}
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: path for path in shown_files(folder, (".txt", ".json", ".tsv", ".key"))}
     for name, path in files.items():
         kind = suffix(path)
         if kind not in (".txt", ".json"):

@@ -1,6 +1,6 @@
 """Retrieval data in the layout of BEIR, or of MS MARCO: the corpus holds the labels, the queries are the documents.
 
-``corpus.jsonl`` with ``_id``, ``title``, ``text``; ``queries.jsonl`` with ``_id``, ``text``; and for each split a file
+``corpus.jsonl`` with ``_id``, ``title``, ``text``; ``queries.jsonl`` with the same; and for each split a file
 ``qrels/train.tsv``, ``qrels/dev.tsv``, ``qrels/test.tsv`` with the columns ``query-id``, ``corpus-id``, ``score``, in
 this order unless a header names them in another. A score above 0 is a label, its relevance the score in parts of the
 highest one; a score of 0 or below is none. A split has the queries that its file names, in the order of
@@ -138,6 +138,11 @@ def _queries_of(judgements: Path, folder: Path) -> Path | None:
     return _file(folder, f"queries.{stem}.tsv") or _file(folder, "queries.tsv")
 
 
+def are_queries(path: Path) -> bool:
+    """Whether a file, by its name, holds the queries of a folder, whose text begins with their title."""
+    return path.name.removesuffix(".gz") == "queries.jsonl"
+
+
 def sniff_texts(path: Path) -> bool:
     """Whether each line of a file is a number, a tab and a text, so that the first is no header."""
     lines, cut = first_lines(path)
@@ -188,10 +193,8 @@ def _read_queries(stream: TextIO, path: Path, unread: dict[str, None]) -> Record
     for line, identifier, text in texts_with_ids(stream, path, "query") if plain else ():
         queries.add(identifier, text, line)
     for line, record in () if plain else json_lines(stream, path):
-        if "text" not in record:
-            raise DataError(f"there is no 'text', only {listed(record)}", path, line)
         unread.update(_others(record))
-        queries.add(_identifier(record, path, line), text_value(record["text"], "text", path, line), line)
+        queries.add(_identifier(record, path, line), query_text(record, path, line), line)
     check_unique(queries.ids, "query", path, queries.lines)
     return queries
 
@@ -208,6 +211,14 @@ def _judged(stream: TextIO, path: Path) -> Iterator[tuple[int, str, str, float]]
         if query is None or label is None or isinstance(score, bool) or not isinstance(score, int | float):
             raise DataError(f"expected 'query-id', 'corpus-id' and a number 'score', got {listed(record)}", path, line)
         yield line, query, label, score
+
+
+def query_text(record: Mapping[str, object], path: Path, line: int) -> str:
+    """Title and text of a query, as of a label; path and line are for messages."""
+    if "text" not in record:
+        raise DataError(f"there is no 'text', only {listed(record)}", path, line)
+    parts = (text_value(record.get(key), key, path, line) for key in PARTS.values())
+    return " ".join(part for part in parts if part)
 
 
 def _read_qrels(

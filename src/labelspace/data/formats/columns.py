@@ -69,10 +69,10 @@ def _is_header(row: list[str], header: list[str]) -> bool:
 
 
 def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
-    """The id of a record from the first of the id columns that has one, or None. Path and line are for messages."""
+    """The id of a record from the first of the id columns that has one, or None; blanks are none."""
     for column in columns:
         value = record.get(column)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value.strip()):
             continue
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise DataError(f"{column!r} must be a text or a whole number, but is {str(value)[:60]!r}", path, line)

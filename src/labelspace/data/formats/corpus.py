@@ -99,6 +99,7 @@ class Records:
         self.texts: list[str] = []
         self.lines = array("q")
         self.unnamed = 0
+        self._first_unnamed: int | None = None
         self.composed = False
         self._keep_parts, self._before = keep_parts, before
         self._parts: dict[str, list[str]] = {"title": [], "content": []}
@@ -115,7 +116,9 @@ class Records:
         """
         if self.kind == "label" and (MARK in text or MARK in (identifier or "")):
             identifier, text = (identifier or "").replace(MARK, "") or None, text.replace(MARK, "")
-        self.unnamed += identifier is None
+        if identifier is None:
+            self.unnamed += 1
+            self._first_unnamed = self._first_unnamed or line
         self.ids.append(identifier or str(self._before + len(self.ids)))
         self.texts.append(text)
         self.lines.append(line)
@@ -137,9 +140,14 @@ class Records:
         self._columns |= other._columns
 
     def check(self) -> None:
-        """Refuse a file without records, and one with an id twice."""
+        """Refuse a file without records, and one with an id twice; say it if only some have an id."""
         if not self.ids:
             raise DataError(f"the file has no {self.kind}s", self.path)
+        if 0 < self.unnamed < len(self.ids):
+            logger.warning(
+                "%s: %d of %d %ss have no id, the first in %s %s; their numbers from 0 stand for it",
+                *(self.path, self.unnamed, len(self.ids), self.kind, unit(self.path), self._first_unnamed),
+            )
         check_unique(self.ids, self.kind, self.path, self.lines)
 
     @property

@@ -20,7 +20,7 @@ from ...types import Labels
 from .corpus import ReadSettings, Records, Splits, build_targets
 from .labels import collected
 from .rows import SUFFIXES, suffix
-from .text import TextFiles, find_files, first_lines, plain_lines
+from .text import TextFiles, find_files, first_lines, plain_lines, shown_files
 
 STEMS = {"train": ("train",), "test": ("test",), "valid": ("valid", "validation", "dev", "val")}
 LOOKED_FOR = "train.txt or x.train (and valid, test) with __label__ before each label"
@@ -38,7 +38,7 @@ def sniff(path: Path) -> bool:
 
 def _find(folder: Path, split: str) -> list[Path]:
     found = find_files(folder, [f"{stem}{end}" for stem in STEMS[split] for end in (".txt", ".ft.txt", "")])
-    found += [path for stem in STEMS[split] for path in sorted(folder.glob(f"*.{stem}")) if path.is_file()]
+    found += [path for stem in STEMS[split] for path in shown_files(folder, (f".{stem}",))]
     return [path for path in found if sniff(path)]
 
 

@@ -30,7 +30,7 @@ from . import xc
 from .cells import DECIMAL
 from .corpus import ReadSettings, Splits, build_targets
 from .sparse import header_numbers, pad, read_shape
-from .text import TextFiles, find_file, first_lines, plain_lines
+from .text import TextFiles, find_file, first_lines, plain_lines, shown_files
 
 logger = logging.getLogger("labelspace.data")
 
@@ -67,7 +67,7 @@ def _find_old(folder: Path) -> dict[str, Path]:
         test = _find(folder, [OLD["test"]])
     else:
         ending = f"_{OLD['train']}"
-        named = [path for gz in ("", ".gz") for path in sorted(folder.glob(f"*{ending}{gz}")) if _kind(path)]
+        named = [path for path in shown_files(folder, (ending,)) if _kind(path)]
         if len(named) > 1:
             raise DataError(f"{named[0].name} and {named[1].name} hold the same split; keep one of them", folder)
         train = named[0] if named else None

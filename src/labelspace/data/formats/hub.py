@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from .text import is_file
 
 logger = logging.getLogger("labelspace.data")
 
@@ -27,7 +28,7 @@ def names_beside(path: Path, column: str) -> tuple[list[str], Path] | None:
     """
     for folder in (path.parent, path.parent.parent):
         for source, features in ((folder / INFOS, _of_infos), (folder / CARD, _of_card)):
-            if not source.is_file():
+            if not is_file(source):
                 continue
             try:
                 found = {

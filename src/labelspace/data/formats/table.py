@@ -32,7 +32,7 @@ from .hub import names_beside
 from .labels import LabelLookup, collected, parse_list, parse_table
 from .parquet import ParquetRows
 from .rows import SUFFIXES, read_records, suffix
-from .text import MARK, Halves, TextFiles, find_files, listed, text_value
+from .text import MARK, Halves, TextFiles, find_files, is_file, listed, shown_files, text_value
 from .vocabulary import read_vocabulary
 
 logger = logging.getLogger("labelspace.data")
@@ -47,13 +47,13 @@ _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet", re.ASCII)
 def _find(folder: Path, stems: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The file of a split, or its Parquet shards in order; Parquet files may be in a folder ``data`` as well."""
     found = [[path] for path in find_files(folder, [f"{stem}{kind}" for stem in stems for kind in suffixes])]
-    found += [[path] for stem in stems if (path := folder / "data" / f"{stem}.parquet").is_file()]
+    found += [[path] for stem in stems if is_file(path := folder / "data" / f"{stem}.parquet")]
     # As the Hub converts data sets: a folder for each split
-    numbered = [sorted(path for path in (folder / stem).glob("*.parquet") if path.stem.isdecimal()) for stem in stems]
+    numbered = [_numbered(folder / stem) for stem in stems]
     found += [parts for parts in numbered if parts]
     for place in (folder, folder / "data"):
         shards: dict[tuple[str, int], dict[int, list[Path]]] = {}
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
+        for path in shown_files(place, (".parquet",)) if place.is_dir() else ():
             match = _SHARD.fullmatch(path.name)
             if match and match[1] in stems:
                 shards.setdefault((match[1], int(match[3])), {}).setdefault(int(match[2]), []).append(path)
@@ -67,6 +67,12 @@ def _find(folder: Path, stems: Sequence[str], suffixes: Sequence[str] = SUFFIXES
         first, second = (files[0].relative_to(folder) for files in found[:2])
         raise DataError(f"{first} and {second} hold the same split; keep one of them", folder)
     return found[0] if found else []
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Parquet files of a folder, if it is there, whose names are numbers."""
+    files = shown_files(folder, (".parquet",)) if folder.is_dir() else []
+    return [path for path in files if path.stem.isdecimal()]
 
 
 def sniff(path: Path) -> bool:

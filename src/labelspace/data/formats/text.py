@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
 import zlib
 from collections import Counter
@@ -294,11 +295,41 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     return (", ".join(repr(name[:40]) for name in names[:most]) + more) or "none"
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        DataError: there is a symbolic link that leads nowhere.
+    """
+    refuse_broken_link(path)
+    return path.is_file()
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Refuse a symbolic link whose target is not there."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"this is a symbolic link to {os.readlink(path)!r}, where nothing is; bring the file there, or remove the "
+            "link",
+            path,
+        )
+
+
+def shown_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files of a folder with these endings, plain or ``.gz``, sorted; hidden ones, which begin with a dot, are not.
+
+    Raises:
+        DataError: one is a symbolic link that leads nowhere.
+    """
+    names = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return [path for path in names if path.name.lower().removesuffix(".gz").endswith(endings) and is_file(path)]
+
+
 def find_files(folder: Path, names: Iterable[str], places: Iterable[str] = ("",)) -> list[Path]:
     """Files of these names in a folder or its subfolders ("" for itself), plain or ``.gz``, the preferred one first."""
     names = list(names)
     paths = (folder / place / f"{name}{gz}" for place in places for name in names for gz in ("", ".gz"))
-    return [path for path in paths if path.is_file()]
+    return [path for path in paths if is_file(path)]
 
 
 def find_file(folder: Path, names: Iterable[str], places: Iterable[str] = ("", "raw")) -> Path | None:

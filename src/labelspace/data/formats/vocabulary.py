@@ -28,7 +28,7 @@ from ...types import Corpus, Labels
 from .corpus import ReadSettings, Records, Splits
 from .labels import LabelLookup, form
 from .rows import records, suffix
-from .text import Halves, TextFiles, listed, plain_lines, text_value
+from .text import Halves, TextFiles, listed, plain_lines, refuse_broken_link, shown_files, text_value
 
 logger = logging.getLogger("labelspace.data")
 
@@ -121,7 +121,7 @@ def bare(uri: str) -> str:
 
 def find_vocabulary(folder: Path) -> Path | None:
     """The vocabulary in a folder: by its name, or the only RDF file; None where there is none."""
-    files = sorted(path for path in folder.iterdir() if suffix(path) in SUFFIXES and path.is_file())
+    files = shown_files(folder, SUFFIXES)
     found = [path for path in files if path.name.partition(".")[0].lower() in STEMS]
     # Not by .xml, which may be anything
     found = found or [path for path in files if suffix(path) in (".ttl", ".rdf", ".skos", ".nt")]
@@ -141,6 +141,7 @@ def read_vocabulary(path: Path, settings: ReadSettings, files: TextFiles) -> Voc
         MissingExtraError: a SKOS file, but rdflib is not installed.
     """
     kind = suffix(path)
+    refuse_broken_link(path)
     if not path.is_file():
         raise DataError("there is no such vocabulary file", path)
     if kind not in SUFFIXES:

@@ -1,0 +1,185 @@
+"""More inputs of kinds that people reported of other tools: layouts of tables, ids, vocabularies and folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import labelspace as ls
+from labelspace.data import read_texts
+from labelspace.data.edits import read_documents, read_ids
+from labelspace.data.edits import read_labels as read_label_edits
+from labelspace.data.scores import load_scores
+
+
+def put(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def load(path: Path, **options: object) -> ls.Dataset:
+    return ls.load(path, valid_fraction=0.0, **options)
+
+
+def truth(data: ls.Dataset) -> list[set[str]]:
+    return [{data.labels.ids[j] for j in data.train.targets[[i]].indices} for i in range(len(data.train))]
+
+
+# Hidden files and links
+
+
+def annif(folder: Path) -> Path:
+    put(folder / "train/a.txt", "my cat")
+    put(folder / "train/a.key", "cats\n")
+    put(folder / "vocab.nt", "")
+    put(folder / "vocab.tsv", "<http://y/1>\tcats\n")
+    (folder / "vocab.nt").unlink()
+    return folder
+
+
+def test_hidden_files_of_a_folder_are_passed_over(tmp_path: Path) -> None:
+    folder = annif(tmp_path / "d")
+    for name in ("train/._a.txt", "train/.DS_Store", "._vocab.tsv", ".x.nt", ".ipynb_checkpoints/a.txt"):
+        put(folder / name, "\0\0\0")
+    put(folder / "train/.ipynb_checkpoints/a-checkpoint.txt", "no text")
+    data = load(folder)
+    assert (list(data.train.ids), list(data.train.texts), truth(data)) == (["a"], ["my cat"], [{"http://y/1"}])
+    fast = put(tmp_path / "f/x.train", "__label__a one\n").parent
+    put(fast / "._x.train", "__label__b two\n")
+    assert list(load(fast).labels.ids) == ["a"]
+    old = put(tmp_path / "o/eurlex_train.txt", "1 1 1\n0 0:1\n").parent
+    put(old / "._eurlex_train.txt", "2 1 1\n0 0:1\n0 0:1\n")
+    assert len(load(old).train) == 1
+
+
+def test_a_hidden_file_that_is_named_is_read(tmp_path: Path) -> None:
+    assert truth(load(put(tmp_path / "._x.tsv", "text\tlabels\na\tb\n"))) == [{"b"}]
+
+
+def test_a_link_that_leads_nowhere_is_refused_with_its_target(tmp_path: Path) -> None:
+    folder = put(tmp_path / "d/train.csv", "text,labels\na,b\n").parent
+    gone = r"link to '/nowhere/x', where nothing is"
+    for name in ("test.csv", "labels.csv", "dev.jsonl.gz", "labelspace.json"):
+        (folder / name).symlink_to("/nowhere/x")
+        with pytest.raises(ls.DataError, match=rf"{name}.*{gone}"):
+            load(folder)
+        (folder / name).unlink()
+    (folder / "notes.csv").symlink_to("/nowhere/x")
+    assert truth(load(folder)) == [{"b"}]  # nobody asked for this one
+    (link := tmp_path / "link.csv").symlink_to("/nowhere/x")
+    for reader in (load, read_texts, read_documents, read_ids, read_label_edits):
+        with pytest.raises(ls.DataError, match=gone):
+            reader(link)
+    with pytest.raises(ls.DataError, match=gone):
+        load_scores(link, (1, 1))
+    with pytest.raises(ls.DataError, match=gone):
+        load(annif(tmp_path / "e"), label_vocabulary=link)
+    (tmp_path / "e/train/b.txt").symlink_to("/nowhere/x")
+    with pytest.raises(ls.DataError, match=rf"b.txt.*{gone}"):
+        load(tmp_path / "e")
+
+
+# Ids
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0"])
+def test_blank_ids_beside_given_ones_are_numbered_and_told(
+    tmp_path: Path, blank: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("a", "one"), (blank, "two"), (blank, "three"), ("b", "four")]
+    csv = "id,text,labels\n" + "".join(f'"{name}",{text},x\n' for name, text in rows)
+    records = [{"id": name or None, "text": text, "labels": ["x"]} for name, text in rows]
+    sources = [
+        (put(tmp_path / "a.csv", csv), "line 3"),
+        (put(tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in records)), "line 2"),
+        (tmp_path / "a.parquet", "row 1"),
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    for path, where in sources:
+        caplog.clear()
+        assert list(load(path).train.ids) == ["a", "1", "2", "b"]
+        assert f"2 of 4 documents have no id, the first in {where}" in caplog.text
+        caplog.clear()
+        assert read_texts(path)[0] == ["a", "1", "2", "b"]
+        assert f"2 of 4 texts have no id, the first in {where}" in caplog.text
+        with pytest.raises(ls.DataError, match="2 of 4 documents have no id"):
+            read_documents(path)
+        with pytest.raises(ls.DataError, match="there is no id"):
+            read_ids(path)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(["", " ", "a", "b", "0", "1", "2"]), min_size=1, max_size=5))
+def test_no_document_has_a_blank_id_or_that_of_another(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("ids") / "a.jsonl"
+    put(path, "".join(json.dumps({"id": name, "text": "t", "labels": ["x"]}) + "\n" for name in ids))
+    expected = [name if name.strip() else str(row) for row, name in enumerate(ids)]
+    if len(set(expected)) < len(expected):
+        with pytest.raises(ls.DataError, match="was used in line"):
+            load(path)
+    else:
+        assert list(load(path).train.ids) == expected
+
+
+# Texts of labels
+
+
+def test_a_label_with_an_empty_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = put(tmp_path / "t/train.csv", "text,labels\na,x\n").parent
+    put(folder / "labels.csv", 'id,text\nx,one\ny," "\n')
+    lf = put(tmp_path / "lf/trn.json", json.dumps({"uid": "d", "title": "a", "target_ind": [0]}) + "\n").parent
+    put(lf / "lbl.json", '{"uid": "x", "title": "one"}\n{"uid": "y", "title": "", "content": ""}\n')
+    xc = put(tmp_path / "xc/trn_X.txt", "a\n").parent
+    put(xc / "Y.txt", "one\n\n")
+    put(xc / "trn_X_Y.txt", "1 2\n0:1\n")
+    for place, name in ((folder, "y"), (lf, "y"), (xc, "1")):
+        caplog.clear()
+        load(place)
+        assert f"1 of 2 labels have an empty text, which says nothing of them, the first is {name!r}" in caplog.text
+
+
+def test_an_empty_label_text_in_python_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    from labelspace.data.loading import warn_of_empty
+
+    class Stop(Exception):
+        pass
+
+    class Encoder:
+        def to(self, device: object) -> None:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ls.Model.from_encoder(Encoder(), ["one", " "])
+    assert "the labels: 1 of 2 labels have an empty text" in caplog.text
+    caplog.clear()
+    warn_of_empty(ls.Labels(["a"], ["b"]), "x")
+    assert not caplog.text
+
+
+def test_an_empty_label_text_of_the_classifier_is_refused() -> None:
+    from labelspace.sklearn import LabelSpaceClassifier
+
+    for texts, y in ((["one", " "], [[0, 1], [1, 0]]), ({"a": "one", "b": ""}, [["a"], ["b"]])):
+        with pytest.raises(ValueError, match=r"label_texts must say something of each label, but number 1"):
+            LabelSpaceClassifier(label_texts=texts).fit(["x", "y"], y)
+
+
+# BEIR
+
+
+def test_the_title_of_a_query_is_part_of_its_text(tmp_path: Path) -> None:
+    folder = put(tmp_path / "b/corpus.jsonl", '{"_id": "d1", "title": "Cats", "text": "felines"}\n').parent
+    queries = [{"_id": "q1", "title": "Purring", "text": "what purrs?"}, {"_id": "q2", "title": "", "text": "who?"}]
+    put(folder / "queries.jsonl", "".join(json.dumps(query) + "\n" for query in queries))
+    put(folder / "qrels/train.tsv", "q1\td1\t1\nq2\td1\t1\n")
+    assert list(load(folder).train.texts) == ["Purring what purrs?", "who?"]
+    assert read_texts(folder / "queries.jsonl") == (["q1", "q2"], ["Purring what purrs?", "who?"])
