@@ -396,12 +396,9 @@ LAYOUTS = {
     "fasttext folder": Layout(fasttext("train.txt", "valid.txt", "test.txt"), parts=ALL, labels=SLUGS),
     "kaggle one-hot": Layout(one_hot, COMMENT, ("train",), COLUMNS, texts=COMMENT),
 }  # fmt: skip
-WAITING = {"kaggle one-hot": "columns of 0 and 1 are not read yet"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.skip(WAITING[name])) if name in WAITING else name for name in LAYOUTS]
-)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_goes_all_the_way(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layout = LAYOUTS[name]
     path, out = layout.write(tmp_path / "in"), tmp_path / "model"

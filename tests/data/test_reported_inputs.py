@@ -183,3 +183,111 @@ def test_the_title_of_a_query_is_part_of_its_text(tmp_path: Path) -> None:
     put(folder / "qrels/train.tsv", "q1\td1\t1\nq2\td1\t1\n")
     assert list(load(folder).train.texts) == ["Purring what purrs?", "who?"]
     assert read_texts(folder / "queries.jsonl") == (["q1", "q2"], ["Purring what purrs?", "who?"])
+
+
+# Labels as columns of 0 and 1
+
+BITS = [("one", {"toxic"}), ("two", set()), ("three", {"toxic", "insult"})]
+SPELT = {"digits": ("0", "1"), "words": ("False", "true"), "decimals": ("0.0", "1.0")}
+
+
+def columns(
+    path: Path, spelt: str = "digits", text: str = "text", names: tuple[str, ...] = ("toxic", "insult")
+) -> Path:
+    no, yes = SPELT[spelt]
+    mark = "\t" if path.suffix == ".tsv" else ","
+    rows = [["id", text, *names]]
+    rows += [[f"d{i}", words, *(yes if n in own else no for n in names)] for i, (words, own) in enumerate(BITS)]
+    return put(path, "".join(mark.join(row) + "\n" for row in rows))
+
+
+def typed(path: Path, no: object, yes: object) -> Path:
+    records = [
+        {"id": f"d{i}", "text": words, **{name: yes if name in own else no for name in ("toxic", "insult")}}
+        for i, (words, own) in enumerate(BITS)
+    ]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+        return path
+    return put(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_columns_of_0_and_1_are_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [columns(tmp_path / f"{spelt}{kind}", spelt) for spelt in SPELT for kind in (".csv", ".tsv")]
+    for kind in (".jsonl", ".parquet"):
+        paths += [typed(tmp_path / f"a{kind}", 0, 1), typed(tmp_path / f"b{kind}", False, True)]
+        paths += [typed(tmp_path / f"c{kind}", 0.0, 1.0), typed(tmp_path / f"d{kind}", "0", "1")]
+    for path in paths:
+        caplog.clear()
+        data = load(path)
+        assert (list(data.labels.ids), truth(data)) == (["toxic", "insult"], [own for _, own in BITS]), path
+        assert (list(data.train.ids), list(data.train.texts)) == (["d0", "d1", "d2"], ["one", "two", "three"])
+        assert "labels are the names of 2 columns of 0 and 1: 'toxic', 'insult'" in caplog.text
+    comments = columns(tmp_path / "k.csv", text="comment_text")
+    with pytest.raises(ls.DataError, match="no text column 'text'.*set text_column"):
+        load(comments)
+    assert truth(load(comments, text_column="comment_text")) == [own for _, own in BITS]
+
+
+def test_a_labels_file_names_the_columns(tmp_path: Path) -> None:
+    path = columns(tmp_path / "d/train.csv", names=("toxic", "verified", "insult"))
+    columns(tmp_path / "d/test.csv", names=("insult", "toxic"))
+    put(path.parent / "labels.csv", "id,text\ni,insult\nt,toxic\nx,never met\n")
+    data = load(path.parent)
+    assert truth(data) == [{"t"}, set(), {"i", "t"}] and list(data.labels.ids) == ["i", "t", "x"]
+    assert data.test is not None and data.test.targets.toarray().tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 0]]
+    put(path.parent / "labels.csv", "id,text\ni,other\n")
+    with pytest.raises(ls.DataError, match="'toxic', 'verified', 'insult' hold only 0 and 1, but are no labels"):
+        load(path.parent)
+
+
+def test_columns_that_may_be_labels_or_not_are_refused(tmp_path: Path) -> None:
+    rows = "text,year,toxic,insult\na,1999,0,1\nb,2001,1,1\n"
+    path = put(tmp_path / "a.csv", rows)
+    with pytest.raises(
+        ls.DataError, match=r"a.csv, line 2: .*'toxic', 'insult' hold only 0 and 1.*'year' holds '1999'"
+    ):
+        load(path)
+    assert truth(load(path, label_column="toxic,insult")) == [{"insult"}, {"toxic", "insult"}]
+    assert truth(load(path, label_column="toxic")) == [{"0"}, {"1"}]
+    with pytest.raises(ls.DataError, match=r"line 2: the column 'year' of a label must hold 0 or 1, but holds '1999'"):
+        load(path, label_column="year,toxic")
+    with pytest.raises(ls.DataError, match="no label column 'gone', only 'text', 'year', 'toxic', 'insult'"):
+        load(path, label_column="toxic,gone")
+    hidden = put(tmp_path / "b.csv", "text,toxic,insult\na,0,1\nb,-1,-1\n")
+    with pytest.raises(ls.DataError, match="no label column 'labels', only 'text', 'toxic', 'insult'"):
+        load(hidden)
+    alone = put(tmp_path / "c.csv", "text,spam\na,0\nb,1\n")
+    with pytest.raises(
+        ls.DataError, match="'spam' alone holds only 0 and 1; set label_column to 'spam' for the labels"
+    ):
+        load(alone)
+    assert truth(load(alone, label_column="spam,spam")) == [set(), {"spam"}]
+    blank = put(tmp_path / "d.jsonl", '{"text": "a", "x": 1, "y": 0}\n{"text": "b", "x": 1}\n')
+    with pytest.raises(ls.DataError, match="line 2: .*'x' hold only 0 and 1.*'y' holds 'None'"):
+        load(blank)
+
+
+def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
+    folder = columns(tmp_path / "d/train.csv").parent
+    columns(folder / "test.csv", names=("toxic", "threat"))
+    with pytest.raises(ls.DataError, match=r"differ from those of .*train.csv \('insult', 'threat'\)"):
+        load(folder)
+    put(folder / "test.csv", "text,labels\na,toxic\n")
+    with pytest.raises(ls.DataError, match="test.csv.*a column holds the labels here, but columns of 0 and 1 in"):
+        load(folder)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(2, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1)))
+def test_any_columns_of_bits_give_their_matrix(tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]]) -> None:
+    folder = tmp_path_factory.mktemp("bits")
+    names = [f"c{i}" for i in range(len(rows[0]))]
+    lines = [",".join(["text", *names]), *(",".join(["t", *map(str, row)]) for row in rows)]
+    put(folder / "a.csv", "\n".join(lines))
+    put(
+        folder / "b.jsonl",
+        "".join(json.dumps({"text": "t"} | dict(zip(names, row, strict=True))) + "\n" for row in rows),
+    )
+    for path in sorted(folder.iterdir()):
+        assert load(path).train.targets.toarray().tolist() == rows

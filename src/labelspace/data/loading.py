@@ -64,7 +64,8 @@ def load(
         label_fields: LF labels, likewise; "auto" takes the fields of the documents. Of a BEIR corpus "auto" is both.
             Of a SKOS vocabulary "preferred" ("auto"), to which "+alternative" and "+broader" may be added.
         text_column: the column of tables that holds the text.
-        label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing.
+        label_column: the column of tables that holds the labels; ``label`` serves when ``labels`` is missing. Several
+            with commas between are labels themselves, which hold 0 or 1; so are all, when there are no others.
         separator: what stands between the labels of a CSV or TSV cell; None finds it out, "" takes a cell as one
             label. Given one, it also splits plain strings of JSONL.
         encoding: the encoding of the text files; None takes UTF-8, with or without BOM, or else Windows-1252.

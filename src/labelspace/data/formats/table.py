@@ -11,6 +11,7 @@ a text column the text is made of ``title`` and ``content``.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from array import array
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from ...errors import DataError, unit
 from ...types import Corpus, Labels
+from .bits import BitColumns, choose_columns
 from .cells import ANGLES, ENTITY, LISTS, NOTHING, choose_separator, pair, split_labels, split_weighted
 from .columns import ID_COLUMNS, RELEVANCES, choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
@@ -107,6 +109,7 @@ class _Documents(Records):
         self._halves = Halves()
         self.nothing: list[str] = []  # cells that hold the text of no value
         self.phrases: list[str] = []  # labels of JSON and Parquet that are one text each
+        self.bits: BitColumns | None = None  # where there is no column of labels
 
     def add_labels(self, value: Any, relevances: object, column: str, line: int) -> None:
         """Labels of the document added last: here alone it is decided whether their cell is split."""
@@ -123,6 +126,14 @@ class _Documents(Records):
                 self.phrases.append(value.strip())
             one = relevances is not None and not isinstance(relevances, list)
             self._add_values([value], [relevances] if one else relevances, column, line)
+
+    def take_bits(self, columns: Sequence[str]) -> None:
+        """Take the names of columns of 0 and 1 as labels; there are no others."""
+        assert self.bits is not None
+        rows = self.bits.rows(columns)
+        self.names = _Numbered({name: number for number, name in enumerate(columns)})
+        self.counts, self.numbers = array("i", map(len, rows)), array("i", itertools.chain.from_iterable(rows))
+        self.cells, self.bits = [], None
 
     def split_cells(self, separator: str) -> None:
         """Make numbers of the cells, now that their separator is known."""
@@ -188,6 +199,8 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
         return "label" if label_column == "labels" and "labels" not in columns else label_column
 
     parquet = ParquetRows(path) if kind == ".parquet" else None
+    if parquet is not None and chosen(parquet.columns) not in parquet.columns:
+        wanted = set(parquet.columns)  # the labels may be columns
     as_text = kind in (".csv", ".tsv") or (parquet is not None and parquet.holds_text(chosen(parquet.columns)))
 
     def missing(what: str, record: Iterable[str], line: int | None) -> DataError:
@@ -196,7 +209,7 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
 
     def parse(rows: Iterator[tuple[int, dict[str, Any]]]) -> _Documents:
         documents = _Documents(path, settings, before, as_text)
-        record: dict[str, Any] = {}
+        documents.bits = BitColumns(path, {text_column.lower(), "title", "content", RELEVANCES, *ID_COLUMNS})
         for line, record in rows:
             if text_column in record:
                 text, made_of = text_value(record[text_column], text_column, path, line), None
@@ -208,9 +221,10 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
             column = chosen(record)
             if column in record:
                 documents.label_columns.add(column)
+                documents.bits = None
+            elif documents.bits is not None:
+                documents.bits.add(record, line)
             documents.add_labels(record.get(column), record.get(RELEVANCES), column, line)
-        if documents.ids and not documents.label_columns:
-            raise missing(f"label column {label_column!r}", record, None)
         documents.check()
         return documents
 
@@ -252,12 +266,16 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     names = _class_names(every) if vocabulary is None else vocabulary.concepts()
     if label_file is not None:
         names, composed_labels = _read_labels(files, label_file, label_fields, settings.keep_parts)
+    with_bits = any(file.bits is not None for file in every)
+    if with_bits:
+        names = _take_bits(every, names, settings.label_column, path)
     separator = settings.separator
     if separator is None:
         separator = _find_separator(every, names, path)
     for file in every:
         file.split_cells(separator or "")
-    _read_vectors(every, names, path)
+    if not with_bits:
+        _read_vectors(every, names, path)
     _warn_of_texts(every, names, path)
     if names is None:
         met = {split: [name for file in parts for name in file.names] for split, parts in splits.items()}
@@ -277,6 +295,21 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     if composed_labels:
         options["label_fields"] = label_fields
     return Splits(names.labels, corpora, options, vocabulary)
+
+
+def _take_bits(files: Sequence[_Documents], names: LabelLookup | None, asked: str, path: Path) -> LabelLookup:
+    """The labels of files without a column of labels, whose columns of 0 and 1 are taken as such."""
+    bits = [file.bits for file in files if file.bits is not None]
+    columns = choose_columns(bits, asked, None if names is None else names.knows, path)
+    if len(bits) < len(files):
+        other = next(file for file in files if file.bits is None)
+        raise DataError(
+            f"a column holds the labels here, but columns of 0 and 1 in {bits[0].path}; write all files in one way",
+            other.path,
+        )
+    for file in files:
+        file.take_bits(columns)
+    return LabelLookup(Labels(columns, columns), range(len(columns)), path) if names is None else names
 
 
 def _find_separator(files: Sequence[_Documents], names: LabelLookup | None, path: Path) -> str | None:
@@ -366,7 +399,7 @@ def _class_names(files: Sequence[_Documents]) -> LabelLookup | None:
     known: list[str] | None = None
     source = Path()
     for file in files:
-        column, place = next(iter(file.label_columns)), file.path
+        column, place = next(iter(file.label_columns), ""), file.path
         if suffix(place) == ".parquet":
             names = ParquetRows(place).class_names(column)
         elif all(name.isdecimal() for name in (*file.names, *filter(None, file.cells))):
