@@ -285,13 +285,15 @@ COLUMNS = ["oak_trees", "wild_roses", "ferns", "mosses"]
 
 
 def one_hot(folder: Path) -> Path:
-    """The toxic comments of Kaggle, with other names; its test.csv has no labels."""
+    """The toxic comments of Kaggle, with other names; those of test.csv were given apart, and later."""
     rows = [
         f'{i:016x},"{text}",{",".join(str(int(n in own)) for n in range(4))}'
         for i, (text, own) in enumerate(PARTS["train"])
     ]
     put_lines(folder / "train.csv", [f"id,comment_text,{','.join(COLUMNS)}", *rows])
-    return folder / "train.csv"
+    put_lines(folder / "test.csv", ["id,comment_text", '00,"not labelled"'])
+    put_lines(folder / "test_labels.csv", [f"id,{','.join(COLUMNS)}", "00,-1,-1,-1,-1"])
+    return folder
 
 
 ARXIV = ["math.CO", "hep-ph", "cs.LG", "astro-ph.GA"]
@@ -459,6 +461,21 @@ def test_a_layout_goes_all_the_way(name: str, tmp_path: Path, capsys: pytest.Cap
     lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert len(lines) == (12 if source == path else 4) and all(len(line["labels"]) == 2 for line in lines)
     assert {label["id"] for line in lines for label in line["labels"]} <= set(data.labels.ids)
+
+
+def test_test_documents_without_labels_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = ls.load(one_hot(tmp_path / "toxic"), text_column="comment_text")
+    assert data.test is None and "test.csv has no labels, so nothing can be measured on it" in caplog.text
+    put_lines(tmp_path / "train.csv", ["text,labels", "a,x", "b,y"])
+    put_lines(tmp_path / "test.csv", ["text", "a"])
+    assert ls.load(tmp_path).test is None
+    put_lines(tmp_path / "test.csv", ["text,tags", "a,x"])  # another name than in train
+    with pytest.raises(ls.DataError, match=r"test\.csv: there is no label column 'labels', only 'text', 'tags'"):
+        ls.load(tmp_path)
+    put_lines(tmp_path / "test.csv", ["text,labels", "a,x"])
+    put_lines(tmp_path / "train.csv", ["text", "a"])
+    with pytest.raises(ls.DataError, match=r"train\.csv: there is no label column"):
+        ls.load(tmp_path)
 
 
 def test_judgements_of_mteb_are_json(tmp_path: Path) -> None:

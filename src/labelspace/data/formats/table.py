@@ -100,6 +100,7 @@ class _Documents(Records):
         super().__init__("document", path, settings.keep_parts, before)
         # Text is split; what JSON and Parquet hold as values is taken as it is.
         self._separator, self._as_text = settings.separator, as_text
+        self.columns: list[str] = []  # of the first row
         self.label_columns: set[str] = set()
         self.counts, self.numbers = array("i"), array("i")
         self.names = _Numbered()
@@ -219,6 +220,7 @@ def _read_file(files: TextFiles, path: Path, settings: ReadSettings, fields: str
                 raise missing(f"text column {text_column!r}", record, line)
             documents.add(given_id(record, ID_COLUMNS, path, line), text, line, made_of)
             column = chosen(record)
+            documents.columns = documents.columns or list(record)
             if column in record:
                 documents.label_columns.add(column)
                 documents.bits = None
@@ -261,6 +263,11 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
         for part in parts:
             before = sum(len(file.ids) for file in splits[split])
             splits[split].append(_read_file(files, part, settings, fields, before))
+    if _lacks_labels(splits):
+        logger.warning(
+            "%s has no labels, so nothing can be measured on it, and it is left out; `labelspace predict` reads it",
+            splits.pop("test")[0].path,
+        )
     every = [file for parts in splits.values() for file in parts]
     composed_labels = False
     names = _class_names(every) if vocabulary is None else vocabulary.concepts()
@@ -295,6 +302,15 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     if composed_labels:
         options["label_fields"] = label_fields
     return Splits(names.labels, corpora, options, vocabulary)
+
+
+def _lacks_labels(splits: dict[str, list[_Documents]]) -> bool:
+    """Whether the test documents have columns of the training documents alone, but none that may hold labels."""
+    known = set(splits["train"][0].columns)
+    return "test" in splits and all(
+        not file.label_columns and set(file.columns) < known and not (file.bits and file.bits.values)
+        for file in splits["test"]
+    )
 
 
 def _take_bits(files: Sequence[_Documents], names: LabelLookup | None, asked: str, path: Path) -> LabelLookup:
