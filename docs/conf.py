@@ -68,6 +68,7 @@ docs/troubleshooting
 :caption: Methods
 docs/training
 docs/presets
+docs/processes
 docs/methods/dexml
 docs/methods/unidec
 docs/methods/raexmc

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import torch
 from conftest import KINDS, NOISE, TRAITS, random_truth
 from presets_page import PAGE, page
+from together import together
 
 import labelspace as ls
 from labelspace.cli.app import main
@@ -25,8 +26,6 @@ from labelspace.training.config import flat
 from labelspace.training.presets import estimated_cost, preset_names, read_preset
 
 DOCUMENTS, LABELS = 300, 60
-ALONE = pytest.param(1, id="one process")
-"""How many processes train."""
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -106,11 +105,15 @@ def small_distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(preset: str, folder: Path, encoder: Path, *more: Any, processes: int = 1) -> int:
-    """Run ``labelspace train`` by a preset, with a small encoder."""
-    assert processes == 1
+def arguments(preset: str, folder: Path, encoder: Path, *more: Any) -> list[str]:
+    """Those of ``labelspace train`` by a preset, with a small encoder."""
     args = ["train", folder, "--preset", preset, "--encoder", encoder, "--device", "cpu", *more]
-    return main([str(arg) for arg in args])
+    return [str(arg) for arg in args]
+
+
+def train(preset: str, folder: Path, encoder: Path, *more: Any) -> int:
+    """Run that command."""
+    return main(arguments(preset, folder, encoder, *more))
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -149,14 +152,27 @@ def test_a_dry_run_opens_the_data_and_the_encoder(
     assert "is missing" not in err
 
 
-@pytest.mark.parametrize("processes", [ALONE])
+SHORT = ["--epochs", 1, "--batch-size", 150, "--quiet", "--out"]
+"""Two steps."""
+
+
+def test_two_processes_take_two_steps_of_every_preset(
+    fakes: Callable[[str], Path], small_distilbert: Path, tmp_path: Path
+) -> None:
+    folders = {name: fakes(read_preset(name).data_set.name) for name in preset_names()}
+    wanted = [arguments(name, folder, small_distilbert, *SHORT, tmp_path / name) for name, folder in folders.items()]
+    together((2, "commands", json.dumps(wanted)))
+    for name in folders:
+        model = ls.Model.load(tmp_path / name)
+        assert model.info["fit"]["steps"] == 2 and model.info["recipe"] == read_preset(name).recipe
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_two_steps_on_a_fake_of_the_data_set(
-    name: str, processes: int, fakes: Callable[[str], Path], small_distilbert: Path, tmp_path: Path
+    name: str, fakes: Callable[[str], Path], small_distilbert: Path, tmp_path: Path
 ) -> None:
     preset = read_preset(name)
-    short = ["--epochs", 1, "--batch-size", 150, "--out", tmp_path / "run", "--quiet"]
-    assert train(name, fakes(preset.data_set.name), small_distilbert, *short, processes=processes) == 0
+    assert train(name, fakes(preset.data_set.name), small_distilbert, *SHORT, tmp_path / "run") == 0
     model, values = ls.Model.load(tmp_path / "run"), preset.values
     assert model.info["fit"]["steps"] == 2 and model.info["recipe"] == preset.recipe
     saved = flat(model.info["config"])

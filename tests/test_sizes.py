@@ -31,6 +31,9 @@ WIDE = {
     "memory/tune.py:best_shares": "what is measured on, and what may be tried",
     "training/loop.py:fit": "the loop is handed all that it turns; `recipes.run` is the only one that calls it",
     "training/loop.py:__init__": "as `fit`",
+    "recipes/raexmc.py:contrast": "as `linear_loss`",
+    "training/losses_fused.py:linear_loss": "public: vectors, pairs, and how they are counted",
+    "training/losses_fused.py:linear_loss_plain": "as `linear_loss`",
     "training/losses_fused.py:forward": "of an autograd function, which takes positional tensors",
 }
 """What is wider than that, and why."""

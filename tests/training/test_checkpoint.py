@@ -236,13 +236,13 @@ def test_a_new_state_replaces_the_old_one(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "run")
     kept.lock()
     kept.begin({"recipe": "none"})
-    assert kept.load() is None and kept.step is None
+    assert kept.load(1) is None and kept.step is None
     (kept.folder / ".step-3.writing-1-ab").mkdir()  # left by a kill
     for step in (2, 10):
         state = State({"step": step}, {"a.x": torch.full((2,), float(step)), "b.y": torch.arange(3)})
         kept.save(step, state)
     assert sorted(p.name for p in kept.folder.iterdir()) == ["lock", "run.json", "step-10"]
-    loaded = kept.load()
+    loaded = kept.load(1)
     assert loaded is not None and loaded.record == {"step": 10}
     assert loaded.part("a.")["x"].tolist() == [10, 10] and loaded.part("b.")["y"].tolist() == [0, 1, 2]
     kept.clear()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LabelspaceError, ResourceError, SettingsError
+from . import processes
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,7 @@ def require_memory(needed: int, purpose: str, remedy: str, device: torch.device 
         free: int | None = torch.cuda.mem_get_info(device)[0]
     else:
         free = available_memory()
+        free = None if free is None else free // processes.local_count()
     if free is not None and needed > free:
         raise ResourceError(
             f"{purpose} would take about {gigabytes(needed)} of memory, and {gigabytes(free)} are available; {remedy}"
@@ -109,12 +111,14 @@ def device_of(name: str) -> torch.device:
     """
     import torch
 
+    several = processes.count() > 1
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() and not several else "cpu"
+    if name == "cuda" and several and torch.cuda.is_available():  # each process has its own
+        name = f"cuda:{processes.local_rank() % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

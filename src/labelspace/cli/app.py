@@ -24,6 +24,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict, Env
 
 from .. import __version__
+from ..base import processes
 from ..base.machine import ask_for_huge_pages, start_clock
 from ..errors import LabelspaceError, SettingsError
 
@@ -185,6 +186,8 @@ def _logging(quiet: bool) -> Iterator[None]:
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if processes.rank():  # the first of several processes speaks for all
+        logger.setLevel(logging.CRITICAL)
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -221,6 +224,26 @@ def _recipe(tokens: list[str]) -> str:
     return recipe_with(KNOWN & {*flags, *(name.removeprefix("no_") for name in flags), *values, *variables})
 
 
+def _say(message: str, error: BaseException | None = None) -> None:
+    """Print an error; of several processes the first one does, or the one that met it first."""
+    if not getattr(error, "told", processes.rank() > 0):
+        print(f"labelspace: {message}", file=sys.stderr)
+
+
+def _one_process(tokens: list[str]) -> None:
+    """Refuse several processes for a command that would do its work in each of them.
+
+    Raises:
+        SettingsError: there are several, and the command does not train.
+    """
+    if processes.count() > 1 and tokens[:1] != ["train"]:
+        what = " ".join(tokens[:1]) or "labelspace"
+        raise SettingsError(
+            f"{what} works in one process, and WORLD_SIZE says that this is one of {processes.count()}; "
+            "only train shares its work, so start this command by itself"
+        )
+
+
 def main(tokens: list[str] | None = None, began: float | None = None) -> int:
     """Run a command and return its exit code.
 
@@ -235,6 +258,7 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
         ask_for_huge_pages()
     try:
         with _logging(quiet):
+            _one_process(tokens)
             app = _app(_recipe(tokens[1:]) if tokens[:1] == ["train"] else "auto")
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
@@ -244,45 +268,42 @@ def main(tokens: list[str] | None = None, began: float | None = None) -> int:
             from ..training.config import in_one_sentence
 
             message = in_one_sentence(error.__cause__)  # type: ignore[arg-type]
-        print(f"labelspace: {message}; see labelspace --help", file=sys.stderr)
+        _say(f"{message}; see labelspace --help", error)
         return 2
     except SettingsError as error:
         if debug:
             raise
-        print(f"labelspace: {error}", file=sys.stderr)
+        _say(str(error), error)
         return 2
     except LabelspaceError as error:
         if debug:
             raise
-        print(f"labelspace: {error}", file=sys.stderr)
+        _say(str(error), error)
         return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except MemoryError:
-        print(
-            "labelspace: out of memory; lower --batch-size, --chunk-size or --k, or use a larger machine",
-            file=sys.stderr,
-        )
+    except MemoryError as error:
+        _say("out of memory; lower --batch-size, --chunk-size or --k, or use a larger machine", error)
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for every command
             raise
-        print("labelspace: the device is out of memory; lower --batch-size or --chunk-size", file=sys.stderr)
+        _say("the device is out of memory; lower --batch-size or --chunk-size", error)
         return 1
     except OSError as error:
         if debug:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"labelspace: {what}", file=sys.stderr)
+        _say(what, error)
         return 1
     except Exception as error:
         if debug or type(error).__name__ != "SafetensorError":  # what it raises instead of OSError, on a full disk say
             raise
-        print(f"labelspace: a file of weights cannot be written or read: {error}", file=sys.stderr)
+        _say(f"a file of weights cannot be written or read: {error}", error)
         return 1
     except KeyboardInterrupt:
-        print("labelspace: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -149,9 +150,10 @@ def train_unidec(
 
 
 def _train(recipe: str, data: Path, settings: RunSettings | Request, options: TrainOptions) -> None:
-    """Train a model and save it with its log and settings; the flags are the settings of the recipe."""
-    from ..recipes import finished, require_place, train, unfinished
+    """Train a model and save it with its log and settings; the flags are the settings of the recipe.
 
+    Of several processes the first one says what came of it.
+    """
     _warn_of_unknown_variables()
     if options.dry_run:
         _open_for_looking(data, settings, options)
@@ -160,9 +162,19 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
         else:
             print(to_toml(settings, recipe), end="")
         return
-    out, resume, reading = options.out, options.resume, options.reading
-    if out is None and resume is None:
+    if options.out is None and options.resume is None:
         raise SettingsError("no folder to save the model to was given; add --out DIR")
+    from ..training.distributed import Left, group
+
+    with group(), contextlib.suppress(Left):
+        _train_together(recipe, data, settings, options)
+
+
+def _train_together(recipe: str, data: Path, settings: RunSettings | Request, options: TrainOptions) -> None:
+    """What each process of a run does."""
+    from ..recipes import finished, learn, require_place, unfinished
+
+    out, resume, reading = options.out, options.resume, options.reading
     require_place(out, resume, options.overwrite)
     values, seed = flat(settings), settings.fit.seed
     if resume is not None:
@@ -176,10 +188,10 @@ def _train(recipe: str, data: Path, settings: RunSettings | Request, options: Tr
         if stopped is not None:
             seed = stopped["settings"]["seed"]
             reading = as_recorded(reading, stopped["reading"])
-    where: dict[str, Any] = {"out": out, "overwrite": options.overwrite, "resume": resume}
+    where: dict[str, Any] = {"overwrite": options.overwrite, "resume": resume, "started": command_began()}
     dataset = load_data(data, reading, seed)
     _compare_with_preset(options.preset, dataset)
-    model = train(dataset, recipe=recipe, **where, started=command_began(), **values)
+    model = learn(dataset, recipe, out, **where, **values)
     out = out or resume
     fitted = model.info["fit"]
     if options.output.json:

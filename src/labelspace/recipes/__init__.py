@@ -63,6 +63,41 @@ def train(
         CheckpointError: there is no run to resume, its state is damaged, or it was on other data.
         MissingExtraError: an encoder or a tracker whose package is not installed.
     """
+    from ..training import distributed
+
+    options: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "started": started, "preset": preset}
+    with distributed.group():
+        where = resume if out is None else out
+        if distributed.size() > 1 and where is None:
+            raise SettingsError("several processes train one model, which the first one writes; give out, a folder")
+        try:
+            return learn(data, recipe, out, **options, **settings)
+        except distributed.Left:
+            from ..model.model import Model
+
+            assert where is not None
+            distributed.wait_for_first()
+            return Model.load(Path(where).expanduser())
+
+
+def learn(
+    data: Dataset | str | Path,
+    recipe: str | None,
+    out: str | Path | None,
+    *,
+    overwrite: bool,
+    resume: str | Path | None,
+    started: float | None,
+    preset: str | None = None,
+    **settings: Any,
+) -> Model:
+    """What `train` does, in each process of a group that has begun.
+
+    Raises:
+        distributed.Left: this process has done its part; the first one goes on alone, and has the model.
+    """
+    from ..training import distributed
+
     started = time.monotonic() if started is None else started
     require_place(out, resume, overwrite)
     run, reading = None, {}
@@ -104,30 +139,32 @@ def train(
         raise DataError(f"{data.name} has no training documents, only ones to measure on")
     asked = recipe
     if isinstance(resolved, Request):
-        from .auto import choose
-
-        recipe, resolved = choose(data, resolved, time.monotonic() - started)
-    learn = importlib.import_module(f".{recipe}", __name__).train
+        recipe, resolved = _chosen(data, resolved, time.monotonic() - started)
+    train_by = importlib.import_module(f".{recipe}", __name__).train
     from .run import Run
 
     if out is None:
-        return learn(data, resolved, Run(started=started))
+        return train_by(data, resolved, Run(started=started))
 
     from ..model.manifest import require_writable
     from ..training.checkpoint import Checkpoints
 
     out = Path(out).expanduser().resolve()
-    require_writable(out)
     checkpoints = Checkpoints(out)
-    checkpoints.lock()
+    distributed.wait_for_all()  # what is there is looked at before the first process writes
+    if distributed.first():
+        require_writable(out)
+        checkpoints.lock()
     try:
         state = None
-        if run is None:
-            _begin(checkpoints, asked, recipe, resolved, data)
-        else:
+        if run is not None:
             state = _go_on(checkpoints, run, data)
+        elif distributed.first():
+            _begin(checkpoints, asked, recipe, resolved, data)
         run_of = Run(started=started, out=out, checkpoints=checkpoints, state=state)
-        model: Model = learn(data, resolved, run_of)
+        model: Model = train_by(data, resolved, run_of)
+    except distributed.Left:
+        raise
     except BaseException:
         _keep_or_clear(checkpoints)
         raise
@@ -136,6 +173,20 @@ def train(
     else:
         checkpoints.clear()
     return model
+
+
+def _chosen(data: Dataset, request: Request, passed: float) -> tuple[str, RunSettings]:
+    """The recipe and the settings that `auto` chooses; of several processes the first one measures."""
+    from ..training import distributed
+    from .auto import choose
+
+    chosen: RunSettings | Request
+    recipe, chosen = choose(data, request, passed) if distributed.first() else ("", request)
+    if distributed.size() > 1:
+        recipe, values = distributed.from_first((recipe, to_dict(chosen)))
+        chosen = resolve(recipe, flat(values))
+    assert not isinstance(chosen, Request)
+    return recipe, chosen
 
 
 def require_place(out: str | Path | None, resume: str | Path | None, overwrite: bool) -> None:
@@ -174,7 +225,7 @@ def _go_on(checkpoints: Checkpoints, run: dict[str, Any], data: Dataset) -> Stat
             f"the run to resume in {checkpoints.out} was on other data ({run['data']['name']}, or its files have "
             "changed); give the same data and the same reading options"
         )
-    state = checkpoints.load()
+    state = checkpoints.load(len(data.labels))
     if state is None:
         logger.info("the run was stopped before its first checkpoint; starting from the beginning")
     elif not isinstance(state.record, dict) or "log_bytes" not in state.record:
@@ -183,6 +234,10 @@ def _go_on(checkpoints: Checkpoints, run: dict[str, Any], data: Dataset) -> Stat
 
 
 def _keep_or_clear(checkpoints: Checkpoints) -> None:
+    from ..training import distributed
+
+    if not distributed.first():
+        return
     if checkpoints.step is None:
         checkpoints.clear()
     else:

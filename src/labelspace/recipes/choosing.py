@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.evaluating import evaluate
+from ..training import distributed
 from ..training.label_heads import RANKINGS, TwoHeads, best_search_weight
 from .validation import Validation
 
@@ -50,7 +51,8 @@ class Choice:
             self._scale_rows(valid, queries, keys)
         if self.weight:
             corpus, width = valid.corpus, heads.widths[0]
-            heads.search_weight = best_search_weight(queries, keys, width, corpus.targets, corpus.filter_pairs)
+            weight = best_search_weight(queries, keys, width, corpus.targets, corpus.filter_pairs)
+            heads.search_weight = distributed.from_first(weight)
             for ranking in RANKINGS[1:]:
                 queries[:, heads.columns(ranking)] *= heads.weight(ranking)
             valid.label_keys.forget()  # they are of equal shares
@@ -66,7 +68,7 @@ class Choice:
             best = valid.best(queries[:, columns], (rows * lengths ** (power - 1)).to(rows.dtype), 5)
             metrics = evaluate(best, corpus.targets, ks=(5,), filter_pairs=corpus.filter_pairs)
             qualities.append(metrics["nDCG@5"])
-        self.heads.row_power = ROW_POWERS[int(np.argmax(qualities))]
+        self.heads.row_power = distributed.from_first(ROW_POWERS[int(np.argmax(qualities))])
         rows.mul_(lengths ** (self.heads.row_power - 1))
 
     def log(self) -> None:

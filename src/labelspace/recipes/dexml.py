@@ -9,6 +9,7 @@ from torch import Tensor
 from ..encoders import Encoder
 from ..errors import SettingsError
 from ..model.model import Model
+from ..training import distributed
 from ..training.batches import Batches
 from ..training.config import changed
 from ..training.loop import readable
@@ -56,21 +57,23 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
         uniform=batches.uniform_negatives,
     )
     negatives = hard_negatives(start.targets, settings.mining) if batches.negatives == "mined" else None
-    label_keys = encoded_labels(encoder, start.labels.tokens)
+    label_keys = encoded_labels(encoder, start.own_labels())
     loss = loss_form(losses.loss, losses)
 
     def step(batch: Batch) -> Tensor:
         label_keys.forget()
-        batch, queries, keys = start.encode(batch, plan, negatives)
+        encoded = start.encode(batch, plan, negatives)
+        batch = encoded.batch
         return linear_loss(
             loss,
-            queries,
-            keys,
+            encoded.queries,
+            encoded.keys,
             on_device(batch.positives, encoder.device),
             temperature=losses.temperature,
             hidden=on_device(batch.hidden, encoder.device),
             weights=on_device(batch.weights, encoder.device),
             dtype=start.low,
+            reduce=distributed.reduction(),
         )
 
     def ending() -> float:
@@ -87,7 +90,7 @@ def train(data: Dataset, settings: DexmlSettings, run: Run) -> Model:
             refresh=mined_anew(negatives, label_keys, settings.mining, encoder.device),
             ending=ending,
         )
-        model = loop.model("dexml", report)
+        model = loop.model("dexml", report, settings.voting.memory)
         if report.metrics:
             logger.info("kept step %d: validation %s", report.best_step, readable(report.metrics))
         return loop.finish(model, settings.voting.memory)
@@ -103,6 +106,7 @@ def _decide(settings: DexmlSettings, encoder: Encoder, data: Dataset) -> tuple[D
         if negatives == "all"
         else min(size, POOL_A_DOCUMENT * settings.fit.batch_size + settings.batches.uniform_negatives)
     )
-    needed = training_bytes(settings, shape_of(encoder), pool, size if negatives == "mined" else 0)
+    mined = distributed.largest_share(size) if negatives == "mined" else 0
+    needed = training_bytes(settings, shape_of(encoder), distributed.largest_share(pool), mined)
     needed += 2 * 4 * encoder.dim * len(data.train) if settings.voting.memory else 0
     return settings, needed, "lower --batch-size, --chunk-size or --max-words, or take --negatives in-batch"

@@ -129,7 +129,7 @@ def on_device(values: npt.NDArray[Any] | None, device: torch.device) -> Any:
 
 
 def encoded_labels(encoder: Encoder, tokens: Tokens) -> LabelKeys:
-    """The label texts by the present weights of the encoder, in bf16 where training multiplies in it."""
+    """Label texts by the present weights of the encoder, in bf16 where training multiplies in it."""
 
     def make() -> Tensor:
         keys = torch.from_numpy(encoder.encode(tokens)).to(encoder.device)
@@ -177,13 +177,20 @@ def tuning_data(data: Dataset, settings: RunSettings) -> Dataset:
 
 
 def give_memory(
-    model: Model, data: Dataset, documents: Tokens, settings: RunSettings, log: Log, started: float
+    model: Model,
+    data: Dataset,
+    documents: Tokens,
+    settings: RunSettings,
+    log: Log,
+    started: float,
+    encoded: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Make the training documents keys of a trained model and tune how keys vote, unless the run was interrupted.
 
     Where tuning takes longer than was foreseen, a time limit, which counts from ``started``, ends it with fewer
     validation documents looked at. With ``tune_documents`` training documents take their place, and no figure of them
     is kept as one of validation.
+    ``encoded`` are the documents' vectors (N, D) where they are there.
     """
     if model.info["fit"]["stopped"] == "interrupted":
         logger.warning(
@@ -192,7 +199,8 @@ def give_memory(
         return
     assert settings.voting.key_precision != "auto"  # it was decided
     encoder, heads, begun = model.encoder, model.heads, time.monotonic()
-    encoded = encoder.encode(documents, precision=documents_precision(encoder, settings.voting))
+    if encoded is None:
+        encoded = encoder.encode(documents, precision=documents_precision(encoder, settings.voting))
     keys = encoded
     if heads is not None:
         keys = heads.documents(torch.from_numpy(encoded).to(encoder.device)).cpu().numpy()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..encoders import Encoder
 from ..model.model import Model
+from ..training import distributed
 from ..training.batches import Batches
 from ..training.config import changed
 from ..training.loop import FitReport, readable
@@ -42,7 +43,7 @@ def train(data: Dataset, settings: RaexmcSettings, run: Run) -> Model:
     start = prepare(data, settings, _decide)
     with running(start, run) as loop:
         report = _fit(start, loop) if start.settings.fit.epochs else FitReport()
-        model = loop.model("raexmc", report)
+        model = loop.model("raexmc", report, memory=run.ending is None)
         if report.metrics:
             logger.info("kept step %d: validation of the labels alone %s", report.best_step, readable(report.metrics))
         return model if run.ending is not None else loop.finish(model, memory=True)
@@ -55,21 +56,23 @@ def _fit(start: Prepared[RaexmcSettings], loop: Running[RaexmcSettings]) -> FitR
     cut, uniform = (settings.fit.batch_size, settings.fit.seed), settings.batches.uniform_negatives
     plan = Batches(start.targets, start.rows, InBatch(drawn), *cut, drawn, uniform=uniform)
     negatives = hard_negatives(start.targets, settings.mining) if settings.mining.num_negatives else None
-    label_keys = encoded_labels(encoder, start.labels.tokens)
+    label_keys = encoded_labels(encoder, start.own_labels())
     loss = closed_form("decoupled_softmax")
 
     def step(batch: Batch) -> Tensor:
         label_keys.forget()
-        batch, queries, keys = start.encode(batch, plan, negatives)
+        encoded = start.encode(batch, plan, negatives)
+        batch = encoded.batch
         return contrast(
             loss,
-            queries,
-            keys,
+            encoded.queries,
+            encoded.keys,
             on_device(batch.positives, encoder.device),
             on_device(batch.hidden, encoder.device),
             on_device(related_pairs(sp.csr_array(start.targets[batch.rows])), encoder.device),
             temperature=settings.losses.temperature,
             dtype=start.low,
+            own=encoded.own,
         )
 
     valid = Validation.of(start.data, encoder, label_keys, settings.fit)
@@ -92,6 +95,7 @@ def _decide(settings: RaexmcSettings, encoder: Encoder, data: Dataset) -> tuple[
     pool = min(size, POOL_A_DOCUMENT * batch + settings.batches.uniform_negatives) + batch
     needed = 2 * 4 * encoder.dim * len(data.train)
     if settings.fit.epochs:
+        pool, size = distributed.largest_share(pool), distributed.largest_share(size)
         needed += training_bytes(settings, shape_of(encoder), pool, size)
     return settings, needed, "lower --batch-size, --chunk-size or --max-words"
 
@@ -118,6 +122,7 @@ def contrast(
     *,
     temperature: float,
     dtype: torch.dtype | None = None,
+    own: Tensor | None = None,
 ) -> Tensor:
     """RAE-XMC's loss on the columns [labels of the pool | documents of the batch].
 
@@ -134,9 +139,15 @@ def contrast(
         related: (2, r) int64 pairs of documents that share a label, each document with itself too.
         temperature: divides the products.
         dtype: of the products; None keeps that of the queries.
+        own: (b, D) vectors of the documents that this process encoded, whose columns it has; None for all.
     """
-    masked = torch.stack([related[0], related[1] + len(keys)])  # a document's column comes after those of the labels
+    part = distributed.span(len(queries))
+    related = related[:, (related[1] >= part.start) & (related[1] < part.stop)]
+    # a document's column comes after those of the labels
+    masked = torch.stack([related[0], related[1] - part.start + len(keys)])
     if hidden is not None:
         masked = torch.cat([hidden, masked], dim=1)
-    columns = torch.cat([keys, queries])
-    return linear_loss(loss, queries, columns, positives, temperature=temperature, hidden=masked, dtype=dtype)
+    columns, reduce = torch.cat([keys, queries if own is None else own]), distributed.reduction()
+    return linear_loss(
+        loss, queries, columns, positives, temperature=temperature, hidden=masked, dtype=dtype, reduce=reduce
+    )

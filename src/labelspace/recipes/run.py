@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -29,19 +29,21 @@ from ..data.loading import fingerprint
 from ..encoders import Encoder
 from ..encoders.gradcache import encode_both, encode_cached
 from ..encoders.tokens import Tokens, log_cut
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..memory.memory import Memory
 from ..model.model import Model
-from ..training.batches import Batches, PickedBatches, usable_rows
+from ..training import distributed
+from ..training.batches import Batches, PickedBatches, of_labels, usable_rows
 from ..training.checkpoint import Checkpoints, State
-from ..training.config import flat, to_dict, to_toml
+from ..training.config import changed, flat, to_dict, to_toml
 from ..training.label_heads import LabelEncoder, TwoHeads
 from ..training.loop import FitReport, Log, Refresh, StopSignals, fit, stop_signals
 from ..training.negatives import HardNegatives
 from ..training.tracking import Tracker
 from ..types import Batch, Dataset
 from .preparation import Settings, give_memory, make_encoder
-from .validation import MIN_VALID, calibrate
+from .seconds import documents_precision
+from .validation import MIN_VALID, calibrate, own_texts
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,19 @@ class Prepared(Generic[Settings]):
     needed: int
 
     @property
+    def own(self) -> slice:
+        """The numbers of the sorted labels that this process has; with one process all of them."""
+        return distributed.span(len(self.order))
+
+    def own_labels(self) -> Tokens:
+        """Texts of these labels."""
+        return own_texts(self.labels.tokens)
+
+    def tokens_of(self, batch: Batch) -> Tokens:
+        """Texts of the documents of a batch that this process encodes."""
+        return self.learned.take(distributed.share(batch.rows))
+
+    @property
     def kept_tokens(self) -> int:
         """Tokens whose activations there is room for, see ``activations_gb``; 0 for an encoder that keeps none."""
         each = self.encoder.activation_bytes
@@ -120,19 +135,40 @@ class Prepared(Generic[Settings]):
         """Whether there are validation documents enough to choose by."""
         return len(self.data.valid) >= MIN_VALID
 
-    def encode(self, batch: Batch, plan: Batches, negatives: HardNegatives | None) -> tuple[Batch, Tensor, Tensor]:
-        """Vectors of a batch's documents (B, D) and of its pool (P, D), which hard negatives widen if there are any.
-
-        The batch returned is that of the pool returned.
-        """
-        tokens, chunk_size = self.learned.take(batch.rows), self.settings.encoding.chunk_size
+    def encode(self, batch: Batch, plan: Batches, negatives: HardNegatives | None) -> Encoded:
+        """Vectors of a batch's documents and of its pool, which hard negatives widen if there are any."""
+        tokens, chunk_size, count = self.tokens_of(batch), self.settings.encoding.chunk_size, len(batch.rows)
         if negatives is None:
+            batch = self.with_own_labels(batch)
             labels = self.labels.tokens if batch.pool is None else self.labels.tokens.take(batch.pool)
-            return batch, *encode_both(self.encoder, tokens, labels, chunk_size, self.kept_tokens)
-        queries = encode_cached(self.encoder, tokens, chunk_size, self.kept_tokens)
+            own, keys = encode_both(self.encoder, tokens, labels, chunk_size, self.kept_tokens)
+            return Encoded(batch, distributed.gather(own, count), keys, own)
+        own = encode_cached(self.encoder, tokens, chunk_size, self.kept_tokens)
+        queries = distributed.gather(own, count)
         drawn = negatives.draw(batch.rows, queries.detach(), np.random.default_rng((*batch.key, 1)))
-        batch = plan.widened(batch, np.concatenate(drawn))
-        return batch, queries, self.labels(batch.pool, self.kept_tokens - len(tokens.ids))
+        batch = self.with_own_labels(plan.widened(batch, np.concatenate(drawn)))
+        return Encoded(batch, queries, self.labels(batch.pool, self.kept_tokens - len(tokens.ids)), own)
+
+    def with_own_labels(self, batch: Batch) -> Batch:
+        """The batch with the labels of its pool that this process has."""
+        return batch if distributed.size() == 1 else of_labels(batch, self.own)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch and its vectors, with a graph.
+
+    Args:
+        batch: with the labels of its pool that this process has.
+        queries: (B, D) vectors of all its documents.
+        keys: (P, D) of the labels of the pool.
+        own: (b, D) of the documents that this process encoded; with one process the queries.
+    """
+
+    batch: Batch
+    queries: Tensor
+    keys: Tensor
+    own: Tensor
 
 
 def prepare(
@@ -149,9 +185,14 @@ def prepare(
     rows = usable_rows(data.train.targets, data.fit_rows)
     if not len(rows):
         raise DataError(f"{data.name}: no training document has a label; there is nothing to learn from")
+    if distributed.size() > len(texts):
+        raise SettingsError(f"{distributed.size()} processes cannot share {len(texts)} labels; start fewer")
     torch.manual_seed(settings.fit.seed)
     encoder = make_encoder(data, settings.encoding)
     settings, needed, remedy = decide(settings, encoder, data)
+    measured = {name: value for name, value in flat(settings).items() if name in ("precision", "key_precision")}
+    settings = changed(settings, **distributed.from_first(measured))  # each may have found another to pay
+    encoder.precision = "bf16" if settings.encoding.precision == "bf16" else "float32"
     used = gigabytes(peak_memory() or 0)
     logger.info("this run needs about %s beside the data (%s used so far)", gigabytes(needed), used)
     require_memory(needed, "this run", remedy, encoder.device)
@@ -160,8 +201,9 @@ def prepare(
             "only %d validation documents: nothing is chosen by them, the last weights count", len(data.valid)
         )
     cache = cache_folder()
-    documents = encoder.tokenize(data.train.texts, cache)
-    labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.encoding.chunk_size)
+    with distributed.first_alone():
+        documents = encoder.tokenize(data.train.texts, cache)
+        labels = LabelEncoder(encoder, encoder.tokenize(data.labels.texts, cache), settings.encoding.chunk_size)
     truncated = {
         "documents": log_cut("documents", documents, encoder.limit),
         "labels": log_cut("labels", labels.tokens, encoder.limit),
@@ -182,9 +224,9 @@ def prepare(
 def running(start: Prepared[Settings], run: Run) -> Iterator[Running[Settings]]:
     """The log of a run, its tracker and its signals, from the first step to the saved model."""
     chosen, tracker, path, logged = start.settings.fit, None, None, 0
-    if chosen.track is not None:
+    if chosen.track is not None and distributed.first():
         tracker = Tracker(chosen.track, chosen.track_project, flat(start.settings))
-    if run.checkpoints is not None:
+    if run.checkpoints is not None and distributed.first():
         path = run.checkpoints.log
     if run.state is not None:
         logged = int(run.state.record["log_bytes"])
@@ -211,6 +253,8 @@ class Running(Generic[Settings]):
     def __init__(self, start: Prepared[Settings], run: Run, log: Log, signals: StopSignals):
         self.start: Prepared[Settings] = start
         self.run, self.log, self.signals = run, log, signals
+        self.encoded: npt.NDArray[np.float32] | None = None
+        """Vectors of all training documents, where several processes made them."""
 
     def fit(
         self,
@@ -222,6 +266,7 @@ class Running(Generic[Settings]):
         evaluate: Callable[[], dict[str, float]] | None,
         refresh: Refresh | None,
         ending: Callable[[], float],
+        own: Sequence[nn.Parameter] = (),
     ) -> FitReport:
         """Train to the end, by the loop that all recipes have.
 
@@ -233,6 +278,7 @@ class Running(Generic[Settings]):
             evaluate: metrics on validation documents; None where there are none.
             refresh: what is made anew between steps.
             ending: seconds of what comes after the last step.
+            own: parameters that have a row for each label of this process alone.
         """
         return fit(
             step,
@@ -250,17 +296,45 @@ class Running(Generic[Settings]):
             checkpoints=self.run.checkpoints,
             state=self.run.state,
             ending=self.run.ending or ending,
+            own=own,
         )
 
-    def model(self, recipe: str, report: FitReport, keys: Tensor | None = None, heads: TwoHeads | None = None) -> Model:
+    def model(
+        self,
+        recipe: str,
+        report: FitReport,
+        memory: bool,
+        keys: Tensor | None = None,
+        heads: TwoHeads | None = None,
+    ) -> Model:
         """The trained model, its labels in the order in which they were given; no documents in its memory yet.
 
-        ``keys`` are (L, D) of the sorted labels, by default their encoded texts; ``heads`` stand behind the encoder.
+        Of several processes only the first goes on from here.
+
+        Args:
+            recipe: that trained it.
+            report: of its training.
+            memory: whether documents become keys by its encoder.
+            keys: (L, D) of the sorted labels, of several processes its own; None for their encoded texts.
+            heads: behind the encoder.
+
+        Raises:
+            distributed.Left: in all processes but the first.
         """
         start, encoder, given = self.start, self.start.encoder, self.start.given
         encoder.precision = "float32"  # training is over
         if keys is None:
-            keys = torch.from_numpy(encoder.encode(start.labels.tokens, precision="float32")).to(encoder.device)
+            keys = torch.from_numpy(encoder.encode(start.own_labels(), precision="float32")).to(encoder.device)
+        if distributed.size() > 1:
+            keys = distributed.gather_to_first(keys, len(start.order)).to(keys.device)
+            if memory and report.stopped != "interrupted":
+                precision = documents_precision(encoder, start.settings.voting)
+                own = torch.from_numpy(encoder.encode(own_texts(start.documents), precision=precision))
+                self.encoded = distributed.gather_to_first(own, len(start.documents)).numpy()
+            is_first = distributed.first()
+            distributed.leave()
+            if not is_first:
+                raise distributed.Left
         back = torch.from_numpy(np.argsort(start.order)).to(keys.device)
         info = {
             "recipe": recipe,
@@ -292,7 +366,7 @@ class Running(Generic[Settings]):
         start, run = self.start, self.run
         if memory:
             texts = start.documents if documents is None else documents
-            give_memory(model, start.given, texts, start.settings, self.log, run.started)
+            give_memory(model, start.given, texts, start.settings, self.log, run.started, self.encoded)
         calibrate(model, start.given, start.settings.fit)
         self.log.close()
         if run.out is not None and run.checkpoints is not None:

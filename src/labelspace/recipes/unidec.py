@@ -19,6 +19,7 @@ from ..encoders.gradcache import encode_cached
 from ..encoders.tokens import Tokens
 from ..errors import SettingsError
 from ..model.model import Model
+from ..training import distributed
 from ..training.batches import PickedBatches, usable_rows
 from ..training.clusters import balanced_clusters
 from ..training.config import changed, flat
@@ -64,27 +65,29 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
     heads, table, losses = module.heads, module.table, settings.losses
     plan = _batches(start.targets, start.rows, settings)
     renewal = Renewal(module, start, plan)
-    search_keys = LabelKeys(lambda: _search_keys(module, start.labels.tokens))
+    search_keys = LabelKeys(lambda: _search_keys(module, start.own_labels()))
     score = PoolLoss(settings, start.low)
 
     def step(batch: Batch) -> Tensor:
         search_keys.forget()
         assert batch.pool is not None
-        pool = None if settings.batches.pool == "all" else batch.pool
-        tokens = start.learned.take(batch.rows)
+        count, tokens, targets = len(batch.rows), start.tokens_of(batch), start.targets[batch.rows]
+        batch = start.with_own_labels(batch)
+        whole = settings.batches.pool == "all" and distributed.size() == 1
         queries = encode_cached(encoder, tokens, settings.encoding.chunk_size, kept)
         positives = on_device(batch.positives, device)
         loss = queries.new_zeros(())
         if losses.encoder_weight > 0:
-            keys = heads.dual(start.labels(pool, kept - len(tokens.ids)))
-            loss = loss + losses.encoder_weight * score.encoder(heads.dual(queries), keys, positives)
+            keys = heads.dual(start.labels(None if whole else batch.pool, kept - len(tokens.ids)))
+            dual = distributed.gather(heads.dual(queries), count)
+            loss = loss + losses.encoder_weight * score.encoder(dual, keys, positives)
         if losses.encoder_weight < 1:
-            vectors = heads.document(queries)
+            vectors = distributed.gather(heads.document(queries), count)
             if isinstance(table, OneVsAll):
                 # rates are those of the sum for the table, but the encoder learns from means
-                classified = table.loss(vectors, _true_pairs(start.targets[batch.rows]).to(device)) / len(vectors)
+                classified = table.loss(vectors, _true_pairs(targets, start.own).to(device)) / count
             else:
-                rows = heads.label(table(pool if _all_at_once(settings) else batch.pool))
+                rows = heads.label(table(None if _all_at_once(settings) else batch.pool - start.own.start))
                 classified = score.classifier(vectors, rows, positives)
             loss = loss + (1 - losses.encoder_weight) * classified
         return loss
@@ -115,6 +118,7 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
             evaluate=None if valid is None else evaluate,
             refresh=renewal.refresh(),
             ending=lambda: remaining() + beside,
+            own=[table.weight],
         )
         search_keys.forget()
         if (choice.weight or choice.power) and valid is not None:
@@ -122,7 +126,8 @@ def train(data: Dataset, settings: UnidecSettings, run: Run) -> Model:
             choice.log()
         encoder.precision = "float32"  # of the keys too
         search_keys.forget()
-        model = loop.model("unidec", report, search_keys.now(), heads)
+        remembers = settings.voting.memory and settings.voting.documents_by == "encoder" and run.ending is None
+        model = loop.model("unidec", report, remembers, search_keys.now(), heads)
         model.info["metrics"] = _by_ranking(report.metrics)
         if run.ending is not None:
             return model
@@ -191,7 +196,8 @@ def _needed_bytes(settings: UnidecSettings, encoder: Encoder, data: Dataset) -> 
         state = 8 * width if settings.classifier.table_optimizer == "adamw" else 8
     vectors = documents * (dual_width * 2 + 4 * settings.mining.range_max)
     keys = 2 * 4 * (dual_width + width) * len(data.train) if settings.voting.memory else 0
-    return training_bytes(settings, shape_of(encoder), 2 * pool, size) + size * (2 * row + state) + vectors + keys
+    pool, size = distributed.largest_share(2 * pool), distributed.largest_share(size)
+    return training_bytes(settings, shape_of(encoder), pool, size) + size * (2 * row + state) + vectors + keys
 
 
 def _untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
@@ -211,7 +217,7 @@ def _untrained(start: Prepared[UnidecSettings]) -> UnidecModule:
     if classifier.table_init == "random":
         rows = xavier_rows(len(start.labels.tokens), heads.widths[1], dtype, encoder.device)
     else:
-        rows = _rows_of_texts(encoder, heads, start.labels.tokens, dtype)
+        rows = _rows_of_texts(encoder, heads, start.own_labels(), dtype)
     if classifier.classifier_labels == "all":
         return UnidecModule(encoder, heads, OneVsAll(rows, scale=1 / settings.losses.temperature))
     return UnidecModule(encoder, heads, LabelTable(rows, classifier.table_dropout or 0.0))
@@ -232,7 +238,8 @@ def _search_keys(module: UnidecModule, labels: Tokens) -> Tensor:
     """The present search keys (L, d_D + d_C) of all labels; bf16 where training multiplies in it."""
     encoder, heads, table = module.encoder, module.heads, module.table.weight
     # rows of a label are long, so not all lengths are taken at a time
-    heads.row_length = float(torch.cat([rows.float().norm(dim=1) for rows in table.split(65_536)]).mean())
+    lengths = torch.cat([rows.float().norm(dim=1) for rows in table.split(65_536)])
+    heads.row_length = float(distributed.mean(lengths))
     dtype = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
     keys = torch.empty(len(labels), sum(heads.widths), dtype=dtype, device=encoder.device)
     for block, vectors in _encoded(encoder, labels):
@@ -260,10 +267,14 @@ def _by_ranking(metrics: dict[str, float]) -> dict[str, Any]:
     return {"validation": combined, "rankings": {"combined": combined, **others}}
 
 
-def _true_pairs(targets: sp.csr_array) -> Tensor:
-    """All true labels (B, L) of a batch's documents as pairs (place in the batch, label number), (2, M) int64."""
+def _true_pairs(targets: sp.csr_array, labels: slice) -> Tensor:
+    """True labels (B, L) of a batch's documents that are in a range, as pairs (2, M) int64.
+
+    A pair is a place in the batch and a label number counted from the first of the range.
+    """
     places = np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))
-    return torch.from_numpy(np.vstack([places, targets.indices]).astype(np.int64))
+    inside = (targets.indices >= labels.start) & (targets.indices < labels.stop)
+    return torch.from_numpy(np.vstack([places, targets.indices - labels.start])[:, inside].astype(np.int64))
 
 
 def _batches(targets: sp.csr_array, rows: npt.NDArray[np.int64], settings: UnidecSettings) -> PickedBatches:
@@ -298,13 +309,15 @@ class PoolLoss:
     def _loss(self, head: str, queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
         form = self.forms[head]
         options: dict[str, Any] = {"temperature": self.losses.temperature, "dtype": self.dtype}
-        loss = linear_loss(form, queries, keys, positives, **options)
+        loss = linear_loss(form, queries, keys, positives, **options, reduce=distributed.reduction())
         if self.losses.directions not in (head, "both"):
             return loss
         if self.names[head] != "bce":  # labels without a document add nothing, and need not be looked at
             labels, columns = torch.unique(positives[1], return_inverse=True)
             keys, positives = keys[labels], torch.stack([positives[0], columns])
-        return (loss + linear_loss(form, keys, queries, positives.flip(0), **options)) / 2
+        return (
+            loss + distributed.mean_of_rows(linear_loss(form, keys, queries, positives.flip(0), **options), len(keys))
+        ) / 2
 
 
 class Renewal:
@@ -318,7 +331,7 @@ class Renewal:
 
     def __init__(self, module: UnidecModule, start: Prepared[UnidecSettings], plan: PickedBatches):
         self.module, self.plan, self.count = module, plan, 0
-        self.documents, self.labels, self.settings = start.learned, start.labels.tokens, start.settings
+        self.documents, self.labels, self.settings = start.learned, start.own_labels(), start.settings
         self.negatives = hard_negatives(start.targets, start.settings.mining)
 
     def refresh(self) -> Refresh | None:
@@ -338,7 +351,8 @@ class Renewal:
         shortlists = np.full((plan.targets.shape[0], width), -1, dtype=np.int32)
         for start in range(0, len(rows), ENCODED_BLOCK):
             part = rows[start : start + ENCODED_BLOCK]
-            queries = self._dual(self.documents.take(part))
+            own = self._dual(self.documents.take(distributed.share(part)))
+            queries = distributed.gather_parts(own, len(part))
             vectors[start : start + ENCODED_BLOCK] = queries
             if self.settings.batches.pool == "some":
                 shortlists[part] = self.negatives.candidates(part, queries, width)
@@ -347,7 +361,8 @@ class Renewal:
             plan.shortlists = shortlists
         if self.settings.batches.clusters:
             rng = np.random.default_rng([self.settings.fit.seed, self.count, 2])
-            plan.clusters = rows[balanced_clusters(vectors, plan.depth, rng)]
+            # the same in all processes, whose products may round differently
+            plan.clusters = rows[np.array(distributed.from_first(balanced_clusters(vectors, plan.depth, rng).tolist()))]
         self.count += 1
 
     def _dual(self, tokens: Tokens) -> Tensor:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..base.machine import cache_folder
 from ..encoders import Encoder
+from ..encoders.tokens import Tokens
 from ..evaluation.evaluating import evaluate, longest_filter_row
 from ..memory.memory import Memory
 from ..memory.voting import Query
 from ..model.model import Model
+from ..training import distributed
 from ..training.label_heads import RANKINGS, TwoHeads
 from ..training.settings import FitSettings
 from ..types import Corpus, Dataset, Predictions
@@ -30,7 +32,7 @@ MIN_VALID = 20
 
 
 class LabelKeys:
-    """The present keys of all labels, made once between two steps.
+    """The present keys of all labels, made once between two steps; of several processes each makes its own labels'.
 
     Args:
         make: makes them, (L, D) without a graph.
@@ -64,7 +66,8 @@ class Validation:
     def __init__(self, data: Dataset, encoder: Encoder, label_keys: LabelKeys, fit: FitSettings):
         self.data, self.encoder, self.label_keys = data, encoder, label_keys
         self.corpus = looked_at(data.valid, fit)
-        self.documents = encoder.tokenize(self.corpus.texts, cache_folder())
+        with distributed.first_alone():
+            self.documents = encoder.tokenize(self.corpus.texts, cache_folder())
         self.filtered = longest_filter_row(self.corpus.filter_pairs)
 
     @classmethod
@@ -76,11 +79,16 @@ class Validation:
 
     def vectors(self) -> Tensor:
         """(n, D) of the documents by the present weights, on the encoder's device."""
-        return torch.from_numpy(self.encoder.encode(self.documents)).to(self.encoder.device)
+        own = own_texts(self.documents)
+        vectors = torch.from_numpy(self.encoder.encode(own)).to(self.encoder.device)
+        return distributed.gather_parts(vectors, len(self.documents))
 
     def best(self, queries: Tensor, keys: Tensor, k: int) -> Predictions:
         """The k best labels by products of queries (n, D) and keys (L, D), and as many more as may be filtered."""
-        return Predictions(*Memory.of_labels(keys).predict(Query(queries), min(k + self.filtered, len(keys))))
+        depth, size = k + self.filtered, len(self.data.labels)
+        labels, scores = Memory.of_labels(keys).predict(Query(queries), min(depth, len(keys)))
+        scores, labels = distributed.best(scores, labels + distributed.span(size).start, min(depth, size))
+        return Predictions(labels, scores)
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the present weights."""
@@ -103,6 +111,11 @@ class Validation:
 def _metrics(predictions: Predictions, corpus: Corpus, data: Dataset) -> dict[str, float]:
     """Metrics of predictions for validation documents, propensities from all training documents."""
     return evaluate(predictions, corpus.targets, data.train.targets, filter_pairs=corpus.filter_pairs, name=data.name)
+
+
+def own_texts(tokens: Tokens) -> Tokens:
+    """This process' part of texts; with one process all of them."""
+    return tokens if distributed.size() == 1 else tokens.take(distributed.share(np.arange(len(tokens))))
 
 
 def looked_at(corpus: Corpus, fit: FitSettings) -> Corpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -191,6 +192,32 @@ def with_uniform(
     count = plan.targets.shape[1]
     drawn = np.random.default_rng((*key, 3)).choice(count, min(plan.uniform, count), replace=False)
     return np.union1d(pool, drawn)
+
+
+def of_labels(batch: Batch, labels: slice) -> Batch:
+    """The same documents with the labels of a range only; columns are counted from the first of them.
+
+    Args:
+        batch: any.
+        labels: label numbers from start to stop.
+    """
+    if batch.pool is None:
+        first, last, pool = labels.start, labels.stop, np.arange(labels.start, labels.stop)
+    else:
+        first, last = np.searchsorted(batch.pool, [labels.start, labels.stop]).tolist()
+        pool = batch.pool[first:last]
+    inside, hidden = _within(batch.positives, first, last), batch.hidden
+    return dataclasses.replace(
+        batch,
+        pool=pool,
+        positives=batch.positives[:, inside] - [[0], [first]],
+        hidden=None if hidden is None else hidden[:, _within(hidden, first, last)] - [[0], [first]],
+        weights=None if batch.weights is None else batch.weights[inside],
+    )
+
+
+def _within(pairs: npt.NDArray[np.int64], first: int, last: int) -> npt.NDArray[np.bool_]:
+    return (pairs[1] >= first) & (pairs[1] < last)
 
 
 def halves(items: npt.NDArray[np.int64], depth: int, part: int) -> npt.NDArray[np.int64]:

@@ -23,11 +23,14 @@ from ..encoders.tokens import Tokens
 from ..errors import ModelError
 from ..evaluation.metrics import barred_labels, binary_truth, membership
 from ..memory.indexes import ExactIndex
+from . import distributed
 from .optim import BaseOptimizer, round_stochastically
 
 ClassifierNorm = Literal["search", "both", "never", "tuned"]
 Ranking = Literal["combined", "encoder", "classifier"]
 RANKINGS: tuple[Ranking, ...] = ("combined", "encoder", "classifier")
+DRAWN_ROWS = 65_536
+"""Rows of a table that are drawn at a time."""
 SEARCH_SETTINGS = ("search_weight", "row_length", "row_power")
 """Attributes of `TwoHeads` that are chosen after training, for search."""
 
@@ -68,16 +71,27 @@ class LabelTable(nn.Module):
         None stands for all labels, whose gradient is dense.
         """
         if pool is None:
-            rows = self.weight.float()
+            rows = _raised(self.weight)
         else:
             rows = _Rows.apply(self.weight, torch.from_numpy(pool).to(self.weight.device))
         return dropout(rows, self.dropout) if self.training and self.dropout else rows
 
 
 def xavier_rows(count: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The first vectors (L, D) of a table, Xavier-uniform."""
-    bound = (6 / (count + dim)) ** 0.5
-    return torch.empty(count, dim, dtype=dtype, device=device).uniform_(-bound, bound)
+    """The first vectors of a table (L, D), Xavier-uniform; of several processes each gets its own rows."""
+    bound, own = (6 / (count + dim)) ** 0.5, distributed.span(count)
+    rows = torch.empty(own.stop - own.start, dim, dtype=dtype, device=device)
+    for start in range(0, count, DRAWN_ROWS):  # all draw all, so that a row does not depend on the processes
+        block = torch.empty(min(DRAWN_ROWS, count - start), dim, dtype=dtype, device=device).uniform_(-bound, bound)
+        first, last = max(start, own.start), min(start + len(block), own.stop)
+        if first < last:
+            rows[first - own.start : last - own.start] = block[first - start : last - start]
+    return rows
+
+
+def _raised(x: Tensor) -> Tensor:
+    """float32 of lower types; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _Rows(torch.autograd.Function):
@@ -87,7 +101,7 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.shape, ctx.dtype = table.shape, table.dtype
-        return table.index_select(0, rows).float()
+        return _raised(table.index_select(0, rows))
 
     @staticmethod
     @once_differentiable
@@ -125,7 +139,7 @@ class OneVsAll(LabelTable):
         positives = positives[:, torch.argsort(positives[1])]
         self.pending = (queries.detach(), positives)
         value: Tensor = _OneVsAll.apply(queries, self, positives)
-        return value
+        return distributed.total(value)
 
     def chunks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Labels of each chunk, their rows in the type of the products, and logits (B, c) that may be overwritten."""
@@ -392,7 +406,7 @@ def best_search_weight(
 
     Args:
         queries: (n, d_D + d_C) of documents, not weighted.
-        keys: (L, d_D + d_C) of labels.
+        keys: (L, d_D + d_C) of labels; of several processes each has its own labels'.
         first: d_D, columns of the dual encoder.
         targets: (n, L) truth.
         filter_pairs: (M, 2) pairs of document and label that no ranking may show.
@@ -401,7 +415,10 @@ def best_search_weight(
     barred = barred_labels(filter_pairs, *targets.shape)
     among = SEARCHED_LABELS + int(np.diff(barred.indptr).max(initial=0))
     parts = [(queries[:, p].contiguous(), keys[:, p].contiguous()) for p in (slice(first), slice(first, None))]
-    best_labels = [ExactIndex(k).search(q, min(among, len(k)))[1] for q, k in parts]
+    own, among, best_labels = distributed.span(targets.shape[1]), min(among, targets.shape[1]), []
+    for q, k in parts:
+        similarities, labels = ExactIndex(k).search(q, min(among, len(k)))
+        best_labels.append(distributed.best(similarities, labels + own.start, among)[1])
     gains = np.zeros(len(SEARCH_WEIGHTS))
     discounts = 1 / np.log2(np.arange(2, 7))
     for start in range(0, len(queries), 512):
@@ -409,8 +426,12 @@ def best_search_weight(
         labels = np.sort(np.concatenate([x[rows] for x in best_labels], axis=1), axis=1)
         again = np.concatenate([np.zeros((len(labels), 1), dtype=bool), labels[:, 1:] == labels[:, :-1]], axis=1)
         again |= membership(labels, barred[rows])
-        where = torch.from_numpy(labels).to(keys.device)
-        scores = [torch.bmm(k[where].float(), q[rows, :, None])[..., 0].cpu().numpy() for q, k in parts]
+        here = (labels >= own.start) & (labels < own.stop)
+        where = torch.from_numpy(np.where(here, labels - own.start, 0)).to(keys.device)
+        scores = []
+        for q, k in parts:
+            products = torch.bmm(k[where].float(), q[rows, :, None])[..., 0].cpu()
+            scores.append(distributed.reduce(products * torch.from_numpy(here), "sum").numpy())
         true = membership(labels, targets[rows])
         ideal = np.cumsum(discounts)[np.clip(np.diff(targets[rows].indptr), 1, 5) - 1]
         for i, share in enumerate(SEARCH_WEIGHTS):

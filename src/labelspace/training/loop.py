@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from ..base.files import writing
 from ..base.machine import peak_memory
 from ..errors import CheckpointError, LabelspaceError
 from ..types import Batch
+from . import distributed
 from .checkpoint import Checkpoints, State
 from .optim import clip_gradients
 from .settings import FitSettings
@@ -213,6 +214,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     state: State | None = None,
     ending: Callable[[], float] | None = None,
+    own: Sequence[nn.Parameter] = (),
 ) -> FitReport:
     """Train a module and leave it with the weights of the best validation nDCG@5, or the last ones.
 
@@ -236,6 +238,7 @@ def fit(
         state: of an unfinished run, to go on with.
         ending: seconds of work after the loop, beside saving, for which a time limit must leave room; called at the
             start and at every evaluation, since the machine is busier at some times.
+        own: parameters of which each of several processes has its own labels' rows; the others are the same in all.
 
     Raises:
         LabelspaceError: the loss is no longer a finite number.
@@ -245,14 +248,16 @@ def fit(
     highest = [group["lr"] for group in groups]
     total = settings.epochs * steps_per_epoch
     run = _Run(
-        module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints, ending
+        module, optimizers, settings, total, choose, evaluate, log, started, signals, refresh, checkpoints, ending, own
     )
+    distributed.begin(module, own, settings.seed)
     if state is not None:
         run.restore(state)
     report, schedule = run.report, run.schedule
-    parameters = list(module.parameters())
+    parameters, shared = list(module.parameters()), run.shared
 
-    with tqdm(total=total, initial=report.steps, desc="training", unit="step", disable=None) as bar:
+    hidden = None if distributed.first() else True
+    with tqdm(total=total, initial=report.steps, desc="training", unit="step", disable=hidden) as bar:
         try:
             run.begin()
             last_log, texts, loss_sum, loss_count = time.monotonic(), 0, 0.0, 0
@@ -269,13 +274,10 @@ def fit(
                     module.train()
                     loss = step(batch)
                     loss.backward()
+                    distributed.sum_gradients(shared)
                     value = float(loss.detach())
-                    if not math.isfinite(value):
-                        raise LabelspaceError(
-                            f"the loss is {value} at step {report.steps + 1}; lower --lr (now {highest[0]:g}), "
-                            "raise --temperature, or train with --precision float32"
-                        )
-                    norm = clip_gradients(parameters, settings.max_grad_norm)
+                    _require_finite(value, report.steps + 1, highest[0])
+                    norm = clip_gradients(parameters, settings.max_grad_norm, own)
                     with signals.deferred():
                         for optimizer in optimizers:
                             optimizer.step()
@@ -301,7 +303,7 @@ def fit(
             report.stopped = done.args[0]
             if report.steps == 0:
                 logger.warning("the time limit left no time for a single step; the model is untrained")
-            elif report.stopped == "time" and schedule.last_look:
+            elif report.stopped == "time" and distributed.from_first(schedule.last_look):
                 with contextlib.suppress(Interrupted):
                     run.look()
         except KeyboardInterrupt:
@@ -312,6 +314,14 @@ def fit(
         signals.hold()
     run.end()
     return report
+
+
+def _require_finite(loss: float, step: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise LabelspaceError(
+            f"the loss is {loss} at step {step}; lower --lr (now {rate:g}), raise --temperature, or train with "
+            "--precision float32"
+        )
 
 
 class _Run:
@@ -331,11 +341,15 @@ class _Run:
         refresh: Refresh | None,
         checkpoints: Checkpoints | None,
         ending: Callable[[], float] | None,
+        own: Sequence[nn.Parameter],
     ):
         self.module, self.optimizers, self.settings, self.total = module, optimizers, settings, total
         self.choose, self.evaluate, self.log, self.started, self.signals = choose, evaluate, log, started, signals
         self.refresh, self.checkpoints = refresh, checkpoints
         self.ending = ending or (lambda: 0.0)
+        mine = {id(parameter) for parameter in own}
+        self.shared = [parameter for parameter in module.parameters() if id(parameter) not in mine]
+        self.own = [name for name, parameter in module.named_parameters() if id(parameter) in mine]
         self.schedule = Schedule(settings, total, started)
         self.report, self.best = FitReport(), _Best(module)
         self.random = _random_states()
@@ -352,7 +366,7 @@ class _Run:
         if self.evaluate is None:
             self.schedule.plan_end(self.ending())
         self.look()
-        self.evaluations = self.schedule.affordable(self.settings.evaluations)
+        self.evaluations = distributed.from_first(self.schedule.affordable(self.settings.evaluations))
         self.schedule.begun = time.monotonic()
 
     def between_steps(self) -> bool:
@@ -360,14 +374,15 @@ class _Run:
 
         Raises:
             _Done: the run ends here.
+            Interrupted: one of several processes was asked to stop.
         """
-        steps, schedule = self.report.steps, self.schedule
-        self.progress, busy = schedule.progress(steps), False
+        busy = False
+        saving = self._agree()
         if self.progress >= 1:
             raise _Done("time")
         if self._evaluation_is_due():
             self.look()
-            self.progress, busy = schedule.progress(steps), True
+            saving, busy = self._agree(), True
             if self.settings.patience and self.bad_evaluations >= self.settings.patience:
                 raise _Done("early")
         if self.refresh is not None and self.progress >= self.refresh_due:
@@ -375,14 +390,30 @@ class _Run:
             self.refresh.run()
             with self.signals.deferred():
                 self.refreshed = True
-                every = max(self.refresh.every, schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
+                every = max(self.refresh.every, self.schedule.share(time.monotonic() - begun) / REFRESH_SHARE)
+                every = distributed.from_first(every)
                 while self.refresh_due <= self.progress:
                     self.refresh_due += every
             busy = True
-        if self.settings.checkpoint_minutes and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
+        if saving:
             self.save()
             busy = True
         return busy
+
+    def _agree(self) -> bool:
+        """Set the progress of the run, by the first process' clock; whether it is time to save.
+
+        Raises:
+            Interrupted: one of several processes was asked to stop.
+        """
+        minutes = self.settings.checkpoint_minutes
+        saving = bool(minutes and time.monotonic() - self.saved > 60 * minutes and distributed.first())
+        (self.progress,), (saving, stopped) = distributed.agree(
+            [self.schedule.progress(self.report.steps)], [saving, self.signals.pending and distributed.size() > 1]
+        )
+        if stopped:
+            raise Interrupted
+        return saving
 
     def log_refresh(self) -> None:
         """Record what the last refresh brought, after the step that followed it."""
@@ -402,7 +433,7 @@ class _Run:
         if self.evaluate is None or self.evaluated_at == self.report.steps:
             return
         begun = time.monotonic()
-        metrics = self.evaluate()
+        metrics = distributed.from_first(self.evaluate())
         seconds, ending = time.monotonic() - begun, self.ending()
         with self.signals.deferred():
             self._record(metrics, seconds, ending)
@@ -461,6 +492,7 @@ class _Run:
                 "log_bytes": self.log.size,
                 "threads": torch.get_num_threads(),
                 "optimizers": [[] for _ in self.optimizers],
+                "by_label": [f"{part}.{name}" for part in ("module", "best") for name in self.own],
             }
         )
         state.add("module.", self.module.state_dict())
@@ -468,8 +500,12 @@ class _Run:
         state.add("random.", self.random)
         if self.refresh is not None:
             state.add("refresh.", self.refresh.state())
+            state.record["by_label"].append("refresh.keys")
+        shared = {id(parameter) for parameter in self.shared}
         for i, optimizer in enumerate(self.optimizers):
             for j, parameter in enumerate(_parameters(optimizer)):
+                if id(parameter) not in shared:
+                    state.record["by_label"].append(f"optimizer.{i}.{j}.")
                 values = optimizer.state.get(parameter, {})
                 state.add(f"optimizer.{i}.{j}.", {k: x for k, x in values.items() if isinstance(x, Tensor)})
                 state.record["optimizers"][i].append({k: x for k, x in values.items() if not isinstance(x, Tensor)})
@@ -502,7 +538,11 @@ class _Run:
             self.refresh.restore(state.part("refresh."))
             self.refresh_due, self.refreshed = record["refresh_due"], record.get("refreshed", False)
         self.random = state.part("random.")
-        _set_random_states(self.random)
+        if self.random:
+            _set_random_states(self.random)
+        else:  # the run goes on with another number of processes
+            distributed.seed_draws(self.settings.seed + record["report"]["steps"])
+            self.random = _random_states()
         vars(self.report).update(record["report"], stopped="finished")
         vars(self).update({name: record[name] for name in COUNTERS})
         self.started = now - record["elapsed"]
@@ -522,16 +562,17 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _random_states() -> dict[str, Tensor]:
+    """The states of the sources of random numbers: the host's, and that of the device that this process works on."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states.update({f"cuda{i}": x for i, x in enumerate(torch.cuda.get_rng_state_all())})
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
 def _set_random_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and "cuda0" in states:
-        torch.cuda.set_rng_state_all([x for name, x in sorted(states.items()) if name.startswith("cuda")])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def readable(metrics: dict[str, float]) -> str:
@@ -576,8 +617,8 @@ class StopSignals:
         self.held, self.pending = False, False
 
     def handle(self, number: int, frame: Any) -> None:
-        """The handler of a signal, as `signal.signal` wants it."""
-        if self.held:
+        """The handler of a signal, as `signal.signal` wants it; several processes stop together, between two steps."""
+        if self.held or distributed.size() > 1:
             self.pending = True
         else:
             self.held = True
@@ -595,7 +636,7 @@ class StopSignals:
             yield
         finally:
             self.held = before
-        if self.pending and not before:
+        if self.pending and not before and distributed.size() == 1:
             self.pending, self.held = False, True
             raise Interrupted
 

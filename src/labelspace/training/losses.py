@@ -229,11 +229,18 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, form: ClosedForm, positives: Tensor, weights: Tensor | None, reduce: Reduce | None
+        ctx: Any,
+        logits: Tensor,
+        form: ClosedForm,
+        positives: Tensor,
+        weights: Tensor | None,
+        reduce: Reduce | None,
+        entries: Tensor | None,
     ) -> Tensor:
         raised = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
         size, reduce = torch.tensor(float(logits.numel())).to(raised), reduce or _identity
-        entries = reduce(size.expand(len(logits)), "sum")[0] if len(logits) else size
+        if entries is None:
+            entries = reduce(size.expand(len(logits)), "sum")[0] if len(logits) else size
         pairs = gather(positives, raised[positives[0], positives[1]], weights, len(logits), entries, reduce=reduce)
         if form.positives_apart:
             raised[positives[0], positives[1]] = -torch.inf
@@ -254,20 +261,26 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_output).to(ctx.dtype), None, None, None, None
+        return (gradient * grad_output).to(ctx.dtype), None, None, None, None, None
 
 
 def apply(
-    form: ClosedForm, logits: Tensor, positives: Tensor, weights: Tensor | None = None, reduce: Reduce | None = None
+    form: ClosedForm,
+    logits: Tensor,
+    positives: Tensor,
+    weights: Tensor | None = None,
+    reduce: Reduce | None = None,
+    entries: Tensor | None = None,
 ) -> Tensor:
     """The loss of a form, from logits of any floating type that are there; autograd can differentiate it once.
 
-    The other arguments, the result and the errors are those of `softmax`.
+    ``entries`` are the logits of all shards, where they are not as many as there are columns. The other arguments, the
+    result and the errors are those of `softmax`.
     """
     check_pairs(logits.shape, positives, weights)
     if not len(logits):  # nothing to learn from
         return logits.sum()
-    value: Tensor = _Loss.apply(logits, form, positives, weights, reduce)
+    value: Tensor = _Loss.apply(logits, form, positives, weights, reduce, entries)
     return value
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .losses import ClosedForm, Gradient, Op, apply, check_pairs, check_range, gather, small_log_sum_exp
+from .losses import ClosedForm, Gradient, Op, Reduce, apply, check_pairs, check_range, gather, small_log_sum_exp
 from .required_memory import LOGITS_BLOCK_BYTES
 
 ROW_BLOCK = 1024
@@ -46,17 +46,19 @@ def linear_loss_plain(
     hidden: Tensor | None = None,
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    reduce: Reduce | None = None,
 ) -> Tensor:
     """The loss of all logits at once: the plain twin of `linear_loss`, with its arguments, result and errors.
 
     The products are made in ``dtype``, however large logits are.
     """
+    keys, hidden, entries = _one_key(queries, keys, hidden, reduce)
     _check(queries, keys, positives, temperature, hidden, weights)
     low = dtype or queries.dtype
     logits = (queries.to(low) @ keys.to(low).T).to(queries.dtype) / temperature
     if hidden is not None:
         logits = logits.index_put((hidden[0], hidden[1]), logits.new_tensor(-torch.inf))
-    return apply(form, logits, positives, weights)
+    return apply(form, logits, positives, weights, reduce, entries)
 
 
 def linear_loss(
@@ -69,6 +71,7 @@ def linear_loss(
     hidden: Tensor | None = None,
     weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    reduce: Reduce | None = None,
 ) -> Tensor:
     """A loss of ``queries @ keys.T / temperature``, in blocks of labels, so that (B, P) logits are never held.
 
@@ -82,19 +85,39 @@ def linear_loss(
         weights: (M,) relevance of each positive.
         dtype: type of the products of blocks; None for that of the queries, in which losses always are. A lower one is
             taken only where no logit can be above LOW_LOGITS, as with unit vectors at a temperature of 0.03 or more.
+        reduce: combines (B,) tensors over processes of which each has all queries and some of the keys, see
+            `losses`; a process without keys takes part too. None for one that has all keys.
 
     Returns:
-        A scalar; gradients flow to queries and keys.
+        A scalar; gradients flow to queries and keys. Of several processes each gets the loss of all keys, and its own
+        part of the gradient of the queries.
 
     Raises:
         ValueError: shapes or a type that do not fit, pairs outside the logits, a temperature that is not above 0, or a
             positive that is hidden.
     """
+    keys, hidden, entries = _one_key(queries, keys, hidden, reduce)
     _check(queries, keys, positives, temperature, hidden, weights)
     if not len(queries):  # nothing to learn from, and no block to look at
         return queries.sum() + 0.0 * keys.sum().to(queries.dtype)
-    value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype)
+    value: Tensor = _Linear.apply(queries, keys, form, positives, temperature, hidden, weights, dtype, reduce, entries)
     return value
+
+
+def _one_key(
+    queries: Tensor, keys: Tensor, hidden: Tensor | None, reduce: Reduce | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The keys, or a hidden one where this process has none, the hidden pairs, and entries B P of all processes."""
+    entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
+    if reduce is None:
+        return keys, hidden, entries
+    if len(queries):
+        entries = reduce(entries.expand(len(queries)), "sum")[0]
+    if not len(keys):
+        rows = torch.arange(len(queries), device=queries.device)
+        keys = torch.cat([keys, keys.new_zeros(1, keys.shape[1])])
+        hidden = torch.stack([rows, torch.zeros_like(rows)])
+    return keys, hidden, entries
 
 
 def _check(
@@ -244,18 +267,23 @@ class _Linear(torch.autograd.Function):
         hidden: Tensor | None,
         weights: Tensor | None,
         dtype: torch.dtype | None,
+        reduce: Reduce | None,
+        entries: Tensor,
     ) -> Tensor:
         at_positives = _pair_products(queries, keys, positives).div_(temperature)
-        entries = torch.tensor(float(len(queries) * len(keys))).to(queries)
         longest = torch.linalg.vector_norm(queries, dim=1).amax()
-        bound = float(longest * _largest_norm(keys) / temperature) * 1.02  # products in bf16 may round up
+        longest_key = _largest_norm(keys).to(longest)
+        if reduce is not None:  # all processes take the same way
+            longest_key = reduce(longest_key[None], "max")[0]
+        bound = float(longest * longest_key / temperature) * 1.02  # products in bf16 may round up
         low = dtype if dtype is not None and bound <= LOW_LOGITS else queries.dtype
         blocks = _Blocks(queries, keys, temperature, positives, hidden, low, bound)
         wanted = any(ctx.needs_input_grad[:2])
-        pairs = gather(positives, at_positives, weights, len(queries), entries, bound)
+        pairs = gather(positives, at_positives, weights, len(queries), entries, bound, reduce)
 
         def scan(find: Callable[[Tensor, slice], Tensor], op: Op) -> Tensor:
-            return blocks.scan(find, op, form.positives_apart, wanted)
+            found = blocks.scan(find, op, form.positives_apart, wanted)
+            return found if reduce is None else reduce(found, op)
 
         value, gradient = form.compute(pairs, scan, wanted)
         ctx.save_for_backward(queries, keys)
@@ -281,7 +309,7 @@ class _Linear(torch.autograd.Function):
                 grad_queries.index_add_(0, rows[part], keys[columns[part]].to(queries.dtype) * scale[part, None])
             if grad_keys is not None:
                 grad_keys.index_add_(0, columns[part], (queries[rows[part]] * scale[part, None]).to(keys.dtype))
-        return grad_queries, grad_keys, None, None, None, None, None, None
+        return grad_queries, grad_keys, None, None, None, None, None, None, None, None
 
 
 def _blocks_backward(

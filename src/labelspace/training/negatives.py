@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..memory.indexes import ExactIndex
+from . import distributed
 
 logger = logging.getLogger("labelspace")
 
@@ -69,7 +70,7 @@ class Filter:
 
 
 class HardNegatives:
-    """Shortlists from an index of label keys, and draws from them.
+    """Shortlists from an index of label keys, and draws from them; of several processes each has its own labels' keys.
 
     Args:
         targets: the training truth, (N, L).
@@ -84,7 +85,7 @@ class HardNegatives:
         """Allowed candidates of documents looked at since the last refresh; None once `outcome` has told them."""
 
     def refresh(self, keys: Tensor) -> None:
-        """From now on search among these vectors (L, D) of all labels, which have no graph."""
+        """From now on search among these vectors (L, D) of all labels, or of a process' own, which have no graph."""
         self.restore({"keys": keys})
 
     def outcome(self) -> dict[str, float] | None:
@@ -190,7 +191,9 @@ class HardNegatives:
         truth = self.targets[rows]
         counts = np.diff(truth.indptr)
         depth = self.filter.range_max + int(counts.max(initial=0))
+        own = distributed.span(self.targets.shape[1])
         scores, labels = self.index.search(queries, depth)
+        scores, labels = distributed.best(scores, labels + own.start, min(depth, self.targets.shape[1]))
 
         pair_rows = np.repeat(np.arange(len(rows)), counts)
         n_labels = self.targets.shape[1]
@@ -199,9 +202,11 @@ class HardNegatives:
         products = torch.zeros(len(pair_rows))
         for start in range(0, len(pair_rows), PAIR_BLOCK):
             part = slice(start, start + PAIR_BLOCK)
-            keys = self.index.keys[torch.from_numpy(truth.indices[part].astype(np.int64)).to(device)].float()
-            vectors = queries[torch.from_numpy(pair_rows[part]).to(device)]
-            products[part] = (keys * vectors).sum(1).cpu()
+            here = np.flatnonzero((truth.indices[part] >= own.start) & (truth.indices[part] < own.stop)) + start
+            places = torch.from_numpy(truth.indices[here].astype(np.int64) - own.start).to(device)
+            vectors = queries[torch.from_numpy(pair_rows[here]).to(device)]
+            products[here] = (self.index.keys[places].float() * vectors).sum(1).cpu()
+        products = distributed.reduce(products, "sum")
         positive = np.full(len(rows), -np.inf, dtype=np.float32)
         np.maximum.at(positive, pair_rows, products.numpy())
         positive[counts == 0] = np.inf

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from . import distributed
+
 ROW_BLOCK = 2048
 """Rows that are updated at a time."""
 STATE_GROWTH = 1.5
@@ -228,6 +230,39 @@ def round_stochastically(x: Tensor, generator: torch.Generator | None = None) ->
     return torch.where(torch.isfinite(x), rounded, x).bfloat16()
 
 
+def cut_rows(state: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The state of some rows of a table, from the state of all; numbers of the whole table stay.
+
+    Args:
+        state: of a table, by any optimiser.
+        rows: row numbers from start to stop.
+    """
+    if "places" not in state:
+        return {name: x[rows] if isinstance(x, Tensor) and x.ndim else x for name, x in state.items()}
+    places = state["places"][rows]
+    used = places >= 0
+    kept = {name: state[name][places[used].long()] for name in ("exp_avg", "exp_avg_sq", "last")}
+    numbers = torch.arange(int(used.sum()), dtype=places.dtype, device=places.device)
+    return {**state, **kept, "places": places.masked_scatter(used, numbers), "used": len(numbers)}
+
+
+def join_rows(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of a table from those of consecutive rows; the inverse of `cut_rows`."""
+    joined = dict(states[0])
+    for state in states[1:]:
+        for name, x in state.items():
+            if not isinstance(x, Tensor) or not x.ndim:
+                continue
+            if name == "places":
+                x = torch.where(x < 0, x, x + joined["used"])
+            elif "places" in state:  # room for rows that were not touched is left out
+                joined[name], x = joined[name][: joined["used"]], x[: state["used"]]
+            joined[name] = torch.cat([joined[name], x])
+        if "used" in state:
+            joined["used"] += state["used"]
+    return joined
+
+
 def make_optimizers(
     module: nn.Module,
     row_sparse: bool,
@@ -264,26 +299,33 @@ def make_optimizers(
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, own: Iterable[Tensor] = ()) -> float:
     """Scale gradients, dense and sparse, so that their joint norm is at most max_norm.
 
     Args:
         parameters: tensors with or without a gradient.
         max_norm: the largest norm; 0 for no limit.
+        own: those of which other processes have other rows.
 
     Returns:
         The norm before scaling.
     """
-    parts = []
+    parts, norms, mine, of_own = [], [], {id(x) for x in own}, []
     for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            parts.append(parameter.grad.values())
-        elif parameter.grad is not None:
-            parts.append(parameter.grad)
-    if not parts:
+        parts.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+        norms.append(torch.linalg.vector_norm(parts[-1].detach()))
+        of_own.append(id(parameter) in mine)
+    if distributed.size() > 1:
+        norms, lone = [x.double() for x, is_own in zip(norms, of_own, strict=True) if not is_own], norms
+        squares = sum(float(x) ** 2 for x, is_own in zip(lone, of_own, strict=True) if is_own)
+        norms.append(torch.tensor(distributed.sum_squares(squares) ** 0.5, dtype=torch.float64))
+    if not norms:
         return 0.0
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.detach()) for p in parts])))
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
     if max_norm and norm > max_norm:
         for part in parts:
             part.mul_(max_norm / norm)
