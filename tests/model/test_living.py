@@ -528,7 +528,7 @@ def test_from_the_command_line(model: ls.Model, tmp_path: Path, capsys: pytest.C
 def test_ids_of_training_that_no_line_can_hold_can_be_listed_and_removed(
     model: ls.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["two\nlines", " blank ", "a\u2028b", "\t"]
+    names = ["two\nlines", " blank ", "a\u2028b", "\ttab"]
     train = ls.Corpus(names, ["a", "b", "c", "d"], sp.csr_array(np.eye(4, dtype=np.float32)))
     nothing = ls.Corpus([], [], sp.csr_array((0, 4), dtype=np.float32))
     data = ls.Dataset("odd", model.labels, train, nothing, None, np.zeros(0, np.int64))
@@ -592,7 +592,8 @@ def test_files_of_changes_are_read_as_they_are_meant(
         ("labels add", "\n\n", "there are no labels"),
     ):
         code, err = run(what, content)
-        assert code == 1 and message in err and err.count("\n") == 1, err
+        told = 2 if "documents have no id" in message else 1  # the line of the first stands in a warning before
+        assert code == 1 and message in err and err.count("\n") == told, err
     row = {"id": "r", "text": "rosy", "labels": ["L0", "L2"], "relevances": [0.25, 1]}
     assert run("documents add", json.dumps(row), kind="jsonl")[0] == 0
     opened = ls.Model.load("m")

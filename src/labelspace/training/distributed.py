@@ -94,8 +94,10 @@ def group() -> Iterator[None]:
     except Left:
         raise
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # a store whose process has ended
-            error.told = _store.add("errors", 1) > 1  # type: ignore[attr-defined]
+        told = isinstance(error, ProcessLost)  # the first process, where the words are left, has ended before
+        with contextlib.suppress(RuntimeError):
+            told = _store.add("errors", 1) > 1
+        error.told = told  # type: ignore[attr-defined]
         raise
     finally:
         leave()
