@@ -7,6 +7,8 @@ Every change is written whole or not at all. Heavy libraries are loaded inside t
 from __future__ import annotations
 
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +36,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..model.model import Model
+
+logger = logging.getLogger("labelspace")
 
 
 def tune(
@@ -205,13 +209,18 @@ def documents_add(
     ----------
     file
         Documents with labels, in any format that training reads; labels by id or text. Without ids they get new ones.
-        Relevances count as in training.
+        Relevances count as in training. With --unknown-labels drop, labels that the model does not have are left out,
+        and documents without a label are passed over.
     replace
         Documents that are there already take the new text and labels.
     """
     from ..data.edits import read_documents
 
-    opened = _opened(model, device)
+    asked, opened = options.unknown_labels, _opened(model, device)
+    if asked == "add":
+        raise SettingsError(
+            "documents add takes no new labels; add them by `labelspace labels add`, or drop unknown ones"
+        )
     options, _ = as_read_for(options, opened)
     corpus, labels = read_documents(file, **as_keywords(options))
     bounds = corpus.targets.indptr.tolist()
@@ -219,9 +228,33 @@ def documents_add(
     rows = [[labels.ids[j] for j in found[a:b]] for a, b in itertools.pairwise(bounds)]
     relevances = [values[a:b] for a, b in itertools.pairwise(bounds)]
     ids = None if corpus.unnamed else corpus.ids
-    added = opened.add_documents(corpus.texts, rows, ids, relevances=relevances, replace=replace)
+    texts = corpus.texts
+    if asked == "drop":
+        kept = _known_labels(rows, relevances, opened, file)
+        texts, ids = [texts[row] for row in kept], ids and [ids[row] for row in kept]
+        rows, relevances = ([part[row] for row in kept] for part in (rows, relevances))
+    added = opened.add_documents(texts, rows, ids, relevances=relevances, replace=replace)
     opened.save()
     _report(opened, model, "added", added, "documents", output)
+
+
+def _known_labels(rows: list[list[str]], relevances: list[list[float]], model: Model, file: Path) -> list[int]:
+    """Take labels that the model does not have out of documents, in place; the rows of those that have others."""
+    known = {*model.labels.ids, *model.labels.texts}
+    unknown = Counter(name for names in rows for name in names if name not in known)
+    for names, values in zip(rows, relevances, strict=True):
+        kept = [place for place, name in enumerate(names) if name in known]
+        names[:], values[:] = [names[place] for place in kept], [values[place] for place in kept]
+    if unknown:
+        shown = ", ".join(repr(name[:80]) for name in list(unknown)[:3])
+        logger.warning(
+            "%s: %d references to %d labels that the model does not have, such as %s, are dropped; %d documents have "
+            "no other label and are passed over",
+            *(file, unknown.total(), len(unknown), shown, rows.count([])),
+        )
+    if not any(rows):
+        raise DataError("no document has a label of the model, so none could vote", file)
+    return [row for row, names in enumerate(rows) if names]
 
 
 def documents_remove(model: ModelPath, file: Source, *, output: Output = Output()) -> None:

@@ -66,6 +66,8 @@ class DataOptions:
         format: lf, beir, xc, annif, table, features or fasttext; found out when not given.
         label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; English, or else the most frequent, when not given.
+        unknown_labels: what becomes of labels that the labels file or vocabulary does not have: refuse, drop them, or
+            add them as labels.
     """
 
     fields: str = "auto"
@@ -77,6 +79,7 @@ class DataOptions:
     format: Literal["lf", "beir", "xc", "annif", "table", "features", "fasttext"] | None = None
     label_vocabulary: Path | None = None
     language: str | None = None
+    unknown_labels: Literal["refuse", "drop", "add"] = "refuse"
 
 
 @FLAT
@@ -143,6 +146,7 @@ def as_recorded(options: AnyOptions, recorded: dict[str, Any]) -> AnyOptions:
             "label_column",
             "separator",
             "language",
+            "unknown_labels",
             "valid_fraction",
             "valid_max",
         )  # label texts come with the model

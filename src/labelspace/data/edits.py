@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from .formats.text import TextFiles, listed, plain_lines, refuse_broken_link
 from .loading import load, require_texts
 from .texts import read_texts
 
+logger = logging.getLogger("labelspace.data")
+
 EDIT_ID_COLUMNS = (*ID_COLUMNS, "uri")
 
 
@@ -30,7 +33,8 @@ def read_documents(path: str | Path, **options: Any) -> tuple[Corpus, Labels]:
         options: as for `load`.
 
     Raises:
-        DataError: as from `load`; a document without a label, or some with and some without an id.
+        DataError: as from `load`; a document without a label, unless unknown labels are dropped; or some with and some
+            without an id.
     """
     path = Path(path).expanduser()
     try:
@@ -40,7 +44,10 @@ def read_documents(path: str | Path, **options: Any) -> tuple[Corpus, Labels]:
     require_texts(data)
     corpus = data.train
     unlabelled = np.flatnonzero(np.diff(corpus.targets.indptr) == 0)
-    if len(unlabelled):
+    if len(unlabelled) and options.get("unknown_labels") == "drop":
+        logger.warning("%s: %d documents have no label and are passed over", path, len(unlabelled))
+        corpus = corpus.rows(np.flatnonzero(np.diff(corpus.targets.indptr)))
+    elif len(unlabelled):
         first = f"number {unlabelled[0]} (from 0)" if corpus.unnamed else repr(corpus.ids[unlabelled[0]])
         raise DataError(
             f"{len(unlabelled)} of {len(corpus)} documents have no label and could vote for none, "

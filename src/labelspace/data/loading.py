@@ -16,6 +16,7 @@ from . import formats
 from .formats import features
 from .formats.corpus import ReadSettings
 from .formats.text import Halves, is_file
+from .formats.unknown import UnknownLabels, check_choice
 from .split import check_hold_out, hold_out
 
 logger = logging.getLogger("labelspace.data")
@@ -34,6 +35,7 @@ def load(
     label_vocabulary: str | Path | None = None,
     language: str | None = None,
     keep_parts: bool = False,
+    unknown_labels: UnknownLabels = "refuse",
     seed: int = 0,
     valid_fraction: float = 0.1,
     valid_max: int = 10_000,
@@ -73,6 +75,9 @@ def load(
         label_vocabulary: the file that holds the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; None takes English, or else the most frequent one, and says so.
         keep_parts: keep titles and contents in ``parts`` beside the texts made of them.
+        unknown_labels: labels of documents that the labels file, vocabulary or corpus does not have: "refuse" them,
+            "drop" them, or "add" them as labels whose texts are their names. The same holds for concepts of a
+            vocabulary that are withdrawn, but "refuse" drops them too, as Annif does.
         seed: draws the validation rows.
         valid_fraction: the share of the training documents to hold out, from 0 to below 1.
         valid_max: the most documents to hold out.
@@ -93,12 +98,14 @@ def load(
         label_vocabulary=None if label_vocabulary is None else Path(label_vocabulary).expanduser(),
         language=language,
         keep_parts=keep_parts,
+        unknown_labels=unknown_labels,
     )
     name = record.get("name", path.resolve().name)
     if path.is_file():
         name = Path(name.removesuffix(".gz")).stem
     name = Halves().mend(name)  # of a folder whose name is not UTF-8
     check_hold_out(valid_fraction, valid_max)
+    check_choice(unknown_labels)
     splits, format = formats.read(path, name, settings, format or record.get("format"))
     if "texts" in record:
         splits.options["texts"] = record["texts"]

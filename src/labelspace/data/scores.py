@@ -192,6 +192,8 @@ def _read_run(path: Path, ids: Sequence[str], label_ids: Sequence[str], nameless
         return rows, labels, scores, lines, others
 
     rows, labels, scores, lines, others = TextFiles().read(path, parse)
+    if names.unknown:
+        raise names.refusal(sum(label >= len(label_ids) for label in labels))
     if not rows:
         shown = ", ".join(map(repr, sorted(others)[:3])) or "none"
         raise DataError(f"none of its documents ({shown}) is one to measure on ({ids[0]!r}, for example)", path)

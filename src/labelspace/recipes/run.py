@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 READING = (
     *("fields", "label_fields", "text_column", "label_column", "separator", "label_vocabulary", "language"),
+    "unknown_labels",
     *("valid_fraction", "valid_max"),
 )
 """How data files are read, as far as the settings file repeats it."""

@@ -19,6 +19,7 @@ from .corpus import ReadSettings, Splits
 from .filters import with_pairs
 from .rows import SUFFIXES
 from .text import refuse_broken_link
+from .unknown import settle
 
 FORMATS = {"lf": lf, "beir": beir, "xc": xc, "annif": annif, "table": table, "features": features, "fasttext": fasttext}
 """In this order the first that fits is taken."""
@@ -59,8 +60,12 @@ def read(path: Path, name: str, settings: ReadSettings, format: str | None = Non
                 f"label_vocabulary is for tables and Annif corpora; the format {format} has its own labels"
             )
         splits = FORMATS[format].read(path, name, settings)
-        corpora = {split: with_pairs(corpus, split, path) for split, corpus in splits.corpora.items()}
+        choice = settings.unknown_labels
+        splits = settle(splits, choice, name)
+        corpora = {split: with_pairs(corpus, split, path, choice) for split, corpus in splits.corpora.items()}
         splits = dataclasses.replace(splits, corpora=corpora)
     except PermissionError as error:
         raise DataError(f"the folder cannot be read ({error.strerror})", path) from None
-    return splits if splits.vocabulary is None else splits.vocabulary.without_withdrawn(splits, name), format
+    if choice != "refuse":
+        splits.options["unknown_labels"] = choice
+    return splits, format

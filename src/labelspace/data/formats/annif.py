@@ -127,7 +127,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
     }
     if unread:
         logger.warning("%s: metadata is not read: %s", name, listed(unread))
-    return Splits(names.labels, corpora, {"encoding": files.found}, vocabulary)
+    return Splits(names.labels, corpora, {"encoding": files.found}, vocabulary, names)
 
 
 class _Documents(Records):
@@ -147,7 +147,7 @@ class _Documents(Records):
         if not self.ids:
             raise DataError("there are no documents", self.path)
         self.check()
-        return self.corpus(build_targets(self._counts, self._numbers, None, len(self._names.labels), self.path))
+        return self.corpus(build_targets(self._counts, self._numbers, None, self._names.width, self.path))
 
 
 def _read_file(files: TextFiles, path: Path, names: ConceptLookup, unread: dict[str, None]) -> Corpus:

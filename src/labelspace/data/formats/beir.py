@@ -101,7 +101,7 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     if any(((scores > 0) & (scores < highest)).any() for _, _, scores in judged.values()):
         logger.info("%s: judgements are graded; the relevance of a label is its score divided by %g", name, highest)
 
-    n_labels = len(labels.ids)
+    n_labels = names.width
     nothing = Corpus([], [], build_targets([], [], None, n_labels, folder))
     corpora = {"train": nothing}
     seen = np.zeros(len(documents.ids), dtype=bool)
@@ -129,7 +129,7 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
         "encoding": files.found,
         "highest_judgement": f"{highest:g}",
     }
-    return Splits(space, corpora, options)
+    return Splits(space, corpora, options, lookup=names)
 
 
 def _queries_of(judgements: Path, folder: Path) -> Path | None:

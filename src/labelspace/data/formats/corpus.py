@@ -18,6 +18,7 @@ from ...types import Corpus, Labels
 from .text import MARK, text_value
 
 if TYPE_CHECKING:
+    from .labels import LabelLookup
     from .vocabulary import Vocabulary
 
 
@@ -38,6 +39,7 @@ class ReadSettings:
         label_vocabulary: the file that holds the labels, for formats that have them apart.
         language: of the labels of a vocabulary; None chooses one.
         keep_parts: keep title and content beside the text made of them.
+        unknown_labels: how labels are treated that the label space does not have, see `unknown`.
     """
 
     fields: str = "auto"
@@ -49,6 +51,7 @@ class ReadSettings:
     label_vocabulary: Path | None = None
     language: str | None = None
     keep_parts: bool = False
+    unknown_labels: str = "refuse"
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class Splits:
         corpora: the documents of "train", and of "test" and "valid" where they are shipped.
         options: how the files were read.
         vocabulary: where the labels come from, if apart from the data; then they are all its concepts.
+        lookup: that gave the label numbers, unknown names included, see `unknown.settle`; None where there are none.
     """
 
     labels: Labels
     corpora: Mapping[str, Corpus]
     options: dict[str, str | int | None] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    lookup: LabelLookup | None = None
 
     @property
     def train(self) -> Corpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from array import array
 from pathlib import Path
@@ -15,6 +16,8 @@ from ...errors import DataError
 from ...types import Corpus
 from .text import TextFiles, find_file, plain_lines
 
+logger = logging.getLogger("labelspace.data")
+
 NAMES = {
     "train": ("filter_labels_train.txt", "trn_filter_labels.txt"),
     # The last name is a known slip of the pen for the test file.
@@ -24,12 +27,13 @@ NAMES = {
 _PAIR = re.compile(r"\s*(\d{1,18})\s+(\d{1,18})\s*", re.ASCII)
 
 
-def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+def read_pairs(path: str | Path, shape: tuple[int, int], unknown_labels: str = "refuse") -> npt.NDArray[np.int64]:
     """Read a filter file: two whole numbers a line, document row and label number; it may be empty.
 
     Args:
         path: the file.
         shape: (documents, labels), the bounds of the two numbers.
+        unknown_labels: "drop" leaves out pairs whose label number is beyond the labels; anything else refuses them.
 
     Returns:
         (n, 2) int64 pairs in file order.
@@ -50,6 +54,12 @@ def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64
 
     flat, lines = TextFiles().read(path, parse)
     pairs = np.asarray(flat, dtype=np.int64).reshape(-1, 2)
+    beyond = pairs[:, 1] >= shape[1]
+    if unknown_labels == "drop" and beyond.any():
+        logger.warning(
+            "%s: %d pairs have a label number beyond the %d labels; they are dropped", path, beyond.sum(), shape[1]
+        )
+        pairs, lines = pairs[~beyond], array("q", np.asarray(lines)[~beyond].tolist())
     wrong = np.flatnonzero(((pairs < 0) | (pairs >= np.asarray(shape))).any(axis=1))
     if len(wrong):
         row, label = pairs[wrong[0]].tolist()
@@ -62,9 +72,10 @@ def read_pairs(path: str | Path, shape: tuple[int, int]) -> npt.NDArray[np.int64
     return pairs
 
 
-def with_pairs(corpus: Corpus, split: str, folder: Path) -> Corpus:
+def with_pairs(corpus: Corpus, split: str, folder: Path, unknown_labels: str = "refuse") -> Corpus:
     """Documents with the filter pairs of their split, if the folder, or ``raw`` in it, has a file of them."""
     path = find_file(folder, NAMES.get(split, ()))
     if path is None or not len(corpus):
         return corpus
-    return dataclasses.replace(corpus, filter_pairs=read_pairs(path, corpus.targets.shape), filter_source=path)
+    pairs = read_pairs(path, corpus.targets.shape, unknown_labels)
+    return dataclasses.replace(corpus, filter_pairs=pairs, filter_source=path)

@@ -48,6 +48,18 @@ class LabelLookup:
                 self._by_text[text] = number if text not in self._by_text else -1
         self._by_form: dict[str, int] | None = None
         self._row_numbers = bare and not any(name.isdecimal() for name in labels.ids)
+        self.unknown: dict[str, tuple[int, Path, int]] = {}
+        """Names that no label has: how many were met before, and the file and the line where each was met first."""
+
+    @property
+    def source(self) -> Path:
+        """Where the labels come from."""
+        return self._path
+
+    @property
+    def width(self) -> int:
+        """One more than the highest number so far."""
+        return len(self.labels) + len(self.unknown)
 
     def find(self, name: str) -> int | None:
         """The number of the label with this id, text, or row number of a bare list.
@@ -79,18 +91,15 @@ class LabelLookup:
         return self.find(name) is not None
 
     def number(self, name: str, path: Path, line: int) -> int:
-        """The number of a label that is named, as for `find`, in this line of a file.
+        """The number of a label that is named, as for `find`, in this line of a file; unknown ones come after all.
 
         Raises:
-            DataError: an unknown name, with the nearest known ones, or one that several labels have.
+            DataError: a name that several labels have.
         """
         number = self.find(name)
         if number is None:
-            raise DataError(
-                f"label {name[:80]!r} is not in {self._path}; the nearest labels there are {self._nearest(name)}",
-                path,
-                line,
-            )
+            place = self.unknown.setdefault(name, (len(self.unknown), path, line))
+            return len(self.labels) + place[0]
         if number < 0:
             both = zip(self.labels.ids, self.labels.texts, strict=True)
             same = [row for row, known in enumerate(both) if form(name) in map(form, known)][:2]
@@ -101,6 +110,22 @@ class LabelLookup:
                 line,
             )
         return number
+
+    def refusal(self, references: int, remedy: str = "") -> DataError:
+        """The error that so many references name unknown labels, with the nearest known ones of the first.
+
+        Args:
+            references: how many.
+            remedy: what else the message says.
+        """
+        name, (_, path, line) = next(iter(self.unknown.items()))
+        message = f"label {name[:80]!r} is not in {self._path}; the nearest labels there are {self._nearest(name)}"
+        if references > 1:
+            places = self.unknown.items()
+            others = [f"{name[:80]!r} ({place.name}, {unit(place)} {at})" for name, (_, place, at) in places][1:]
+            shown = f", also {', '.join(others[:3])}" if others else ""
+            message += f"; in all {references} references name {len(places)} unknown labels{shown}"
+        return DataError(message + remedy, path, line)
 
     def _nearest(self, name: str, most: int = 3) -> str:
         """The ids nearest to a name, compared with at most 2,000 ids and texts that begin or end alike."""

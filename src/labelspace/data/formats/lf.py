@@ -19,6 +19,7 @@ from ...types import Corpus, Labels
 from .columns import choose_fields, given_id, record_text
 from .corpus import ReadSettings, Records, Splits, build_targets
 from .text import TextFiles, find_file, json_lines, plain_lines
+from .unknown import within
 
 LOOKED_FOR = "trn.json and lbl.json (and tst.json, val.json), or trn.raw.json and Yf.txt, plain or .gz"
 NAMED = "Yf.txt"
@@ -44,7 +45,7 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     files = TextFiles(settings.encoding)
 
     space = files.read(labels, lambda stream: _read_labels(stream, labels, label_fields, settings.keep_parts))
-    parse = partial(_read_corpus, fields=fields, n_labels=len(space), keep_parts=settings.keep_parts)
+    parse = partial(_read_corpus, fields=fields, n_labels=len(space), settings=settings)
     paths = {"train": train, "test": _file(folder, "tst"), "valid": _file(folder, "val")}
     corpora = {split: files.read(path, partial(parse, path=path)) for split, path in paths.items() if path is not None}
     return Splits(space, corpora, {"fields": fields, "label_fields": label_fields, "encoding": files.found})
@@ -72,8 +73,8 @@ def _read_labels(stream: TextIO, path: Path, fields: str, keep_parts: bool) -> L
     return Labels(labels.ids, labels.texts, labels.parts)
 
 
-def _read_corpus(stream: TextIO, path: Path, fields: str, n_labels: int, keep_parts: bool) -> Corpus:
-    documents = Records("document", path, keep_parts)
+def _read_corpus(stream: TextIO, path: Path, fields: str, n_labels: int, settings: ReadSettings) -> Corpus:
+    documents = Records("document", path, settings.keep_parts)
     counts, columns, values = array("q"), array("q"), array("d")
     has_targets = False
     for line, record in _records(stream, path):
@@ -102,4 +103,5 @@ def _read_corpus(stream: TextIO, path: Path, fields: str, n_labels: int, keep_pa
     if documents.ids and not has_targets:
         raise DataError("no line has 'target_ind', the label numbers of a document", path)
     documents.check()
-    return documents.corpus(build_targets(counts, columns, values, n_labels, path))
+    entries = within(counts, columns, values, n_labels, settings.unknown_labels, path)
+    return documents.corpus(build_targets(*entries, n_labels, path))

@@ -301,7 +301,7 @@ def read(path: Path, name: str, settings: ReadSettings) -> Splits:
         logger.info("%s: there is no text column; texts are made of %s", path, fields)
     if composed_labels:
         options["label_fields"] = label_fields
-    return Splits(names.labels, corpora, options, vocabulary)
+    return Splits(names.labels, corpora, options, vocabulary, names)
 
 
 def _lacks_labels(splits: dict[str, list[_Documents]]) -> bool:
@@ -443,7 +443,7 @@ def _corpus(files: list[_Documents], names: LabelLookup) -> Corpus:
         first.extend(file)
     if len(files) > 1:
         _check_unique_over(files, first.ids)
-    return first.corpus(build_targets(counts, numbers, relevances, len(names.labels), first.path))
+    return first.corpus(build_targets(counts, numbers, relevances, names.width, first.path))
 
 
 def _check_unique_over(files: Sequence[_Documents], ids: Sequence[str]) -> None:
@@ -465,7 +465,10 @@ def _label_numbers(file: _Documents, names: LabelLookup) -> npt.NDArray[np.int64
     number_of = np.fromiter((-1 if number is None else number for number in found), np.int64, len(file.names))
     numbers = np.asarray(file.numbers)
     if (number_of < 0).any():
-        wrong = int(np.flatnonzero(number_of[numbers] < 0)[0])
-        row = int(np.searchsorted(np.cumsum(file.counts), wrong, side="right"))
-        names.number(list(file.names)[numbers[wrong]], file.path, file.lines[row])
+        met, ends = list(file.names), np.cumsum(file.counts)
+        unsure, first = np.unique(numbers[number_of[numbers] < 0], return_index=True)
+        places = np.flatnonzero(number_of[numbers] < 0)[first]
+        for at in np.argsort(places):
+            row = int(np.searchsorted(ends, places[at], side="right"))
+            number_of[unsure[at]] = names.number(met[unsure[at]], file.path, file.lines[row])
     return number_of[numbers]

@@ -11,7 +11,6 @@ one that is marked as deprecated, is withdrawn: no label, but documents may stil
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import logging
 from collections import Counter, defaultdict
@@ -20,12 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-import scipy.sparse as sp
-
 from ...errors import DataError, MissingExtraError, SettingsError
-from ...types import Corpus, Labels
-from .corpus import ReadSettings, Records, Splits
+from ...types import Labels
+from .corpus import ReadSettings, Records
 from .labels import LabelLookup, form
 from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, refuse_broken_link, shown_files, text_value
@@ -69,34 +65,6 @@ class Vocabulary:
         ids = [*self.labels.ids, *self.withdrawn]
         return ConceptLookup(Labels(ids, [*self.names, *self.withdrawn]), range(1, len(ids) + 1), self.path)
 
-    def without_withdrawn(self, splits: Splits, name: str) -> Splits:
-        """What was read with `concepts`, with the withdrawn ones taken out of the truth, which is said."""
-        n_labels = len(self.labels)
-        dropped: list[int] = []
-
-        def cut(corpus: Corpus) -> Corpus:
-            matrix, pairs = corpus.targets, corpus.filter_pairs
-            if pairs is not None and len(pairs) and int(pairs[:, 1].max()) >= n_labels:
-                label = int(pairs[:, 1].max())
-                raise DataError(f"label number {label} is not one of 0 to {n_labels - 1}", corpus.filter_source)
-            kept = matrix.indices < n_labels
-            dropped.extend(matrix.indices[~kept].tolist())
-            indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
-            shape = (len(corpus), n_labels)
-            targets = sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=shape)
-            return dataclasses.replace(corpus, targets=targets)
-
-        corpora = {split: cut(corpus) for split, corpus in splits.corpora.items()}
-        if dropped:
-            logger.warning(
-                "%s: %d times a document names a concept without a label in %s, such as %s; these are dropped",
-                name,
-                len(dropped),
-                self.path,
-                self.withdrawn[dropped[0] - n_labels],
-            )
-        return Splits(self.labels, corpora, {**splits.options, **self.options})
-
 
 class ConceptLookup(LabelLookup):
     """URIs, in angle brackets or not, and preferred labels to label numbers."""
@@ -110,7 +78,7 @@ class ConceptLookup(LabelLookup):
             both = zip(self.labels.ids, self.labels.texts, strict=True)
             same = [known[0] for known in both if form(label) in map(form, known)][:2]
             raise DataError(f"the label {name[:80]!r} is that of {same[0]} and of {same[1]}; use URIs", path, line)
-        return super().number(name, path, line)
+        return super().number(bare(name), path, line)
 
 
 def bare(uri: str) -> str:

@@ -20,6 +20,7 @@ from ..npz import read_npz
 from .corpus import ReadSettings, Splits, build_targets, merge_duplicates, wrong_relevances
 from .sparse import read_sparse_text
 from .text import TextFiles, find_file
+from .unknown import within
 
 TEXTS = {"train": ("trn_X.txt", "X.trn.txt"), "test": ("tst_X.txt", "X.tst.txt")}
 LABELS = ("Y.txt", "output-items.txt")
@@ -47,7 +48,7 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
     labels = Labels([str(row) for row in range(len(texts))], texts)
     paths = {split: find_file(folder, names) for split, names in TEXTS.items()}
     corpora = {
-        split: _read_corpus(files, folder, path, TRUTH[split], labels, label_file)
+        split: _read_corpus(files, folder, path, TRUTH[split], labels, label_file, settings.unknown_labels)
         for split, path in paths.items()
         if path is not None
     }
@@ -55,7 +56,13 @@ def read(folder: Path, name: str, settings: ReadSettings) -> Splits:
 
 
 def _read_corpus(
-    files: TextFiles, folder: Path, path: Path, truth_names: Sequence[str], labels: Labels, label_file: Path
+    files: TextFiles,
+    folder: Path,
+    path: Path,
+    truth_names: Sequence[str],
+    labels: Labels,
+    label_file: Path,
+    choice: str,
 ) -> Corpus:
     truth = find_file(folder, truth_names)
     if truth is None:
@@ -68,10 +75,15 @@ def _read_corpus(
         line = None if truth.suffix == ".npz" else 1
         if rows != len(texts):
             raise DataError(f"the truth has {rows} rows, but {path} has {len(texts)} lines", truth, line)
-        if columns != len(labels):
+        if columns < len(labels) or columns > len(labels) and choice != "drop":
             raise DataError(f"the truth has {columns} columns, but {label_file} has {len(labels)} lines", truth, line)
 
     targets = read_targets(truth, files, check_shape)
+    if targets.shape[1] > len(labels):
+        own, numbers, values = within(
+            np.diff(targets.indptr), targets.indices, targets.data, len(labels), choice, truth
+        )
+        targets = build_targets(own, numbers, values, len(labels), truth)
     return Corpus([str(row) for row in range(len(texts))], texts, targets, source=path, unnamed=len(texts))
 
 
