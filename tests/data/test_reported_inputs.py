@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from labelspace.data import read_texts
 from labelspace.data.edits import read_documents, read_ids
 from labelspace.data.edits import read_labels as read_label_edits
 from labelspace.data.scores import load_scores
+from labelspace.errors import DataError
 
 
 def put(path: Path, content: str) -> Path:
@@ -291,3 +293,102 @@ def test_any_columns_of_bits_give_their_matrix(tmp_path_factory: pytest.TempPath
     )
     for path in sorted(folder.iterdir()):
         assert load(path).train.targets.toarray().tolist() == rows
+
+
+XL = """
+@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
+@prefix skosxl: <http://www.w3.org/2008/05/skos-xl#> .
+@prefix : <http://example.org/> .
+:a a skos:Concept ; skosxl:prefLabel [ skosxl:literalForm "ash"@en ] ; skosxl:altLabel :a2 .
+:a2 skosxl:literalForm "ash tree"@en .
+:b a skos:Concept ; skosxl:prefLabel :b1 , [ skosxl:literalForm "Birke"@de ] .
+:b1 a skosxl:Label ; skosxl:literalForm "birch"@en .
+"""
+
+
+def vocabulary_of(folder: Path, turtle: str, **options: Any) -> ls.Labels:
+    pytest.importorskip("rdflib")
+    (folder / "vocab.ttl").write_text(turtle, encoding="utf-8")
+    (folder / "train.tsv").write_text("one\t<http://example.org/a>\n", encoding="utf-8")
+    return ls.load(folder, valid_fraction=0, **options).labels
+
+
+def test_labels_of_skos_xl_are_read(tmp_path: Path) -> None:
+    labels = vocabulary_of(tmp_path, XL, label_fields="preferred+alternative")
+    assert list(labels.texts) == ["ash; ash tree", "birch"]
+    assert list(labels.ids) == ["http://example.org/a", "http://example.org/b"]
+
+
+def concepts(*labels: str) -> str:
+    lines = [f":{name} a skos:Concept ; skos:prefLabel {own} ." for name, own in zip("abcd", labels, strict=False)]
+    head = "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n@prefix : <http://example.org/> .\n"
+    return head + "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("en", ["colour", "grey", "plain"]),
+        (None, ["colour", "grey", "plain"]),
+        ("en-US", ["color", "grey", "plain"]),
+        ("EN-gb", ["colour", "grey", "plain"]),
+    ],
+)
+def test_a_language_takes_its_regions(tmp_path: Path, asked: str | None, expected: list[str]) -> None:
+    turtle = concepts('"colour"@en-GB , "color"@en-US , "Farbe"@de', '"grey"@en', '"plain"@en , "plain-us"@en-AU')
+    assert list(vocabulary_of(tmp_path, turtle, language=asked).texts) == expected
+
+
+def test_only_a_region_serves_for_a_language(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    turtle = concepts('"colour"@en-GB', '"grey"@en-GB')
+    assert list(vocabulary_of(tmp_path, turtle, language="en").texts) == ["colour", "grey"]
+    assert "the language en is written en-gb here" in caplog.text
+    with pytest.raises(DataError, match="no label in the language 'fr'"):
+        vocabulary_of(tmp_path, turtle, language="fr")
+    (tmp_path / "vocab.ttl").unlink()
+    (tmp_path / "vocab.csv").write_text("uri,label_en-GB,label_de\nhttp://example.org/a,colour,Farbe\n")
+    assert list(ls.load(tmp_path, valid_fraction=0, language="en").labels.texts) == ["colour"]
+
+
+def test_two_preferred_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turtle = concepts('"elm"@en , "ash"@en', '"birch"@en')
+    assert list(vocabulary_of(tmp_path, turtle).texts) == ["ash", "birch"]
+    assert "1 concepts have several preferred labels in one language" in caplog.text
+    assert "'ash', not 'elm', for http://example.org/a" in caplog.text
+
+
+def test_a_quoted_field_of_tsv_goes_over_lines_and_a_lone_quote_is_a_letter(tmp_path: Path) -> None:
+    rows = [
+        'id\ttext\tlabels',
+        '1\t"first line', 'second ""line""', '', 'with\ttab"\ta',
+        '2\t"never closed\tb',
+        '3\ta "word" inside\tc',
+        '4\t"tab\tinside"\td',
+        '5\t5" pipe\te',
+        '6\t"\tf',
+    ]  # fmt: skip
+    (tmp_path / "x.tsv").write_text("\n".join(rows) + "\n")
+    data = ls.load(tmp_path / "x.tsv", valid_fraction=0).train
+    assert list(data.texts) == [
+        'first line\nsecond "line"\n\nwith\ttab', '"never closed', 'a "word" inside', "tab\tinside", '5" pipe', '"',
+    ]  # fmt: skip
+    assert list(data.ids) == list("123456") and data.targets.shape == (6, 6)
+
+
+def test_a_quote_that_is_never_closed_keeps_all_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text('labels\ttext\na\t"open\nb\ttwo\nc\tend"\n')
+    assert list(ls.load(tmp_path / "x.tsv", valid_fraction=0).train.texts) == ['"open', "two", 'end"']
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text('a"\n ', max_size=8) | st.text('a"\t ', max_size=8), min_size=1, max_size=5))
+def test_what_python_writes_as_tsv_is_read_again(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    import csv
+
+    path = tmp_path_factory.mktemp("tsv") / "x.tsv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["id", "text", "labels"])
+        writer.writerows([f"d{row}", f"t{text}t", "a"] for row, text in enumerate(texts))
+    assert list(ls.load(path, valid_fraction=0).train.texts) == [f"t{text}t" for text in texts]

@@ -1,7 +1,8 @@
 """Rows of table files: CSV, TSV, JSONL and Parquet, each row as (line, column to value).
 
 The first line of CSV and TSV names the columns. CSV follows RFC 4180, with the one of "," ";" and tab that is most
-frequent in the header; TSV has one row a line, and only a field that is quoted as a whole is unquoted.
+frequent in the header; TSV has one row a line, and only a field that is quoted as a whole is unquoted, which may hold
+tabs and go on in the next lines.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -22,7 +24,13 @@ T = TypeVar("T")
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
+MOST_LINES = 1000
+"""Lines that a quoted field of TSV may go on for."""
+
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_FIELD = re.compile(r'(?:(?<=\t)|^)("(?:[^"]|"")*"(?=\t|\Z)|[^\t]*)', re.DOTALL)
+_OPEN = re.compile(r'(?:\t|^)"(?:[^"]|"")*\Z', re.DOTALL)
+"""A field that begins with a quote and does not end with one."""
 
 
 def suffix(path: Path) -> str:
@@ -59,10 +67,56 @@ def records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _tsv_rows(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(plain_lines(stream), start=1):
-        if line:
-            quoted = '"' in line
-            yield number, [_unquote(part) if quoted else part for part in line.split("\t")]
+    ahead: deque[tuple[int, str]] = deque()
+    lines = enumerate(plain_lines(stream), start=1)
+    width = 0
+    while True:
+        number, line = ahead.popleft() if ahead else next(lines, (0, ""))
+        if not number:
+            return
+        if not line:
+            continue
+        row = line.split("\t")
+        if '"' in line and width:
+            row = _quoted_row(line, width, ahead, lines) or row
+        width = width or len(row)
+        yield number, [_unquote(part) for part in row] if '"' in line else row
+
+
+def _quoted_row(
+    line: str, width: int, ahead: deque[tuple[int, str]], lines: Iterator[tuple[int, str]]
+) -> list[str] | None:
+    """The fields of a row with a quoted field that holds tabs or goes on in the next lines, which are taken; or None.
+
+    A quote that is never closed is a letter: the row must have as many fields as the header, and a line that is a row
+    by itself ends the search.
+    """
+    count = line.count("\t") + 1
+    fields = _FIELD.findall(line) if count > width else []
+    if len(fields) == width and not _OPEN.search(line):
+        return fields
+    if not _OPEN.search(line) or width == 1:
+        return None
+    whole, seen = line, 0
+    while seen < MOST_LINES:
+        if seen == len(ahead):
+            following = next(lines, None)
+            if following is None:
+                return None
+            ahead.append(following)
+        text = ahead[seen][1]
+        seen += 1
+        if text.count("\t") + 1 == width and (count == width or '"' not in text):
+            return None
+        whole += "\n" + text
+        if '"' not in text:
+            continue
+        fields = _FIELD.findall(whole)
+        if len(fields) == width and not _OPEN.search(whole):
+            for _ in range(seen):
+                ahead.popleft()
+            return fields
+    return None
 
 
 def _unquote(part: str) -> str:

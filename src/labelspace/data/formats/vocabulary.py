@@ -2,7 +2,8 @@
 
 - TSV: ``<uri>``, label and perhaps a notation, without a header.
 - CSV: a header with ``uri`` and a column ``label_en``, ``label_fi``, ... for each language, perhaps ``notation``.
-- SKOS as Turtle, RDF/XML or N-Triples: each ``skos:Concept`` with its labels of one language. Read by rdflib.
+- SKOS and SKOS-XL as Turtle, RDF/XML or N-Triples: each ``skos:Concept`` with its labels of one language. Read by
+  rdflib.
 
 The label's id is the URI, its text the preferred label; of SKOS, ``label_fields`` adds alternative labels after it and
 the broader concepts in parentheses: "cats; felines (mammals)". A concept without a label in the chosen language, or
@@ -32,6 +33,7 @@ STEMS = ("vocab", "vocabulary", "subjects")
 RDF = {".ttl": "turtle", ".rdf": "xml", ".xml": "xml", ".nt": "nt", ".skos": ""}
 RDF_NAMES = {"turtle": "Turtle", "xml": "RDF/XML", "nt": "N-Triples", "": "RDF"}
 SUFFIXES = (".tsv", ".csv", *RDF)
+SKOS_XL = "http://www.w3.org/2008/05/skos-xl#"
 FIELDS = ("preferred", "alternative", "broader")
 
 
@@ -135,13 +137,23 @@ def _choose_language(asked: str | None, counts: Mapping[str, int], path: Path) -
     order = sorted(counts, key=lambda language: (-counts[language], language))
     shown = ", ".join(f"{language} ({counts[language]:,} concepts)" for language in order[:12])
     if asked is not None:
-        if counts and asked.lower() not in counts:
+        near = _related(asked.lower(), order)
+        if counts and not near:
             raise DataError(f"there is no label in the language {asked!r}, only in {shown}", path)
+        if near and near[0] != asked.lower():
+            logger.info("%s: the language %s is written %s here", path, asked, " and ".join(near))
         return asked.lower() if counts else ""
-    chosen = "en" if "en" in counts else order[0] if counts else ""
+    chosen = "en" if _related("en", counts) else order[0] if counts else ""
     if len(counts) > 1:
         logger.info("%s: there are labels in %s; taking %s (--language takes another)", path, shown, chosen)
     return chosen
+
+
+def _related(language: str, tags: Iterable[str]) -> list[str]:
+    """The tags that serve for a language: its own, then those of its regions (en-GB for en), then the one without."""
+    tags = list(tags)
+    regions = [tag for tag in tags if tag.startswith(f"{language}-")]
+    return [tag for tag in tags if tag == language] + regions + [tag for tag in tags if language.startswith(f"{tag}-")]
 
 
 def _checked(
@@ -188,7 +200,9 @@ def _read_table(stream: TextIO, path: Path, asked: str | None) -> Vocabulary:
     by_language = {name.removeprefix("label_").lower(): values for name, values in columns.items() if name != "label"}
     counts = {language: sum(map(bool, values)) for language, values in by_language.items()}
     language = _choose_language(asked, counts, path)
-    names = by_language.get(language, columns.get("label", []))
+    names = columns.get("label", [""] * len(concepts.ids))
+    for tag in reversed(_related(language, by_language)):
+        names = [own or other for own, other in zip(by_language[tag], names, strict=True)]
     return _checked(path, concepts.ids, names, names, language, FIELDS[:1])
 
 
@@ -217,10 +231,19 @@ def _read_skos(path: Path, asked: str | None, fields: tuple[str, ...]) -> Vocabu
     language = _choose_language(asked, counts, path)
 
     def labels(of: Mapping[str, Mapping[str, Sequence[str]]], uri: str) -> list[str]:
-        """Those of the language, else those of no stated one."""
+        """Those of the language, else of a related one, else those of no stated one, in alphabetical order."""
         by_language = of.get(uri, {})
-        return sorted(set(by_language.get(language) or by_language.get("") or ()))
+        tags = [*(_related(language, by_language) if language else ()), ""]
+        return sorted(set(next((by_language[tag] for tag in tags if by_language.get(tag)), ())))
 
+    several = [uri for uri in uris if len(labels(concepts.preferred, uri)) > 1]
+    if several:
+        first, second = labels(concepts.preferred, several[0])[:2]
+        logger.warning(
+            "%s: %d concepts have several preferred labels in one language, of which the first in the alphabet is "
+            "taken, such as %r, not %r, for %s",
+            *(path, len(several), first[:80], second[:80], several[0]),
+        )
     first_labels = {uri: next(iter(labels(concepts.preferred, uri)), "") for uri in uris}
     preferred = {uri: "" if uri in concepts.deprecated else label for uri, label in first_labels.items()}
 
@@ -262,12 +285,20 @@ def _parse(path: Path) -> _Concepts:
     concepts, halves = _Concepts(), Halves()
     uri = halves.mend
     labels = {SKOS.prefLabel: concepts.preferred, SKOS.altLabel: concepts.alternative}
+    # SKOS-XL: a concept has nodes, often without a name, and these have the labels
+    nodes = {f"{SKOS_XL}prefLabel": concepts.preferred, f"{SKOS_XL}altLabel": concepts.alternative}
+    named: list[tuple[str, str, Any]] = []
+    forms: dict[Any, list[tuple[str, str]]] = defaultdict(list)
 
     class Kept(SimpleMemory):
         def add(self, triple: Any, context: Any, quoted: bool = False) -> None:
             subject, predicate, value = triple
+            if str(predicate) == f"{SKOS_XL}literalForm" and isinstance(value, Literal):
+                forms[subject].append(((value.language or "").lower(), " ".join(halves.mend(value).split())))
             if not isinstance(subject, URIRef):
                 return
+            if str(predicate) in nodes:
+                named.append((str(predicate), uri(subject), value))
             if predicate in labels:
                 if isinstance(value, Literal) and (label := " ".join(halves.mend(value).split())):
                     labels[predicate][uri(subject)].setdefault((value.language or "").lower(), []).append(label)
@@ -303,5 +334,10 @@ def _parse(path: Path) -> _Concepts:
         raise DataError(f"this is not whole {name} ({' '.join(str(reason).split())})", path, line) from None
     finally:
         noise.setLevel(level)
+    for kind, subject, node in named:
+        for language, label in forms[node]:
+            known = nodes[kind][subject].setdefault(language, [])
+            if label and label not in known:
+                known.append(label)
     halves.say(path)
     return concepts
