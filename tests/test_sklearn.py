@@ -162,6 +162,21 @@ def test_cross_validation_and_search(make: Callable[..., LabelSpaceClassifier], 
     assert dense.shape == y.shape
 
 
+def test_a_copy_leaves_the_file_of_a_linear_classifier_alone(
+    tiny_transformer: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "labelspace.model.tuning.LEAST_GAIN", -np.inf
+    )  # the classifier stays, although it gains nothing
+    fitted = LabelSpaceClassifier(recipe="raexmc", epochs=1, settings={"base": str(tiny_transformer), "linear": True})
+    memory = fitted.fit(*toy).model_.memory
+    assert memory.linear is not None
+    memory.linear_file = "linear-7.safetensors"  # as if the folder of the model had it under that name
+    again = pickle.loads(pickle.dumps(fitted))
+    assert memory.linear_file == "linear-7.safetensors" and again.model_.memory.linear is not None
+    assert (again.decision_function(toy[0][:5]) == fitted.decision_function(toy[0][:5])).all()
+
+
 def test_copies_answer_alike(fitted: LabelSpaceClassifier, toy: Any, tmp_path: Path) -> None:
     texts = toy[0][:30]
     folder = fitted.model_.folder

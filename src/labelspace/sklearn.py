@@ -363,6 +363,7 @@ def _files_of(model: Model) -> dict[str, bytes]:
     """The files of a model's folder, which is written for that and removed; the model stays as it is."""
     segments = (*model.memory.label_keys.segments, *model.memory.document_keys.segments)
     before = [(segment, segment.file, segment.graph_file) for segment in segments]
+    linear_file = model.memory.linear_file
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "model")
@@ -372,6 +373,7 @@ def _files_of(model: Model) -> dict[str, bytes]:
     finally:
         for segment, *names in before:
             segment.file, segment.graph_file = names
+        model.memory.linear_file = linear_file
 
 
 def _texts(X: Any, name: str = "X") -> list[str]:
