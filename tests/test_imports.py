@@ -17,7 +17,7 @@ FOLDERS: dict[str, set[str]] = {
     "types": {"errors"},
     "base": {"errors"},
     "evaluation": {"errors"},
-    "labels": {"errors", "types", "evaluation"},
+    "labels": {"errors", "types", "base", "evaluation"},
     "encoders": {"errors", "base"},
     "memory": {"errors", "types", "base", "evaluation", "labels"},
     "training": {"errors", "types", "base", "evaluation", "encoders", "memory"},

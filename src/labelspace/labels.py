@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from .base.words import form
 from .errors import DataError
 from .evaluation.metrics import binary_truth
 from .types import Labels
@@ -102,6 +103,14 @@ class LabelNames:
             self._numbers.setdefault(text, []).append(i)
         for i, name in enumerate(labels.ids):
             self._numbers[name] = [i]
+        self._forms: dict[str, str] = {}
+        """Names by `form`, made when a name is not found as it is."""
+
+    def find(self, name: str) -> list[int] | None:
+        """Numbers of the labels with this id or text, in any normal form; None for an unknown name."""
+        if name not in self._numbers and not self._forms:
+            self._forms = {form(known): known for known in reversed(self._numbers)}
+        return self._numbers.get(name) or self._numbers.get(self._forms.get(form(name), ""))
 
     def __call__(self, labels: Iterable[str | int]) -> IntArray:
         """Numbers of some labels, rising, each once.
@@ -121,8 +130,8 @@ class LabelNames:
                 if not 0 <= label < self.count:
                     raise DataError(f"there is no label number {label}; the model has {self.count} labels")
                 numbers.add(int(label))
-            elif isinstance(label, str) and label in self._numbers:
-                numbers.update(self._numbers[label])
+            elif isinstance(label, str) and (found := self.find(label)) is not None:
+                numbers.update(found)
             else:
                 near = difflib.get_close_matches(str(label), list(self._numbers)[:COMPARED_MAX_NAMES], n=3)
                 hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""

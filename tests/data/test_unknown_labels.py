@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import labelspace as ls
 from labelspace.cli.app import main
 from labelspace.errors import DataError, SettingsError
+from labelspace.labels import LabelNames
 
 URI = "http://example.org/"
 SKOS = """
@@ -183,6 +184,8 @@ def test_commands_take_the_flag_and_models_remember_it(
     capsys.readouterr()
     assert main(["evaluate", out, str(folder), "--split", "train", "--json"]) == 0
     capsys.readouterr()
+    assert main(["evaluate", out, str(folder), "--split", "train", "--unknown-labels", "refuse"]) == 1
+    assert "unknown labels" in capsys.readouterr().err
     (tmp_path / "new.csv").write_text("id,text,labels\nx,five,ash;pine\ny,six,fir\nz,seven,birch\n")
     add = ["documents", "add", out, str(tmp_path / "new.csv")]
     assert main(add) == 1 and "no label 'pine'" in capsys.readouterr().err
@@ -212,3 +215,10 @@ def test_what_is_known_stays_whatever_dangles(tmp_path_factory: Any, rows: list[
     assert added.train.targets.nnz == expected.sum() and sorted(columns)[:known] == list(range(known))
     if not (expected[:, known:]).any():
         assert list(added.labels.ids) == [f"L{j}" for j in range(known)]
+
+
+def test_a_model_knows_its_labels_in_every_normal_form() -> None:
+    names = LabelNames(ls.Labels(["a", "b"], ["caf\u00e9", "tea"]))
+    assert names(["cafe\u0301", "tea\u200b"]).tolist() == [0, 1] and names.find("cafe") is None
+    with pytest.raises(DataError, match="no label 'cafe'"):
+        names(["cafe"])

@@ -12,6 +12,8 @@ r"""Signs that a word is made of: letters, the marks above, below and around the
 Python's ``\w`` holds no marks, so that words of Indic scripts, of pointed Hebrew and Arabic, and of any text in
 Unicode's form NFD would fall to pieces.
 """
+UNSEEN = regex.compile("[\u200b\u2060\ufeff\u00ad]")
+"""Zero-width space, word joiner, byte order mark and soft hyphen; joiners of Persian and Indic scripts do count."""
 _GAPS = regex.compile(f"[^{WORD}]+")
 _FIRST_WORDS = 16
 
@@ -19,6 +21,11 @@ _FIRST_WORDS = 16
 def composed(text: str) -> str:
     """A text in Unicode's form NFC, in which texts are compared and their words are counted."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def form(name: str) -> str:
+    """A label's name as names are compared: in form NFC, without signs that are not seen."""
+    return name if name.isascii() else composed(UNSEEN.sub("", name))
 
 
 def plain_words(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..base.checks import require_seed
 from ..errors import DataError, SettingsError
+from ..labels import LabelNames
 from .options import (
     DataOptions,
     Device,
@@ -240,10 +241,10 @@ def documents_add(
 
 def _known_labels(rows: list[list[str]], relevances: list[list[float]], model: Model, file: Path) -> list[int]:
     """Take labels that the model does not have out of documents, in place; the rows of those that have others."""
-    known = {*model.labels.ids, *model.labels.texts}
-    unknown = Counter(name for names in rows for name in names if name not in known)
+    known = LabelNames(model.labels)
+    unknown = Counter(name for names in rows for name in names if known.find(name) is None)
     for names, values in zip(rows, relevances, strict=True):
-        kept = [place for place, name in enumerate(names) if name in known]
+        kept = [place for place, name in enumerate(names) if known.find(name) is not None]
         names[:], values[:] = [names[place] for place in kept], [values[place] for place in kept]
     if unknown:
         shown = ", ".join(repr(name[:80]) for name in list(unknown)[:3])

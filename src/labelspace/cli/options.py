@@ -67,7 +67,7 @@ class DataOptions:
         label_vocabulary: file of the labels of an Annif corpus or a table: TSV, CSV or SKOS.
         language: of the labels of a vocabulary; English, or else the most frequent, when not given.
         unknown_labels: what becomes of labels that the labels file or vocabulary does not have: refuse, drop them, or
-            add them as labels.
+            add them as labels. When not given, as the model's run had it, or refuse.
     """
 
     fields: str = "auto"
@@ -79,7 +79,7 @@ class DataOptions:
     format: Literal["lf", "beir", "xc", "annif", "table", "features", "fasttext"] | None = None
     label_vocabulary: Path | None = None
     language: str | None = None
-    unknown_labels: Literal["refuse", "drop", "add"] = "refuse"
+    unknown_labels: Literal["refuse", "drop", "add"] | None = None
 
 
 @FLAT

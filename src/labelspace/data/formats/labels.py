@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...base.words import form
 from ...errors import DataError, unit
 from ...types import Labels
 from .columns import given_id, record_text
@@ -19,8 +18,6 @@ from .text import listed, plain_lines, text_value
 
 logger = logging.getLogger("labelspace.data")
 
-UNSEEN = re.compile("[\u200b\u2060\ufeff\u00ad]")
-"""Zero-width space, word joiner, byte order mark and soft hyphen; joiners of Persian and Indic scripts do count."""
 ID_COLUMNS = ("id", "uid", "uri")
 TEXT_COLUMNS = ("text", "label", "name")
 
@@ -147,11 +144,6 @@ class LabelLookup:
             identifier, text = self.labels.ids[number], " ".join(self.labels.texts[number].split())
             shown.append(repr(identifier[:80]) + (f" ({text[:80]})" if text != identifier else ""))
         return ", ".join(shown) or "none"
-
-
-def form(name: str) -> str:
-    """A name as names are compared: in Unicode's form NFC, without signs that are not seen."""
-    return name if name.isascii() else unicodedata.normalize("NFC", UNSEEN.sub("", name))
 
 
 def warn_of_alike(names: Iterable[str], path: Path) -> None:

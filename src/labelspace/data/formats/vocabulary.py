@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...base.words import form
 from ...errors import DataError, MissingExtraError, SettingsError
 from ...types import Labels
 from .corpus import ReadSettings, Records
-from .labels import LabelLookup, form
+from .labels import LabelLookup
 from .rows import records, suffix
 from .text import Halves, TextFiles, listed, plain_lines, refuse_broken_link, shown_files, text_value
 
