@@ -392,3 +392,15 @@ def test_what_python_writes_as_tsv_is_read_again(tmp_path_factory: pytest.TempPa
         writer.writerow(["id", "text", "labels"])
         writer.writerows([f"d{row}", f"t{text}t", "a"] for row, text in enumerate(texts))
     assert list(ls.load(path, valid_fraction=0).train.texts) == [f"t{text}t" for text in texts]
+
+
+def test_a_second_header_in_other_case_is_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 3: the header is repeated here"):
+        load(put(tmp_path / "x.csv", "text,labels\nx,a\nLabels,TEXT\ny,b\n"))
+    assert len(load(put(tmp_path / "y.csv", "text,labels\nx,a\nText,b\n")).train) == 2
+
+
+def test_empty_sets_beside_lists_hold_no_label(tmp_path: Path) -> None:
+    rows = ["x,\"('a', 'b')\"", "y,\"{'c'}\"", "z,set()", "v,frozenset()", "u,"]
+    data = load(put(tmp_path / "x.csv", "text,labels\n" + "\n".join(rows) + "\n"))
+    assert truth(data) == [{"a", "b"}, {"c"}, set(), set(), set()]

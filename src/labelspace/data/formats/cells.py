@@ -37,6 +37,8 @@ _CODE = re.compile(
     re.ASCII,
 )
 """Whole numbers, URIs, hashtags, labels of fastText, codes of ICD, and categories of arXiv, which hold no blanks."""
+EMPTY_SETS = ("set()", "frozenset()")
+"""How Python writes sets without anything in them."""
 NOTHING = frozenset(["nan", "NaN", "<NA>", "None", "NaT"])
 """What Python writes for no value at all."""
 DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -74,7 +76,8 @@ def choose_separator(cells: Sequence[str], one_label: bool, knows: Callable[[str
         one_label: whether the column's name speaks of a single label.
         knows: tells known labels, if there is a labels file.
     """
-    if 2 * sum(cell[:1] + cell[-1:] in ("[]", "()", "{}") for cell in cells) > len(cells):
+    said = [cell for cell in cells if cell not in NOTHING]
+    if 2 * sum(cell[:1] + cell[-1:] in ("[]", "()", "{}") or cell in EMPTY_SETS for cell in said) > len(said):
         return Separator(LISTS)
     if any("><" in cell for cell in cells) and all(map(_TAGS.fullmatch, cells)):
         return Separator(ANGLES)
@@ -135,7 +138,8 @@ def split_labels(cell: str, separator: str) -> list[str]:
 def _split(cell: str, separator: str) -> list[str]:
     """The parts of a cell, stripped; empty ones keep their place, save those behind the last separator."""
     if separator == LISTS:
-        return [part.strip() for part in _list_of_names(cell.strip())] if cell.strip() else []
+        nothing = not cell.strip() or cell.strip() in EMPTY_SETS
+        return [] if nothing else [part.strip() for part in _list_of_names(cell.strip())]
     if separator == ANGLES:
         if not _TAGS.fullmatch(cell.strip()):
             raise ValueError(f"expected tags in angles, such as <a><b>, got {cell[:60]!r}")

@@ -39,14 +39,16 @@ def named_rows(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tu
     for line, row in rows:
         if header is None:
             header = list(map(_column, row))
-            names = frozenset(header) - {""}
+            names = frozenset(map(str.casefold, header)) - {""}
             for column in header:
                 if column and header.count(column) > 1:
                     raise DataError(f"the header has the column {column[:80]!r} twice; rename one", path, line)
         elif len(row) != len(header):
             message = f"the row has {len(row)} fields, but the header has {len(header)} ({listed(header)})"
             raise DataError(message, path, line)
-        elif any(_column(cell) in names for cell in row) and _is_header(list(map(_column, row)), header):
+        elif any(len(cell) < 200 and _column(cell).casefold() in names for cell in row) and _is_header(
+            list(map(_column, row)), header
+        ):
             raise DataError(
                 "the header is repeated here, as if two files were put together; remove this line, and see that the "
                 "columns below it are in the order of the first header",
@@ -63,9 +65,11 @@ def _column(name: str) -> str:
 
 
 def _is_header(row: list[str], header: list[str]) -> bool:
-    """Whether a row names the columns once more, in any order, or those of its text and labels where they stand."""
+    """Whether a row names the columns once more, in any order and case, or those of its text and labels in place."""
     same = {cell for cell, column in zip(row, header, strict=True) if cell == column}
-    return sorted(row) == sorted(header) or ("text" in same and not same.isdisjoint(LABEL_COLUMNS))
+    return sorted(map(str.casefold, row)) == sorted(map(str.casefold, header)) or (
+        "text" in same and not same.isdisjoint(LABEL_COLUMNS)
+    )
 
 
 def given_id(record: Mapping[str, Any], columns: Sequence[str], path: Path, line: int) -> str | None:
